@@ -1,0 +1,177 @@
+"""The pass protocol: one `__call__` that imports, runs, checks and returns; `Sequential`; the registry.
+
+A pass is a frozen dataclass whose fields are its options. It implements `run(graph, context)`,
+which edits a graphsurgeon graph in place and says truthfully whether it changed it, or
+`transform(model, context)` when it works on the whole model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+import onnx_graphsurgeon as gs
+
+from passes.errors import GraphError, PassError, UserError
+from passes.graph import export_graph, import_graph
+from passes.model import Model, check
+
+__all__ = [
+    "Context",
+    "GraphPass",
+    "Note",
+    "Pass",
+    "PassResult",
+    "RangeProvider",
+    "Sequential",
+    "pass_class",
+    "pass_names",
+    "register",
+]
+
+# (model at that point, [(tensor name, bits)]) -> tensor name -> (low, high), the calibrated real range.
+RangeProvider = Callable[[Model, Sequence[tuple[str, int]]], Mapping[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a pass did or refused at a node, and why. `kind`: applied, refused, skipped or info."""
+
+    kind: str
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f" {self.node}" if self.node else ""
+        return f"{self.kind}{where}: {self.reason}"
+
+
+@dataclass
+class Context:
+    """What the application lends to passes: calibrated ranges, and a place for their notes."""
+
+    ranges: RangeProvider | None = None
+    check: bool = True
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, kind: str, node: str, reason: str) -> None:
+        self.notes.append(Note(kind, node, reason))
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The model after the pass, whether it differs from the one before, and the notes."""
+
+    model: Model
+    modified: bool
+    notes: tuple[Note, ...] = ()
+
+
+class Pass(ABC):
+    """One rewrite of a model. Subclasses are frozen dataclasses; `name` is their name in recipes."""
+
+    name: ClassVar[str] = ""
+
+    @abstractmethod
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        """The rewritten model and whether it changed. Must not touch `model` itself."""
+
+    def __call__(self, model: Model, context: Context | None = None) -> PassResult:
+        """Run the pass and check what it made.
+
+        Raises PassError naming the pass when the rewritten model fails the ONNX checker.
+        """
+        context = context or Context()
+        own = dataclasses.replace(context, notes=[])
+        try:
+            result, modified = self.transform(model, own)
+        except GraphError as error:
+            own.note("refused", "", str(error))
+            result, modified = model, False
+        if modified and context.check:
+            try:
+                check(result)
+            except UserError as error:
+                raise PassError(f"{model.name}: pass '{self.name}' made an invalid model: {error}") from error
+        context.notes.extend(own.notes)
+        return PassResult(result if modified else model, modified, tuple(own.notes))
+
+    def __or__(self, other: Pass) -> Sequential:
+        return Sequential((*_members(self), *_members(other)))
+
+    def __str__(self) -> str:
+        from passes.recipe import format_pass  # the text form needs the registry, which needs this class
+
+        return format_pass(self)
+
+
+class GraphPass(Pass):
+    """A pass that edits a graphsurgeon graph in place."""
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        graph = import_graph(model)
+        modified = self.run(graph, context)
+        return (export_graph(graph, model), True) if modified else (model, False)
+
+    @abstractmethod
+    def run(self, graph: gs.Graph, context: Context) -> bool:
+        """Edit `graph` in place; True if and only if anything changed."""
+
+
+def _members(item: Pass) -> tuple[Pass, ...]:
+    return item.members if isinstance(item, Sequential) else (item,)
+
+
+@dataclass(frozen=True)
+class Sequential(Pass):
+    """Passes one after the other; itself a pass. An error names the passes that already ran."""
+
+    members: tuple[Pass, ...] = ()
+    name: ClassVar[str] = "sequential"
+
+    def __iter__(self) -> Iterator[Pass]:
+        return iter(self.members)
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        modified = False
+        done: list[str] = []
+        for member in self.members:
+            try:
+                result = member(model, context)
+            except PassError as error:
+                ran = ", ".join(done) or "none"
+                raise PassError(f"{error} (passes that already ran: {ran})") from error
+            model, modified = result.model, modified or result.modified
+            done.append(member.name)
+        return model, modified
+
+    def __call__(self, model: Model, context: Context | None = None) -> PassResult:
+        # Each member has checked its own result; checking the whole again would cost and say nothing.
+        context = context or Context()
+        start = len(context.notes)
+        result, modified = self.transform(model, context)
+        return PassResult(result, modified, tuple(context.notes[start:]))
+
+
+_REGISTRY: dict[str, type[Pass]] = {}
+P = TypeVar("P", bound=type[Pass])
+
+
+def register(cls: P) -> P:
+    """Class decorator: make the pass known to recipes and the command line by its `name`."""
+    if not cls.name or cls.name in _REGISTRY:
+        raise ValueError(f"pass {cls.__name__} needs a name of its own, not '{cls.name}'")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def pass_class(name: str) -> type[Pass] | None:
+    """The registered pass of that name, if any."""
+    return _REGISTRY.get(name)
+
+
+def pass_names() -> list[str]:
+    return sorted(_REGISTRY)

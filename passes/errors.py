@@ -1,0 +1,73 @@
+"""The one error tree. A `UserError` is one sentence for a person; the CLI prints it and exits with its code."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+__all__ = [
+    "DataError",
+    "GraphError",
+    "InvalidModelError",
+    "ModelFileError",
+    "OutputError",
+    "PassError",
+    "PolicyError",
+    "RecipeError",
+    "ResumeError",
+    "SelectorError",
+    "UnsupportedModelError",
+    "UserError",
+]
+
+
+class UserError(Exception):
+    """Bad input: one sentence that names the file, the node, what is wrong and what to do."""
+
+    exit_code = 2
+
+
+class ModelFileError(UserError):
+    """A file that cannot be read as an ONNX model."""
+
+    def __init__(self, path: str | PathLike[str], problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+
+
+class InvalidModelError(UserError):
+    """A model that the ONNX checker refuses."""
+
+
+class UnsupportedModelError(UserError):
+    """A model that is valid but that this operation cannot treat (unknown ops, nothing to quantize)."""
+
+
+class GraphError(UserError):
+    """A graph that the editing library cannot hold; it is left untouched."""
+
+
+class PassError(UserError):
+    """A pass failed; names the pass, the node and the passes that already ran."""
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be parsed, or names an unknown pass or option."""
+
+
+class SelectorError(UserError):
+    """A layer selector that matches nothing; lists near names."""
+
+
+class PolicyError(UserError):
+    """A policy file that is malformed or does not fit the model."""
+
+
+class DataError(UserError):
+    """A dataset that cannot be read or does not fit the model."""
+
+
+class ResumeError(UserError):
+    """A run folder that belongs to something else; names what differs."""
+
+
+class OutputError(UserError):
+    """An output that cannot be written (missing rights, full disk)."""

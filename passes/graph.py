@@ -1,0 +1,247 @@
+"""The boundary to onnx-graphsurgeon: every pass edits a graph that came through here.
+
+Carried across what graphsurgeon drops: metadata_props, doc strings, value types other than
+plain tensors, initializer order for determinism. What it cannot hold is refused (`GraphError`)
+so that the model is left untouched. Constants are read through `values`, which never caches:
+graphsurgeon would otherwise turn packed int4 data into a broken array on export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from passes.errors import GraphError
+from passes.model import Model
+
+__all__ = [
+    "add_constant",
+    "consumers",
+    "export_graph",
+    "import_graph",
+    "is_constant",
+    "packed_constant",
+    "producer",
+    "replace_uses",
+    "subgraphs",
+    "unique_name",
+    "values",
+]
+
+G_LOGGER.severity = G_LOGGER.ERROR
+
+_HELD_ATTRIBUTES = {
+    onnx.AttributeProto.FLOAT,
+    onnx.AttributeProto.INT,
+    onnx.AttributeProto.STRING,
+    onnx.AttributeProto.TENSOR,
+    onnx.AttributeProto.GRAPH,
+    onnx.AttributeProto.FLOATS,
+    onnx.AttributeProto.INTS,
+    onnx.AttributeProto.STRINGS,
+}
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _refuse_unheld(model: Model) -> None:
+    """Raise GraphError for what graphsurgeon 0.6 would lose or corrupt."""
+    for graph in _graphs(model.proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            kind = value.type.WhichOneof("value")
+            nested = kind == "sequence_type" and not value.type.sequence_type.elem_type.HasField("tensor_type")
+            if kind not in (None, "tensor_type", "sequence_type") or nested:
+                raise GraphError(f"{model.name}: value '{value.name}' has type {kind}, which is left untouched")
+        if graph.sparse_initializer:
+            raise GraphError(f"{model.name}: sparse initializers are left untouched")
+        for node in graph.node:
+            for attribute in node.attribute:
+                empty = not (attribute.floats or attribute.ints or attribute.strings)
+                listed = attribute.type in (
+                    onnx.AttributeProto.FLOATS,
+                    onnx.AttributeProto.INTS,
+                    onnx.AttributeProto.STRINGS,
+                )
+                if attribute.type not in _HELD_ATTRIBUTES or (listed and empty):
+                    raise GraphError(
+                        f"{model.name}: node '{node.name}' ({node.op_type}) has an attribute "
+                        f"'{attribute.name}' that cannot be edited safely; left untouched"
+                    )
+    if model.proto.training_info:
+        raise GraphError(f"{model.name}: training information is left untouched")
+
+
+def _name_nodes(graph: gs.Graph, prefix: str = "") -> None:
+    """Give every node a unique name: unnamed ones OP_INDEX by position, repeated ones a suffix."""
+    taken: set[str] = {node.name for node in graph.nodes if node.name}
+    seen: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        name = node.name or f"{prefix}{node.op}_{index}"
+        if name in seen or (not node.name and name in taken):
+            serial = 1
+            while f"{name}_{serial}" in seen or f"{name}_{serial}" in taken:
+                serial += 1
+            name = f"{name}_{serial}"
+        node.name = name
+        seen.add(name)
+        for key, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                _name_nodes(value, f"{name}/{key}/")
+
+
+def import_graph(model: Model) -> gs.Graph:
+    """An editable graph of the model, every node named.
+
+    Raises GraphError for what cannot be held without loss.
+    """
+    _refuse_unheld(model)
+    try:
+        graph = gs.import_onnx(model.proto)
+    except Exception as error:  # graphsurgeon raises bare exceptions of many kinds
+        raise GraphError(f"{model.name}: cannot be opened for editing ({error}); left untouched") from error
+    # gs shares the proto's opset list; an edit must not write through to the original model.
+    graph.import_domains = [onnx.helper.make_opsetid(o.domain, o.version) for o in model.proto.opset_import]
+    _name_nodes(graph)
+    return graph
+
+
+def export_graph(graph: gs.Graph, model: Model) -> Model:
+    """The edited graph as a model again, with everything carried over from `model`."""
+    graph.cleanup(recurse_functions=False).toposort(recurse_functions=False)
+    proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
+    source = model.proto
+    proto.ir_version = source.ir_version
+    proto.producer_name, proto.producer_version = source.producer_name, source.producer_version
+    proto.domain, proto.model_version = source.domain, source.model_version
+    proto.doc_string = source.doc_string
+    proto.metadata_props.extend(source.metadata_props)
+    if hasattr(source, "configuration"):
+        proto.configuration.extend(source.configuration)
+    proto.graph.metadata_props.extend(source.graph.metadata_props)
+    proto.graph.quantization_annotation.extend(source.graph.quantization_annotation)
+    documented = {n.output[0]: n for n in source.graph.node if n.output and (n.doc_string or n.metadata_props)}
+    for node in proto.graph.node:
+        original = documented.get(node.output[0]) if node.output else None
+        if original is not None and original.op_type == node.op_type:
+            node.doc_string = original.doc_string
+            node.metadata_props.extend(original.metadata_props)
+    # A graph input with a default value (an initializer of the same name) stays an input.
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    present = {value.name for value in proto.graph.input}
+    for value in source.graph.input:
+        if value.name in initializers and value.name not in present:
+            proto.graph.input.append(value)
+    del proto.functions[:]
+    proto.functions.extend(source.functions)
+    return model.with_proto(proto)
+
+
+def is_constant(tensor: Any) -> bool:
+    """Whether the tensor's value is known: an initializer, or the output of a Constant node."""
+    if isinstance(tensor, gs.Constant):
+        return True
+    return len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and "value" in tensor.inputs[0].attrs
+
+
+def values(tensor: Any) -> npt.NDArray[Any]:
+    """The array of a constant tensor, without caching it in the graph (see the module's note)."""
+    if not isinstance(tensor, gs.Constant):
+        tensor = tensor.inputs[0].attrs["value"]
+    held = tensor._values
+    if isinstance(held, LazyValues):
+        return numpy_helper.to_array(held.tensor)
+    return cast(npt.NDArray[Any], held)
+
+
+def producer(tensor: Any) -> gs.Node | None:
+    """The node that writes the tensor; None for graph inputs and initializers."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def consumers(tensor: Any) -> list[gs.Node]:
+    """The nodes that read the tensor, subgraphs included, each once, in order."""
+    unique: dict[int, gs.Node] = {id(node): node for node in tensor.outputs}
+    return list(unique.values())
+
+
+def subgraphs(graph: gs.Graph) -> Iterator[tuple[gs.Graph, str]]:
+    """The graph and all nested ones with their paths ("" for the top)."""
+
+    def walk(current: gs.Graph, path: str) -> Iterator[tuple[gs.Graph, str]]:
+        yield current, path
+        for node in current.nodes:
+            for key, value in node.attrs.items():
+                if isinstance(value, gs.Graph):
+                    yield from walk(value, f"{path}{node.name}/{key}/")
+
+    yield from walk(graph, "")
+
+
+def unique_name(graph: gs.Graph, hint: str) -> str:
+    """`hint`, or `hint_N`, not yet the name of a tensor or node of the graph or its subgraphs."""
+    taken = graph.__dict__.setdefault("_onnxq_names", None)
+    if taken is None:
+        taken = set()
+        for current, _ in subgraphs(graph):
+            taken.update(current.tensors().keys())
+            taken.update(node.name for node in current.nodes)
+            taken.update(tensor.name for tensor in (*current.inputs, *current.outputs))
+        graph.__dict__["_onnxq_names"] = taken
+    name, serial = hint, 0
+    while name in taken:
+        serial += 1
+        name = f"{hint}_{serial}"
+    taken.add(name)
+    return name
+
+
+def add_constant(graph: gs.Graph, hint: str, array: npt.NDArray[Any]) -> gs.Constant:
+    """A new initializer named after `hint`, stored as raw data."""
+    name = unique_name(graph, hint)
+    return gs.Constant(name, LazyValues(numpy_helper.from_array(np.ascontiguousarray(array), name)))
+
+
+def packed_constant(graph: gs.Graph, hint: str, codes: npt.NDArray[Any], data_type: int) -> gs.Constant:
+    """A new initializer of a sub-byte type (INT4, UINT4, INT2, UINT2), packed low element first.
+
+    codes: int8 or uint8, one code an element.
+    """
+    name = unique_name(graph, hint)
+    bits = 4 if data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4) else 2
+    per_byte = 8 // bits
+    flat = codes.reshape(-1).astype(np.uint8) & (2**bits - 1)
+    padded = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint8)
+    padded[: flat.size] = flat
+    rows = padded.reshape(-1, per_byte)
+    packed = np.zeros(len(rows), np.uint8)
+    for position in range(per_byte):
+        packed |= (rows[:, position] << (bits * position)).astype(np.uint8)
+    tensor = onnx.TensorProto(name=name, data_type=data_type, dims=codes.shape, raw_data=packed.tobytes())
+    return gs.Constant(name, LazyValues(tensor))
+
+
+def replace_uses(graph: gs.Graph, old: Any, new: Any, only: Sequence[gs.Node] | None = None) -> None:
+    """Make readers of `old` read `new`: the nodes in `only`, or all of them and the graph's outputs."""
+    chosen = consumers(old) if only is None else list(only)
+    for node in chosen:
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+    if only is None:
+        for index, tensor in enumerate(graph.outputs):
+            if tensor is old:
+                graph.outputs[index] = new

@@ -1,0 +1,153 @@
+"""Loading, checking and saving: the boundary between files and passes.
+
+A `Model` is an ONNX ModelProto and the name that messages call it. Passes treat it as immutable.
+Weights of a model over 2 GB live in one file of external data beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx.external_data_helper import (
+    convert_model_to_external_data,
+    load_external_data_for_model,
+    uses_external_data,
+)
+
+from passes.errors import InvalidModelError, ModelFileError, OutputError
+
+__all__ = ["Model", "check", "is_large", "load", "on_disk", "save", "serialize"]
+
+# Protobuf refuses messages of 2 GiB; leave room for the graph itself.
+LARGE = 2**31 - 2**24
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model and what to call it in messages (its path, usually)."""
+
+    proto: onnx.ModelProto
+    name: str = "model"
+
+    def opset(self, domain: str = "") -> int:
+        """Version of `domain` that the model imports; 0 where it imports none."""
+        aliases = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+        return max((o.version for o in self.proto.opset_import if o.domain in aliases), default=0)
+
+    def with_proto(self, proto: onnx.ModelProto) -> Model:
+        return replace(self, proto=proto)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
+
+    def with_metadata(self, **entries: str) -> Model:
+        """A copy whose metadata_props hold `entries` (key `onnxq.NAME`) beside the old ones."""
+        merged = self.metadata | {f"onnxq.{key}": value for key, value in entries.items()}
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        del proto.metadata_props[:]
+        for key in merged:
+            proto.metadata_props.add(key=key, value=merged[key])
+        return self.with_proto(proto)
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a model with its external data.
+
+    Raises ModelFileError for a file that is missing, truncated, not ONNX, or lacks its data.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ModelFileError(file, "is a folder; give the .onnx file in it")
+    try:
+        proto = onnx.load(file, load_external_data=False)
+    except FileNotFoundError:
+        raise ModelFileError(file, "no such file") from None
+    except PermissionError:
+        raise ModelFileError(file, "cannot be read (permission denied)") from None
+    except (DecodeError, ValueError, UnicodeDecodeError):
+        raise ModelFileError(file, "is not an ONNX model, or it is truncated; export or copy it again") from None
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
+    try:
+        load_external_data_for_model(proto, str(file.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFileError(file, f"its external data cannot be read ({reason}); copy it beside the model") from None
+    return Model(proto, str(file))
+
+
+def is_large(proto: onnx.ModelProto) -> bool:
+    """Whether the model has to be saved with external data."""
+    return bool(proto.ByteSize() > LARGE)
+
+
+def serialize(model: Model) -> bytes:
+    """Deterministic bytes of a model below 2 GB. Raises InvalidModelError above it."""
+    try:
+        return bytes(model.proto.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError):
+        raise InvalidModelError(f"{model.name}: over 2 GB; save it with external data instead") from None
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> int:
+    """Write the model atomically; over 2 GB its weights go to `PATH.data`. Returns the bytes written.
+
+    Raises OutputError (no rights, disk full); nothing is left behind then.
+    """
+    target = Path(path)
+    data = target.with_name(target.name + ".data")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder:
+            part = Path(folder) / target.name
+            if is_large(model.proto):
+                proto = onnx.ModelProto()
+                proto.CopyFrom(model.proto)
+                convert_model_to_external_data(proto, location=data.name, size_threshold=1024)
+                onnx.save(proto, part)
+                os.replace(Path(folder) / data.name, data)
+            else:
+                part.write_bytes(serialize(model))
+            with part.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            size = part.stat().st_size
+            os.replace(part, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+    return size + (data.stat().st_size if is_large(model.proto) else 0)
+
+
+@contextmanager
+def on_disk(model: Model) -> Iterator[Path]:
+    """The model as a temporary file, for tools that want a path (always so above 2 GB)."""
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        yield path
+
+
+def check(model: Model) -> None:
+    """Full onnx.checker check (shape inference included). Raises InvalidModelError with its first line."""
+    try:
+        if is_large(model.proto):
+            with on_disk(model) as path:
+                onnx.checker.check_model(str(path), full_check=True)
+        else:
+            onnx.checker.check_model(model.proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {reason}") from None
+
+
+def has_external_data(proto: onnx.ModelProto) -> bool:
+    """Whether any initializer still points outside the file."""
+    return any(uses_external_data(tensor) for tensor in proto.graph.initializer)
