@@ -1,0 +1,135 @@
+"""Imports point down: between the three packages, between the floors of onnxq, and never in a circle.
+
+The sources are parsed, not imported, so that imports inside functions and under TYPE_CHECKING count too.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FORBIDDEN = {"passes": {"onnxq"}, "runtime_ops": {"onnxq", "passes"}, "onnxq": set[str]()}
+# Lowest first. A module of onnxq may import its own floor and those below it.
+FLOORS = (
+    ("_version", "errors", "files"),
+    ("data",),
+    ("calibration",),
+    ("evaluation",),
+    ("search",),
+    ("report",),
+    ("tune", "pipeline"),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of every module in the three packages."""
+    found = {}
+    for package in FORBIDDEN:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> dict[str, int]:
+    """Modules that `name` imports -> line number. `from package import module` counts as the module."""
+    path = MODULES[name]
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found.setdefault(alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+            for alias in node.names:
+                target = f"{base}.{alias.name}"
+                found.setdefault(target if target in MODULES else base, node.lineno)
+    return found
+
+
+EDGES = {name: imported(name) for name in MODULES}
+
+
+def place(name: str, target: str) -> str:
+    return f"{MODULES[name].relative_to(ROOT)}:{EDGES[name][target]}"
+
+
+def test_packages_point_down() -> None:
+    wrong = [
+        f"{place(name, target)} imports {target}"
+        for name, targets in EDGES.items()
+        for target in targets
+        if target.partition(".")[0] in FORBIDDEN[name.partition(".")[0]]
+    ]
+    assert not wrong
+
+
+def floor(name: str) -> str:
+    """The part of onnxq that a module belongs to: `onnxq.data.folder` -> `data`, `onnxq` -> `__init__`."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+ONNXQ = sorted(name for name in MODULES if name.partition(".")[0] == "onnxq")
+
+
+def test_every_part_of_onnxq_has_a_floor() -> None:
+    unknown = {floor(name) for name in ONNXQ} - HEIGHT.keys()
+    assert not unknown, "give these a place in FLOORS"
+
+
+@pytest.mark.parametrize("name", ONNXQ)
+def test_floors_point_down(name: str) -> None:
+    height = HEIGHT.get(floor(name), len(FLOORS))
+    wrong = [
+        f"{place(name, target)} imports {target}"
+        for target in EDGES[name]
+        if target.partition(".")[0] == "onnxq" and HEIGHT.get(floor(target), 0) > height
+    ]
+    assert not wrong
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import one another (Tarjan's strongly connected components of size > 1)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for target in EDGES[name]:
+            if target not in MODULES:
+                continue
+            if target not in index:
+                visit(target)
+                low[name] = min(low[name], low[target])
+            elif target in stack:
+                low[name] = min(low[name], index[target])
+        if low[name] == index[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1 or name in EDGES[name]:
+                found.append(sorted(group))
+
+    for name in MODULES:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_import_circles() -> None:
+    assert circles() == []
