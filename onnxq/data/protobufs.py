@@ -1,0 +1,48 @@
+"""ONNX test data: folders test_data_set_* with input_0.pb, ... in the order of the model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import numpy_helper
+
+from onnxq.data.feeds import FeedSource, RawFeed
+from onnxq.data.inputs import InputSpec
+from onnxq.data.preprocess import Preprocess
+from passes.errors import DataError
+
+__all__ = ["find_test_sets", "open_test_sets"]
+
+
+def find_test_sets(folder: Path) -> list[Path]:
+    """The test data folders in or at `folder`, in number order; empty when there are none."""
+    if (folder / "input_0.pb").is_file():
+        return [folder]
+    found = [path for path in folder.glob("test_data_set_*") if path.is_dir()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def open_test_sets(folder: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> FeedSource:
+    """Output protobufs are ignored: they hold what the model answered, not labels."""
+    feeds = [(str(path), _loader(path, inputs)) for path in find_test_sets(folder)]
+    return FeedSource(str(folder), feeds, inputs, preprocess)
+
+
+def _loader(folder: Path, inputs: Sequence[InputSpec]) -> Callable[[], RawFeed]:
+    def load() -> RawFeed:
+        feed = {}
+        for number, spec in enumerate(inputs):
+            path = folder / f"input_{number}.pb"
+            try:
+                tensor = onnx.TensorProto.FromString(path.read_bytes())
+                feed[spec.name] = numpy_helper.to_array(tensor)
+            except (OSError, DecodeError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"{path}: cannot be read as a tensor ({error}); write a TensorProto there."
+                ) from error
+        return feed
+
+    return load
