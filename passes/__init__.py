@@ -1,0 +1,47 @@
+"""Graph passes over ONNX models, and the policy that they obey."""
+
+from __future__ import annotations
+
+from passes.base import Context, GraphPass, Note, Pass, PassResult, RangeProvider, Sequential, pass_names, register
+from passes.errors import UserError
+from passes.exclude import Exclude, exclude
+from passes.layers import Layer, find_layers, macs
+from passes.model import Model, check, load, save
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.quantize import Quantize
+from passes.recipe import format_pass, load_recipe, parse_recipe
+from passes.select import select_layers
+from passes.smooth import Smooth
+
+__all__ = [
+    "FLOAT",
+    "Context",
+    "Exclude",
+    "GraphPass",
+    "Layer",
+    "LayerPolicy",
+    "Model",
+    "Note",
+    "Pass",
+    "PassResult",
+    "Policy",
+    "Quantize",
+    "RangeProvider",
+    "Scheme",
+    "Sequential",
+    "Smooth",
+    "UserError",
+    "check",
+    "exclude",
+    "find_layers",
+    "format_pass",
+    "load",
+    "load_policy",
+    "load_recipe",
+    "macs",
+    "parse_recipe",
+    "pass_names",
+    "register",
+    "save",
+    "select_layers",
+]

@@ -8,6 +8,7 @@ graphsurgeon would otherwise turn packed int4 data into a broken array on export
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ __all__ = [
     "packed_constant",
     "producer",
     "replace_uses",
+    "sort_nodes",
     "subgraphs",
     "unique_name",
     "values",
@@ -121,7 +123,8 @@ def import_graph(model: Model) -> gs.Graph:
 
 def export_graph(graph: gs.Graph, model: Model) -> Model:
     """The edited graph as a model again, with everything carried over from `model`."""
-    graph.cleanup(recurse_functions=False).toposort(recurse_functions=False)
+    graph.cleanup(recurse_functions=False)
+    sort_nodes(graph)
     proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
     source = model.proto
     proto.ir_version = source.ir_version
@@ -148,6 +151,51 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     del proto.functions[:]
     proto.functions.extend(source.functions)
     return model.with_proto(proto)
+
+
+def _needs(node: gs.Node) -> Iterator[Any]:
+    """Tensors that the node reads, those read inside its subgraphs included."""
+    yield from node.inputs
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            yield from value.outputs
+            for inner in value.nodes:
+                yield from _needs(inner)
+
+
+def sort_nodes(graph: gs.Graph) -> None:
+    """Topological order that keeps the nodes' present order wherever it can, subgraphs too.
+
+    graphsurgeon's own sort is by depth level: it interleaves branches and makes diffs unreadable.
+    """
+    order = {id(node): index for index, node in enumerate(graph.nodes)}
+    waiting: dict[int, int] = {}
+    readers: dict[int, list[gs.Node]] = {}
+    ready: list[int] = []
+    for node in graph.nodes:
+        sources = {id(t.inputs[0]): t.inputs[0] for t in _needs(node) if t.inputs}
+        count = 0
+        for key in sources:
+            if key in order and key != id(node):
+                readers.setdefault(key, []).append(node)
+                count += 1
+        waiting[id(node)] = count
+        if not count:
+            heapq.heappush(ready, order[id(node)])
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                sort_nodes(value)
+    nodes, result = list(graph.nodes), []
+    while ready:
+        node = nodes[heapq.heappop(ready)]
+        result.append(node)
+        for reader in readers.get(id(node), []):
+            waiting[id(reader)] -= 1
+            if not waiting[id(reader)]:
+                heapq.heappush(ready, order[id(reader)])
+    if len(result) != len(nodes):
+        raise GraphError(f"graph '{graph.name}' has a cycle; left untouched")
+    graph.nodes[:] = result
 
 
 def is_constant(tensor: Any) -> bool:
@@ -212,7 +260,7 @@ def unique_name(graph: gs.Graph, hint: str) -> str:
 def add_constant(graph: gs.Graph, hint: str, array: npt.NDArray[Any]) -> gs.Constant:
     """A new initializer named after `hint`, stored as raw data."""
     name = unique_name(graph, hint)
-    return gs.Constant(name, LazyValues(numpy_helper.from_array(np.ascontiguousarray(array), name)))
+    return gs.Constant(name, LazyValues(numpy_helper.from_array(np.asarray(array, order="C"), name)))
 
 
 def packed_constant(graph: gs.Graph, hint: str, codes: npt.NDArray[Any], data_type: int) -> gs.Constant:

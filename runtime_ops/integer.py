@@ -114,7 +114,8 @@ def symmetric_scale(
 def quantize(values: Float, scale: Float, zero_point: Codes, fmt: IntegerFormat) -> Codes:
     """Codes of `values`: round half to even, saturated to the format's range; container dtype."""
     codes = np.rint(values / scale) + zero_point.astype(np.float32)
-    return np.clip(codes, fmt.lowest, fmt.highest).astype(fmt.container)
+    coded: Codes = np.clip(codes, fmt.lowest, fmt.highest).astype(fmt.container)
+    return coded
 
 
 def dequantize(codes: Codes, scale: Float, zero_point: Codes) -> Float:

@@ -1,0 +1,107 @@
+"""Dynamic quantization of one layer: weights ahead of time, activations at run time.
+
+x -> DynamicQuantizeLinear -> (codes, s_x, z_x); y = s_x * s_w * IntegerOp(codes, w) + bias, where the
+integer operator is ConvInteger or MatMulInteger; s_w per tensor or per output channel. ONNX Runtime
+fuses the MatMul form into one kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from passes.base import Context
+from passes.graph import add_constant, consumers, is_constant, unique_name, values
+from passes.layers import Layer, weight_index
+from passes.policy import LayerPolicy
+from passes.weights import encode_weight
+
+__all__ = ["quantize_dynamic"]
+
+
+def _refusal(layer: Layer, node: gs.Node, choice: LayerPolicy) -> str | None:
+    """Why the layer cannot run on dynamic integers; None when it can."""
+    if layer.op == "ConvTranspose":
+        return "ONNX has no integer ConvTranspose"
+    if choice.weights.bits > 8 or choice.weights.is_float or choice.weights.granularity == "block":
+        return f"dynamic activations need weights of up to 8 bits per tensor or channel, not {choice.weights}"
+    if not choice.weights.symmetric or choice.activations.bits != 8:
+        return "dynamic activations are 8 bits, with symmetric weights"
+    if layer.op == "Gemm" and (node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0):
+        return "Gemm with transA or alpha has no integer form"
+    if layer.op == "MatMul" and (weight_index(node) != 1 or len(layer.weight_shape) != 2):
+        return "only a matrix on the right of MatMul has an integer form"
+    if node.inputs[0].dtype not in (None, np.float32):
+        return "dynamic quantization takes float32 activations"
+    return None
+
+
+def _dynamic_input(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Tensor]:
+    """Codes, scale and zero point of the tensor at run time; made once for all its readers."""
+    for reader in consumers(tensor):
+        if reader.op == "DynamicQuantizeLinear":
+            return list(reader.outputs)
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("quantized", np.uint8, tensor.shape),
+        ("scale", np.float32, []),
+        ("zero_point", np.uint8, []),
+    )
+    outputs = [gs.Variable(unique_name(graph, f"{tensor.name}_{k}"), dtype, shape) for k, dtype, shape in kinds]
+    name = unique_name(graph, f"{tensor.name}_DynamicQuantizeLinear")
+    graph.nodes.append(gs.Node("DynamicQuantizeLinear", name, {}, [tensor], outputs))
+    return outputs
+
+
+def _spread(array: npt.NDArray[Any], layer: Layer) -> npt.NDArray[Any]:
+    """A per-channel vector shaped to broadcast over the layer's output."""
+    if layer.op != "Conv" or array.ndim == 0:
+        return array
+    return array.reshape([1, -1] + [1] * (len(layer.weight_shape) - 2))
+
+
+def quantize_dynamic(graph: gs.Graph, layer: Layer, node: gs.Node, choice: LayerPolicy, context: Context) -> bool:
+    """Rewrite the layer in place; False with a note when it has no integer form (weights only then)."""
+    reason = _refusal(layer, node, choice)
+    if reason is not None:
+        context.note("refused", layer.name, f"{reason}; its weights are quantized, its activations stay float")
+        return False
+    index = weight_index(node)
+    assert index is not None  # it is a layer
+    array = values(node.inputs[index])
+    encoded = encode_weight(array, choice.weights, layer.channel_axis)
+    codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
+    hint, data = node.inputs[index].name, node.inputs[0]
+    weight = add_constant(graph, f"{hint}_quantized", codes)
+    zero = add_constant(graph, f"{hint}_zero_point", np.zeros((), codes.dtype))
+    scale = add_constant(graph, f"{hint}_scale", _spread(encoded.scale, layer))
+    coded, data_scale, data_zero = _dynamic_input(graph, data)
+    output = node.outputs[0]
+
+    def emit(op: str, suffix: str, inputs: list[gs.Tensor], target: gs.Tensor | None, dtype: Any, **attrs: Any) -> Any:
+        result = target or gs.Variable(unique_name(graph, f"{node.name}_{suffix}"), dtype)
+        graph.nodes.append(gs.Node(op, unique_name(graph, f"{node.name}_{op}"), attrs, inputs, [result]))
+        return result
+
+    bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+    attrs = dict(node.attrs) if node.op == "Conv" else {}
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    is_conv = node.op == "Conv"
+    node.inputs.clear()
+    node.outputs.clear()
+    integer = emit(
+        "ConvInteger" if is_conv else "MatMulInteger", "integer", [coded, weight, data_zero, zero], None, np.int32, **attrs
+    )
+    real = emit("Cast", "real", [integer], None, np.float32, to=1)
+    steps = emit("Mul", "scale", [data_scale, scale], None, np.float32)
+    scaled = emit("Mul", "scaled", [real, steps], None if bias is not None else output, np.float32)
+    if bias is not None:
+        if is_constant(bias):
+            bias = add_constant(graph, f"{bias.name}_added", _spread(values(bias) * np.float32(beta), layer))
+        elif beta != 1.0 or is_conv:
+            factor = add_constant(graph, f"{node.name}_beta", np.asarray(beta, np.float32))
+            bias = emit("Mul", "bias", [bias, factor], None, np.float32)
+        emit("Add", "biased", [scaled, bias], output, np.float32)
+    return True

@@ -1,0 +1,40 @@
+"""Opset upgrades, told and never silent: the ONNX version converter behind one function."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import version_converter
+
+from passes.base import Context
+from passes.errors import UnsupportedModelError
+from passes.model import Model, is_large
+
+__all__ = ["upgrade"]
+
+
+def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
+    """The model at opset `minimum` or newer, with a note that says why.
+
+    Raises UnsupportedModelError when the converter cannot take it there.
+    """
+    current = model.opset()
+    if current >= minimum:
+        return model
+    if is_large(model.proto):
+        raise UnsupportedModelError(
+            f"{model.name}: {why} needs opset {minimum}, and a model over 2 GB at opset {current} cannot be "
+            "converted here; export it again at the newer opset"
+        )
+    try:
+        converted = version_converter.convert_version(model.proto, minimum)
+    except Exception as error:  # the converter raises bare RuntimeError and ConvertError
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModelError(
+            f"{model.name}: {why} needs opset {minimum}, and the model at opset {current} cannot be converted "
+            f"({reason}); export it again at the newer opset"
+        ) from None
+    converted.ir_version = max(model.proto.ir_version, onnx.helper.find_min_ir_version_for(converted.opset_import))
+    del converted.metadata_props[:]
+    converted.metadata_props.extend(model.proto.metadata_props)
+    context.note("info", "", f"opset {current} upgraded to {minimum}: {why}")
+    return model.with_proto(converted)
