@@ -136,10 +136,13 @@ def group(samples: Iterable[tuple[Sample, int | None]], size: int, *, whole: boo
         if whole:
             yield Batch(sample, None)
             continue
-        if held and (len(held) == size or _shapes(held[0][0]) != _shapes(sample)):
+        if held and _shapes(held[0][0]) != _shapes(sample):
             yield _stack(held)
             held = []
         held.append((sample, label))
+        if len(held) == size:
+            yield _stack(held)
+            held = []
     if held:
         yield _stack(held)
 
