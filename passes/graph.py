@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -65,12 +66,15 @@ def _refuse_unheld(model: Model) -> None:
     for graph in _graphs(model.proto.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             kind = value.type.WhichOneof("value")
-            nested = kind == "sequence_type" and not value.type.sequence_type.elem_type.HasField("tensor_type")
+            element = value.type.sequence_type.elem_type
+            nested = kind == "sequence_type" and not element.HasField("tensor_type")
             if kind not in (None, "tensor_type", "sequence_type") or nested:
-                raise GraphError(f"{model.name}: value '{value.name}' has type {kind}, which is left untouched")
+                raise GraphError(f"{model.name}: value '{value.name}' is a {kind}; left untouched")
         if graph.sparse_initializer:
             raise GraphError(f"{model.name}: sparse initializers are left untouched")
         for node in graph.node:
+            if getattr(node, "overload", ""):
+                raise GraphError(f"{model.name}: node '{node.name}' calls an overload; left untouched")
             for attribute in node.attribute:
                 empty = not (attribute.floats or attribute.ints or attribute.strings)
                 listed = attribute.type in (
@@ -87,22 +91,33 @@ def _refuse_unheld(model: Model) -> None:
         raise GraphError(f"{model.name}: training information is left untouched")
 
 
-def _name_nodes(graph: gs.Graph, prefix: str = "") -> None:
-    """Give every node a unique name: unnamed ones OP_INDEX by position, repeated ones a suffix."""
-    taken: set[str] = {node.name for node in graph.nodes if node.name}
-    seen: set[str] = set()
+def _all_names(graph: gs.Graph) -> set[str]:
+    names = {node.name for node in graph.nodes if node.name}
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                names |= _all_names(value)
+    return names
+
+
+def _name_nodes(graph: gs.Graph, prefix: str, given: set[str], seen: set[str]) -> None:
+    """Give every node, subgraphs included, a unique name: unnamed ones OP_INDEX, repeated ones a suffix.
+
+    Unique over all graphs because graphsurgeon tells nodes apart by name: two branches of an If with
+    equal names would make it unlink the wrong one.
+    """
     for index, node in enumerate(graph.nodes):
         name = node.name or f"{prefix}{node.op}_{index}"
-        if name in seen or (not node.name and name in taken):
+        if name in seen or (not node.name and name in given):
             serial = 1
-            while f"{name}_{serial}" in seen or f"{name}_{serial}" in taken:
+            while f"{name}_{serial}" in seen or f"{name}_{serial}" in given:
                 serial += 1
             name = f"{name}_{serial}"
         node.name = name
         seen.add(name)
         for key, value in node.attrs.items():
             if isinstance(value, gs.Graph):
-                _name_nodes(value, f"{name}/{key}/")
+                _name_nodes(value, f"{name}/{key}/", given, seen)
 
 
 def import_graph(model: Model) -> gs.Graph:
@@ -117,8 +132,73 @@ def import_graph(model: Model) -> gs.Graph:
         raise GraphError(f"{model.name}: cannot be opened for editing ({error}); left untouched") from error
     # gs shares the proto's opset list; an edit must not write through to the original model.
     graph.import_domains = [onnx.helper.make_opsetid(o.domain, o.version) for o in model.proto.opset_import]
-    _name_nodes(graph)
+    _name_nodes(graph, "", _all_names(graph), set())
+    graph.__dict__["_onnxq_source"] = model
     return graph
+
+
+def source_model(graph: gs.Graph) -> Model:
+    """The model that the graph was imported from, as it was then."""
+    return cast(Model, graph.__dict__["_onnxq_source"])
+
+
+def _same_type(tensor: Any, value: onnx.ValueInfoProto) -> bool:
+    """Whether the graph's input or output still has the type that `value` declares."""
+    before = OnnxImporter.import_tensor(value)
+    return bool(tensor.dtype == before.dtype and tensor.shape == before.shape)
+
+
+def _restore_signature(proto: onnx.ModelProto, graph: gs.Graph, source: onnx.ModelProto) -> None:
+    """Graph inputs and outputs as they were declared: order, defaults, symbols, doc strings.
+
+    An input with a default value (an initializer of the same name) stays in its place while that
+    initializer is used. Below IR 4 the checker wants every initializer among the inputs.
+    """
+    held = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    by_name = {tensor.name: tensor for tensor in held.values() if isinstance(tensor, gs.Variable)}
+    declared = {value.name: value for value in (*source.graph.input, *source.graph.output)}
+
+    def restored(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+        before, tensor = declared.get(value.name), by_name.get(value.name)
+        return before if before is not None and tensor is not None and _same_type(tensor, before) else value
+
+    written = {value.name: value for value in proto.graph.input}
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    inputs = []
+    for before in source.graph.input:
+        if before.name in written:
+            inputs.append(restored(written.pop(before.name)))
+        elif before.name in initializers:
+            inputs.append(before)
+    inputs.extend(written.values())
+    if proto.ir_version < 4:
+        listed = {value.name for value in inputs}
+        inputs.extend(
+            onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+            for name, tensor in initializers.items()
+            if name not in listed
+        )
+    outputs = [restored(value) for value in proto.graph.output]
+    del proto.graph.input[:], proto.graph.output[:]
+    proto.graph.input.extend(inputs)
+    proto.graph.output.extend(outputs)
+
+
+def _strip_outer(graph: onnx.GraphProto, outer: set[str]) -> None:
+    """Remove from nested graphs what graphsurgeon copies into them of the graphs around them."""
+    own = outer | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    own |= {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                nested = attribute.g
+                for field in (nested.initializer, nested.value_info):
+                    kept = [entry for entry in field if entry.name not in own]
+                    if len(kept) < len(field):
+                        kept = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
+                        del field[:]
+                        field.extend(kept)
+                _strip_outer(nested, own)
 
 
 def export_graph(graph: gs.Graph, model: Model) -> Model:
@@ -136,18 +216,18 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
         proto.configuration.extend(source.configuration)
     proto.graph.metadata_props.extend(source.graph.metadata_props)
     proto.graph.quantization_annotation.extend(source.graph.quantization_annotation)
-    documented = {n.output[0]: n for n in source.graph.node if n.output and (n.doc_string or n.metadata_props)}
+    documented = {
+        node.output[0]: node
+        for node in source.graph.node
+        if node.output and (node.doc_string or node.metadata_props)
+    }
     for node in proto.graph.node:
         original = documented.get(node.output[0]) if node.output else None
         if original is not None and original.op_type == node.op_type:
             node.doc_string = original.doc_string
             node.metadata_props.extend(original.metadata_props)
-    # A graph input with a default value (an initializer of the same name) stays an input.
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    present = {value.name for value in proto.graph.input}
-    for value in source.graph.input:
-        if value.name in initializers and value.name not in present:
-            proto.graph.input.append(value)
+    _restore_signature(proto, graph, source)
+    _strip_outer(proto.graph, set())
     del proto.functions[:]
     proto.functions.extend(source.functions)
     return model.with_proto(proto)
