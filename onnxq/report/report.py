@@ -1,0 +1,170 @@
+"""Write and read a run's report: `report.json`, three PNGs, and `report.html` that holds everything.
+
+The report is written again after every candidate, so that a killed run leaves a whole one. Data come first
+(JSON), then the figures, then the page that embeds them. Figures cost seconds of CPU where JSON and page
+cost milliseconds, so they are drawn at most every few seconds and at the end.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from onnxq.files import atomic_write, atomic_write_json, make_folder
+from onnxq.report.contents import REPORT_SCHEMA
+from onnxq.search.objectives import METRICS, format_metric
+from passes.errors import ModelFileError, UserError
+
+__all__ = ["ReportWriter", "data_uri", "load_report", "page", "render_html", "write_report"]
+
+_JSON_NAME = "report.json"
+_HTML_NAME = "report.html"
+_FIGURE_NAMES = ("pareto.png", "objectives.png", "errors.png")
+_CAPTIONS = {
+    "pareto.png": "Quality over file size. Bars are one standard error; what the line leaves out is on the "
+    "front for an objective that this plane does not show.",
+    "objectives.png": "Every objective over the steps of the search; marks with an edge are on the front.",
+    "errors.png": "What quantizing one layer alone costs, in the order of the graph.",
+}
+
+
+class ReportWriter:
+    """Keeps the report of one run current.
+
+    Args:
+        folder: the run folder.
+        plot_every_s: draw the figures at most this often; `write(..., final=True)` always draws them.
+        clock: seconds, monotonic (for tests).
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        *,
+        plot_every_s: float = 20.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = Path(folder)
+        self._every = plot_every_s
+        self._clock = clock
+        self._drawn_at = -math.inf
+        self._figures: dict[str, bytes] = {}
+
+    def write(self, report: Mapping[str, Any], *, final: bool = False) -> None:
+        """Write `report` (see `make_report`) into the run folder, each file atomically.
+
+        Raises:
+            OutputError: a file cannot be written; those written before are whole.
+        """
+        make_folder(self.folder)
+        atomic_write_json(self.folder / _JSON_NAME, report)
+        if final or self._clock() - self._drawn_at >= self._every:
+            self._draw(report)
+        atomic_write(self.folder / _HTML_NAME, render_html(report, str(self.folder), self._figures))
+
+    def _draw(self, report: Mapping[str, Any]) -> None:
+        # Imported late: matplotlib takes a second, which `onnxq --help` need not wait for.
+        from onnxq.report.plots import FIGURES, png
+
+        for name, draw in FIGURES.items():
+            self._figures[name] = png(draw(report))
+            atomic_write(self.folder / name, self._figures[name])
+        self._drawn_at = self._clock()
+
+
+def write_report(run_folder: str | PathLike[str], report: Mapping[str, Any], *, plots: bool = True) -> None:
+    """Write a report once, for a run that is over; see `ReportWriter` for one that goes on.
+
+    Args:
+        plots: False leaves the PNGs as they are and embeds those that are there.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    writer = ReportWriter(run_folder)
+    if not plots:
+        writer._drawn_at = math.inf
+        writer._figures = _stored_figures(writer.folder)
+    writer.write(report, final=plots)
+
+
+def load_report(folder: str | PathLike[str]) -> dict[str, Any]:
+    """The report of a run folder.
+
+    Raises:
+        UserError: there is none, it is damaged, or another version of onnxq wrote it.
+    """
+    path = Path(folder) / _JSON_NAME
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}") from None
+    except OSError as error:
+        raise ModelFileError(path, f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not a report: {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != REPORT_SCHEMA:
+        found = report.get("schema") if isinstance(report, dict) else None
+        raise UserError(f"{path}: has report schema {found!r}, this version of onnxq reads {REPORT_SCHEMA}")
+    return report
+
+
+def render_html(report: Mapping[str, Any], run: str, figures: Mapping[str, bytes]) -> str:
+    """One page that needs nothing else: styles, script and pictures are inside."""
+    by_name = {candidate["name"]: candidate for candidate in report["candidates"]}
+    picked = {pick["candidate"]: pick["name"] for pick in report["picks"]}
+    others = sorted({m for c in report["candidates"] for m in c["metrics"]} - {report["metric"]})
+    return page(
+        title=f"onnxq: {report['model']}",
+        report=report,
+        run=run,
+        picks=[
+            {**pick, "of": by_name[pick["candidate"]], "command": _build_command(run, pick["candidate"])}
+            for pick in report["picks"]
+        ],
+        picked=picked,
+        front=set(report["front"]),
+        columns=[report["metric"], *others],
+        figures=[
+            (name, _CAPTIONS[name], data_uri(figures[name])) for name in _FIGURE_NAMES if name in figures
+        ],
+    )
+
+
+def page(**context: Any) -> str:
+    """The template, filled in; everything is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["metric"] = lambda value, name: format_metric(name, _float(value), digits=2)
+    environment.filters["number"] = _float
+    environment.filters["pretty"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.globals["label"] = lambda name: METRICS[name].label if name in METRICS else name
+    return environment.get_template("template.html").render(**context)
+
+
+def _build_command(run: str, candidate: str) -> str:
+    return shlex.join(["onnxq", "build", run, candidate, "-o", f"{candidate}.onnx"])
+
+
+def data_uri(data: bytes) -> str:
+    """A PNG as text that an HTML page can hold."""
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _stored_figures(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in _FIGURE_NAMES if (folder / name).is_file()}
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
