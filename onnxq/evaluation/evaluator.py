@@ -1,0 +1,183 @@
+"""The evaluator: the expensive thing, done once per content.
+
+Float logits are computed once. A candidate runs segment by segment (onnxq/evaluation/segments.py) over
+chunks of the data; a chunk starts behind the last segment whose output the previous candidate left in
+the cache, so that a search that changes one layer per step pays for the layers behind it alone.
+Chunks run on a thread pool, each session single-threaded: no thread waits for another inside an operator,
+and results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.data import Dataset, fit_batch, input_specs
+from onnxq.evaluation.metrics import Logits, Metrics, Score, logits_of
+from onnxq.evaluation.segments import Segment, choose_anchors, split
+from onnxq.evaluation.session import load_session
+from passes.errors import DataError
+from passes.model import Model
+
+__all__ = ["Evaluator", "evaluate_file"]
+
+# Sessions of segments that are kept; a nested search has about two variants of each.
+_SESSIONS = 128
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    index: int
+    inputs: dict[str, npt.NDArray[Any]]
+    labels: npt.NDArray[np.int64] | None
+
+
+class Evaluator:
+    """Evaluates candidates of one float model on one dataset.
+
+    chunk: samples per run. budget: bytes of cached activations (0 turns the cache off).
+    threads: chunks at a time.
+    """
+
+    def __init__(
+        self, model: Model, dataset: Dataset, *, chunk: int = 20, threads: int = 1, budget: int = 2**30
+    ) -> None:
+        specs = input_specs(model.proto)
+        self.chunk = fit_batch(chunk, specs)
+        self.dataset, self.threads, self.model = dataset, threads, model
+        if len(dataset) == 0:
+            raise DataError(f"{dataset.name}: holds no sample to evaluate on")
+        self._anchors = self._affordable(choose_anchors(model), budget) if budget and len(specs) == 1 else {}
+        self._sessions: OrderedDict[str, Any] = OrderedDict()
+        self._cache: dict[int, dict[str, npt.NDArray[Any]]] = {}
+        self._reference: list[Logits] | None = None
+        self._float_score: Score | None = None
+
+    def _affordable(self, anchors: dict[str, tuple[int, ...]], budget: int) -> dict[str, tuple[int, ...]]:
+        """Drop the largest cuts until float activations of the whole dataset fit the budget."""
+        kept = dict(anchors)
+        while kept and 4 * len(self.dataset) * sum(math.prod(shape) for shape in kept.values()) > budget:
+            del kept[max(kept, key=lambda name: math.prod(kept[name]))]
+        return kept
+
+    def _chunks(self, start: int, stop: int) -> Iterator[_Chunk]:
+        first = start // self.chunk
+        for offset, batch in enumerate(self.dataset.batches(self.chunk, start, stop)):
+            yield _Chunk(first + offset, batch.inputs, batch.labels)
+
+    def _session(self, segment: Segment) -> Any:
+        held = self._sessions.get(segment.digest)
+        if held is None:
+            held = load_session(Model(segment.proto, self.model.name), threads=1)
+            self._sessions[segment.digest] = held
+            while len(self._sessions) > _SESSIONS:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(segment.digest)
+        return held
+
+    def _run_chunk(self, chunk: _Chunk, plan: Sequence[tuple[Segment, str, Any]]) -> Logits:
+        """Logits of one chunk; leaves this candidate's cut activations in the cache."""
+        held = self._cache.get(chunk.index, {})
+        begin = 0
+        value: npt.NDArray[Any] | None = None
+        for position in range(len(plan) - 1, -1, -1):
+            if plan[position][1] in held:
+                begin, value = position + 1, held[plan[position][1]]
+                break
+        kept = {key: held[key] for _, key, _ in plan[:begin] if key in held}
+        for segment, key, session in plan[begin:]:
+            feed = chunk.inputs if value is None else {segment.input: value}
+            value = session.run([segment.output], feed)[0]
+            if len(plan) > 1:
+                kept[key] = value
+        if len(plan) > 1:
+            self._cache[chunk.index] = kept
+        assert value is not None  # a plan has at least one segment
+        return logits_of([value])
+
+    def _plan(self, model: Model) -> list[tuple[Segment, str, Any]]:
+        """Segments with the keys of their outputs (chained digests) and their sessions."""
+        if len(model.proto.graph.output) != 1 or not self._anchors:
+            segments = split(model, {})
+        else:
+            segments = split(model, self._anchors)
+        plan, chain = [], ""
+        for segment in segments:
+            chain = hashlib.sha256((chain + segment.digest).encode()).hexdigest()
+            plan.append((segment, chain, self._session(segment)))
+        return plan
+
+    def logits(self, model: Model, start: int = 0, stop: int | None = None) -> Iterator[tuple[_Chunk, Logits]]:
+        """Logits chunk by chunk in sample order; `start` is a multiple of the chunk size."""
+        stop = len(self.dataset) if stop is None else min(stop, len(self.dataset))
+        plan = self._plan(model)
+        if self.threads <= 1:
+            for chunk in self._chunks(start, stop):
+                yield chunk, self._run_chunk(chunk, plan)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            pending: list[tuple[_Chunk, Any]] = []
+            for chunk in self._chunks(start, stop):
+                pending.append((chunk, pool.submit(self._run_chunk, chunk, plan)))
+                if len(pending) > self.threads:
+                    done, future = pending.pop(0)
+                    yield done, future.result()
+            for done, future in pending:
+                yield done, future.result()
+
+    def reference(self) -> Score:
+        """The float model's own score; its logits are kept for agreement, MSE and SQNR."""
+        if self._reference is None:
+            metrics, kept = Metrics(), []
+            for chunk, logits in self.logits(self.model):
+                metrics.update(logits, chunk.labels, logits)
+                kept.append(logits)
+            self._reference = kept
+            self._float_score = metrics.score()
+        assert self._float_score is not None
+        return self._float_score
+
+    def evaluate(
+        self,
+        model: Model,
+        *,
+        stages: Sequence[int] = (),
+        hopeless: Callable[[Score], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Score:
+        """Score of a candidate over all samples, or fewer when `hopeless` says so at one of `stages`."""
+        self.reference()
+        assert self._reference is not None
+        total, metrics, begin = len(self.dataset), Metrics(), 0
+        ends = [-(-stage // self.chunk) * self.chunk for stage in stages]
+        for end in sorted({min(end, total) for end in (*ends, total)}):
+            for chunk, logits in self.logits(model, begin, end):
+                metrics.update(logits, chunk.labels, self._reference[chunk.index])
+                if progress is not None:
+                    progress(metrics.samples)
+            begin = end
+            if end < total and hopeless is not None and hopeless(metrics.score()):
+                break
+        return metrics.score()
+
+
+def evaluate_file(model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1) -> Score:
+    """Score of a model as saved, run whole; against `reference` where one is given."""
+    specs = input_specs(model.proto)
+    size = fit_batch(chunk, specs)
+    session = load_session(model, threads=threads)
+    against = load_session(reference, threads=threads) if reference is not None else None
+    metrics = Metrics()
+    for batch in dataset.batches(size):
+        logits = logits_of(session.run(None, batch.inputs))
+        wanted = logits_of(against.run(None, batch.inputs)) if against is not None else None
+        metrics.update(logits, batch.labels, wanted)
+    return metrics.score()

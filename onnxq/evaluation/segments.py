@@ -1,0 +1,184 @@
+"""Cut a model into segments at tensors through which all data flows.
+
+Two candidates that agree on the first layers have byte-identical first segments, so that the
+activations at the cut, and the session of the segment, serve both: the content decides, no policy
+needs to be known. A cut stands where ONNX Runtime would not fuse across it: behind QuantizeLinear,
+or at a float tensor that is read by neither an activation nor a QuantizeLinear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from passes.model import Model, is_large
+
+__all__ = ["Segment", "choose_anchors", "split"]
+
+_FUSED_READERS = {"Relu", "Clip", "BatchNormalization", "Mul", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A model from one cut to the next.
+
+    input/output: names of the tensors at its ends. digest: SHA-256 of its bytes.
+    """
+
+    proto: onnx.ModelProto
+    input: str
+    output: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Cut:
+    position: int  # the cut lies behind this node
+    tensor: str
+    anchor: str  # the float tensor that it stands for
+    element: int
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that depend on no graph input."""
+    known = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        if all(name in known or not name for name in node.input) and not _has_subgraph(node):
+            known.update(node.output)
+    return known - {value.name for value in graph.input if value.name not in known}
+
+
+def _has_subgraph(node: onnx.NodeProto) -> bool:
+    return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
+
+
+def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
+    """Every legal cut in node order; empty for graphs with several inputs, outputs or with subgraphs."""
+    inputs = [value.name for value in graph.input if value.name not in {t.name for t in graph.initializer}]
+    if len(inputs) != 1 or len(graph.output) != 1 or any(_has_subgraph(node) for node in graph.node):
+        return []
+    constant = _constants(graph)
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    pending: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in constant:
+                readers.setdefault(name, []).append(node)
+                pending[name] = pending.get(name, 0) + 1
+    zero_points = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    live = set(inputs)
+    cuts: list[_Cut] = []
+    for position, node in enumerate(graph.node):
+        for name in node.input:
+            if name in pending:
+                pending[name] -= 1
+                if not pending[name]:
+                    live.discard(name)
+        live.update(name for name in node.output if name and pending.get(name) and name not in constant)
+        if len(live) != 1 or node.output[0] not in live:
+            continue
+        name = node.output[0]
+        if node.op_type == "QuantizeLinear":
+            cuts.append(_Cut(position, name, node.input[0], zero_points.get(node.input[2], onnx.TensorProto.UINT8)))
+        elif node.op_type != "DequantizeLinear" and not any(
+            reader.op_type in _FUSED_READERS or reader.op_type == "QuantizeLinear" for reader in readers[name]
+        ):
+            cuts.append(_Cut(position, name, name, onnx.TensorProto.FLOAT))
+    return cuts
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Float tensor -> shape behind the batch axis, where it is fully known."""
+    if is_large(model.proto):
+        return {}
+    proto = onnx.shape_inference.infer_shapes(model.proto)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in proto.graph.value_info:
+        tensor = value.type.tensor_type
+        if tensor.elem_type != onnx.TensorProto.FLOAT or not tensor.HasField("shape"):
+            continue
+        dims = tensor.shape.dim[1:]
+        if all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def choose_anchors(model: Model, most: int = 20) -> dict[str, tuple[int, ...]]:
+    """At most `most` cuts of a float model, spread over it, each the smallest tensor of its stretch.
+
+    Returns anchor -> shape behind the batch axis; empty where the graph has no cut.
+    """
+    shapes = _shapes(model)
+    cuts = [cut for cut in _cuts(model.proto.graph) if cut.anchor in shapes]
+    if not cuts:
+        return {}
+    nodes = len(model.proto.graph.node)
+    stretches: dict[int, _Cut] = {}
+    for cut in cuts:
+        stretch = cut.position * most // nodes
+        held = stretches.get(stretch)
+        if held is None or math.prod(shapes[cut.anchor]) <= math.prod(shapes[held.anchor]):
+            stretches[stretch] = cut
+    return {cut.anchor: shapes[cut.anchor] for cut in stretches.values()}
+
+
+def _extract(
+    model: Model, nodes: Sequence[onnx.NodeProto], start: onnx.ValueInfoProto, end: onnx.ValueInfoProto
+) -> onnx.ModelProto:
+    used = {name for node in nodes for name in node.input}
+    source = model.proto
+    graph = onnx.GraphProto(name="segment", node=nodes, input=[start], output=[end])
+    graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in used)
+    proto = onnx.ModelProto(ir_version=source.ir_version, graph=graph, opset_import=source.opset_import)
+    proto.functions.extend(source.functions)
+    return proto
+
+
+def split(model: Model, anchors: dict[str, tuple[int, ...]]) -> list[Segment]:
+    """The model's segments in order; the whole model as one segment where nothing can be cut."""
+    graph = model.proto.graph
+    found = {cut.anchor: cut for cut in _cuts(graph) if cut.anchor in anchors}
+    cuts = sorted(found.values(), key=lambda cut: cut.position)
+    constant = _constants(graph)
+    makers = {name: node for node in graph.node for name in node.output if name in constant}
+    fed = [value for value in graph.input if value.name not in {t.name for t in graph.initializer}]
+    segments: list[Segment] = []
+    start, begin = fed[0], 0
+    for cut in (*cuts, None):
+        stop = len(graph.node) if cut is None else cut.position + 1
+        own = [node for node in graph.node[begin:stop] if not set(node.output) <= constant]
+        nodes = [*_constant_nodes(own, makers), *own]
+        if cut is None:
+            end = graph.output[0]
+        else:
+            dims: list[str | int] = ["batch", *anchors[cut.anchor]]
+            end = onnx.helper.make_tensor_value_info(cut.tensor, cut.element, dims)
+        proto = _extract(model, nodes, start, end)
+        digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+        segments.append(Segment(proto, start.name, end.name, digest))
+        start, begin = end, stop
+    return segments
+
+
+def _constant_nodes(nodes: Sequence[onnx.NodeProto], makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The constant-only nodes (DequantizeLinear of weights ...) that `nodes` need, in topological order."""
+    ordered: list[onnx.NodeProto] = []
+    seen: set[int] = set()
+
+    def visit(name: str) -> None:
+        maker = makers.get(name)
+        if maker is None or id(maker) in seen:
+            return
+        seen.add(id(maker))
+        for needed in maker.input:
+            visit(needed)
+        ordered.append(maker)
+
+    for node in nodes:
+        for name in node.input:
+            visit(name)
+    return ordered

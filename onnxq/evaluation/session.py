@@ -1,0 +1,102 @@
+"""ONNX Runtime sessions: the one door through which everything in onnxq runs a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from passes.errors import InvalidModelError, UnsupportedModelError
+from passes.model import Model, is_large, load, on_disk, serialize
+
+__all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
+
+_STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc", "ai.onnx.preview.training"}
+
+
+def refuse_unknown_ops(model: Model) -> None:
+    """Raise UnsupportedModelError for the first op that neither ONNX Runtime nor the file itself defines."""
+    known = {(function.domain, function.name) for function in model.proto.functions}
+
+    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            unknown = node.domain not in _STANDARD_DOMAINS
+            if not unknown and node.domain in ("", "ai.onnx"):
+                unknown = not onnx.defs.has(node.op_type) and (node.domain, node.op_type) not in known
+            if unknown and (node.domain, node.op_type) not in known:
+                label = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+                raise UnsupportedModelError(
+                    f"{model.name}: node '{node.name or node.output[0]}' uses the op {label}, which neither ONNX "
+                    "Runtime nor the file defines; replace it, or export its body as an ONNX function"
+                )
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    walk(attribute.g.node)
+
+    walk(model.proto.graph.node)
+
+
+def float_weights_only(model: Model) -> bool:
+    """Whether weights are quantized and no activation is: then every DequantizeLinear can be folded."""
+    ops = {node.op_type for node in model.proto.graph.node}
+    return "DequantizeLinear" in ops and not ops & {"QuantizeLinear", "DynamicQuantizeLinear"}
+
+
+def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptions:
+    """Options of a session; `threads` None leaves the number to ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if fold_weights:
+        # Otherwise ONNX Runtime keeps every DequantizeLinear of a constant and runs it each time.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def load_session(model: Model | str | Path, *, threads: int | None = None, optimized: Path | None = None) -> Any:
+    """An ONNX Runtime CPU session of a model or file.
+
+    Weights that are quantized alone are folded to float at load time, so that they cost nothing at run
+    time. optimized: where to write ONNX Runtime's own optimised graph.
+    Raises UnsupportedModelError for unknown ops, InvalidModelError when ONNX Runtime refuses the model.
+    """
+    held = model if isinstance(model, Model) else load(model)
+    refuse_unknown_ops(held)
+    options = session_options(threads, float_weights_only(held))
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    providers = ["CPUExecutionProvider"]
+    try:
+        if is_large(held.proto):
+            with on_disk(held) as path:
+                return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(serialize(held), options, providers=providers)
+    except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
+        raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        if type(error).__module__.startswith("onnxruntime"):
+            raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:300]
+
+
+def surviving_qdq(model: Model, folder: Path) -> dict[str, int]:
+    """Counts of QuantizeLinear and DequantizeLinear left in ONNX Runtime's optimised graph."""
+    target = folder / "optimized.onnx"
+    load_session(model, threads=1, optimized=target)
+    proto = onnx.load(target, load_external_data=False)
+    counts = {"QuantizeLinear": 0, "DequantizeLinear": 0}
+    for node in proto.graph.node:
+        if node.op_type in counts:
+            counts[node.op_type] += 1
+    return counts
