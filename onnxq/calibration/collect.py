@@ -84,7 +84,7 @@ def collect(
 
 @dataclass
 class _Batching:
-    """The size of the next batch: 1 until the bytes of a sample are known, then what the budget allows."""
+    """The next batch size: 1 until the bytes of a sample are known, then what the budget allows."""
 
     largest: int
     budget: int
@@ -108,14 +108,14 @@ def _batching(proto: onnx.ModelProto, dataset: Dataset, batch_size: int, budget:
     fixed = any(fit_batch(size, specs) != size for size in (1, 2))
     if fixed and len(dataset) % largest:
         raise DataError(
-            f"{dataset.name}: {len(dataset)} samples do not fill batches of {largest}, which the model fixes; "
-            f"limit them to a multiple of {largest} or export with a dynamic batch."
+            f"{dataset.name}: {len(dataset)} samples do not fill the model's batches of {largest}; "
+            f"limit them to a multiple or export with a dynamic batch."
         )
     return _Batching(largest, budget, fixed, has_batch_axis(specs), largest if fixed else 1)
 
 
 def _place(proto: onnx.ModelProto, statistics: Mapping[str, TensorStatistics]) -> tuple[list[str], list[str]]:
-    """The tensors to fetch and those that are fed; an initializer's statistics are taken now."""
+    """The tensors to fetch and the fed ones; those of initializers are counted now."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     inputs = {value.name for value in proto.graph.input} - set(constants)
     computed = {name for node in proto.graph.node for name in node.output if name}

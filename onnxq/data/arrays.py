@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis, sole_input
 from onnxq.data.preprocess import Preprocess
+from onnxq.data.scratch import Scratch
 from passes.errors import DataError
 
 __all__ = ["LABEL_NAMES", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
@@ -113,12 +113,12 @@ def open_npy(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | N
 
 def open_npz(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ArraySource:
     """Unpacked to a temporary folder: the rows of an array inside a zip cannot be reached one by one."""
-    folder = tempfile.TemporaryDirectory(prefix="onnxq-npz-", ignore_cleanup_errors=True)
+    folder = Scratch("onnxq-npz-")
     rows: dict[str, Rows] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for number, member in enumerate(archive.namelist()):
-                target = Path(folder.name) / f"{number}.npy"
+                target = folder.path / f"{number}.npy"
                 with archive.open(member) as packed, target.open("wb") as plain:
                     shutil.copyfileobj(packed, plain)
                 key = member.removesuffix(".npy")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from onnxq.data.dataset import Dataset
 from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec, sole_input
 from onnxq.data.preprocess import Preprocess
+from onnxq.data.scratch import Scratch
 from passes.errors import DataError
 
 __all__ = ["open_callable"]
@@ -71,10 +71,10 @@ def _loader(items: Any, index: int, spec: str, inputs: Sequence[InputSpec]) -> C
 def _spool(
     spec: str, items: Iterable[Any], inputs: Sequence[InputSpec], preprocess: Preprocess | None
 ) -> FeedSource:
-    folder = tempfile.TemporaryDirectory(prefix="onnxq-callable-", ignore_cleanup_errors=True)
+    folder = Scratch("onnxq-callable-")
     feeds: list[tuple[str, Callable[[], RawFeed]]] = []
     for number, item in enumerate(items):
-        path = Path(folder.name) / f"{number}.npz"
+        path = folder.path / f"{number}.npz"
         with path.open("wb") as file:
             np.savez(file, allow_pickle=False, **_feed(item, f"{spec}[{number}]", inputs))
         feeds.append((f"{spec}[{number}]", _reader(path)))
