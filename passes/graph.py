@@ -120,6 +120,18 @@ def _name_nodes(graph: gs.Graph, prefix: str, given: set[str], seen: set[str]) -
                 _name_nodes(value, f"{name}/{key}/", given, seen)
 
 
+def _own_attribute_tensors(graph: gs.Graph) -> None:
+    """Give tensor attributes protos of their own: the export writes names into them."""
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                _own_attribute_tensors(value)
+            elif isinstance(value, gs.Constant) and isinstance(value._values, LazyValues):
+                own = onnx.TensorProto()
+                own.CopyFrom(value._values.tensor)
+                value._values = LazyValues(own)
+
+
 def import_graph(model: Model) -> gs.Graph:
     """An editable graph of the model, every node named.
 
@@ -133,6 +145,7 @@ def import_graph(model: Model) -> gs.Graph:
     # gs shares the proto's opset list; an edit must not write through to the original model.
     graph.import_domains = [onnx.helper.make_opsetid(o.domain, o.version) for o in model.proto.opset_import]
     _name_nodes(graph, "", _all_names(graph), set())
+    _own_attribute_tensors(graph)
     graph.__dict__["_onnxq_source"] = model
     return graph
 
