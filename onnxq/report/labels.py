@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
@@ -17,6 +18,7 @@ _OFFSETS_PT = [
 
 
 def place_labels(
+    figure: Figure,
     axes: Axes,
     labels: Sequence[tuple[float, float, str, str]],
     obstacles: Sequence[tuple[float, float]],
@@ -29,8 +31,6 @@ def place_labels(
     Args:
         obstacles: points in data coordinates that must stay visible.
     """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
     figure.draw_without_rendering()
     frame = axes.get_window_extent()
     points = [tuple(axes.transData.transform(point)) for point in obstacles]

@@ -49,7 +49,7 @@ def pareto_figure(report: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("size of the file (MB)")
     axes.set_ylabel(view.label)
     axes.set_title(
-        f"{report['model']}: {len(view.front)} of {len(view.candidates)} candidates on the front of "
+        f"{report['model']}: {len(view.front)} of {len(view.candidates)} measured candidates on the front of "
         f"{', '.join(report['objectives'])}",
         loc="left",
         fontsize=13,
@@ -58,7 +58,7 @@ def pareto_figure(report: Mapping[str, Any]) -> Figure:
     if not view.candidates:
         say_empty(axes, _NOTHING_YET)
     add_legend(figure, axes, handles=[mode_handle(mode) for mode, _ in view.by_mode(view.candidates)])
-    _annotate_picks(axes, view, stars)
+    _annotate_picks(figure, axes, view, stars)
     return figure
 
 
@@ -153,7 +153,7 @@ def _draw_front(axes: Axes, view: View) -> None:
 
 
 def _draw_float(axes: Axes, view: View) -> list[tuple[float, float]]:
-    value = view.value(view.baseline) if view.baseline else None
+    value = view.value(view.baseline) if view.baseline and view.candidates else None
     if view.baseline is None or value is None or not math.isfinite(value):
         return []
     if axes.get_yscale() == "log" and value <= 0:
@@ -163,7 +163,7 @@ def _draw_float(axes: Axes, view: View) -> list[tuple[float, float]]:
     return [spot]
 
 
-def _annotate_picks(axes: Axes, view: View, more: Sequence[tuple[float, float]]) -> None:
+def _annotate_picks(figure: Figure, axes: Axes, view: View, more: Sequence[tuple[float, float]]) -> None:
     titles: dict[str, list[str]] = {}
     for pick in view.report["picks"]:
         titles.setdefault(pick["candidate"], []).append(pick["name"])
@@ -178,7 +178,7 @@ def _annotate_picks(axes: Axes, view: View, more: Sequence[tuple[float, float]])
     for candidate in view.front:
         (x, y), spread = view.at(candidate), view.spread(candidate)
         obstacles += [(x, y + part * spread) for part in (-1.0, -0.5, 0.5, 1.0)]
-    place_labels(axes, labels, obstacles)
+    place_labels(figure, axes, labels, obstacles)
 
 
 def _objective_panel(axes: Axes, view: View, read: Callable[[Candidate], float | None], floor: float) -> None:

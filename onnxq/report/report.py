@@ -22,9 +22,12 @@ import jinja2
 from onnxq.files import atomic_write, atomic_write_json, make_folder
 from onnxq.report.contents import REPORT_SCHEMA
 from onnxq.search.objectives import METRICS, format_metric
-from passes.errors import ModelFileError, UserError
+from passes.errors import UserError
 
 __all__ = ["ReportWriter", "data_uri", "load_report", "page", "render_html", "write_report"]
+
+_WAIT_PER_COST = 19.0
+"""Seconds to wait for each second that drawing took: figures cost at most a twentieth of a run."""
 
 _JSON_NAME = "report.json"
 _HTML_NAME = "report.html"
@@ -39,6 +42,8 @@ _CAPTIONS = {
 
 class ReportWriter:
     """Keeps the report of one run current.
+
+    Figures of an earlier writer on the same folder are not embedded: they may belong to another run.
 
     Args:
         folder: the run folder.
@@ -56,7 +61,7 @@ class ReportWriter:
         self.folder = Path(folder)
         self._every = plot_every_s
         self._clock = clock
-        self._drawn_at = -math.inf
+        self._next_drawing = -math.inf
         self._figures: dict[str, bytes] = {}
 
     def write(self, report: Mapping[str, Any], *, final: bool = False) -> None:
@@ -67,7 +72,7 @@ class ReportWriter:
         """
         make_folder(self.folder)
         atomic_write_json(self.folder / _JSON_NAME, report)
-        if final or self._clock() - self._drawn_at >= self._every:
+        if final or self._clock() >= self._next_drawing:
             self._draw(report)
         atomic_write(self.folder / _HTML_NAME, render_html(report, str(self.folder), self._figures))
 
@@ -75,10 +80,13 @@ class ReportWriter:
         # Imported late: matplotlib takes a second, which `onnxq --help` need not wait for.
         from onnxq.report.plots import FIGURES, png
 
+        start = self._clock()
         for name, draw in FIGURES.items():
             self._figures[name] = png(draw(report))
             atomic_write(self.folder / name, self._figures[name])
-        self._drawn_at = self._clock()
+        # On a slow machine figures may cost seconds; the search keeps most of its time.
+        done = self._clock()
+        self._next_drawing = done + max(self._every, _WAIT_PER_COST * (done - start))
 
 
 def write_report(run_folder: str | PathLike[str], report: Mapping[str, Any], *, plots: bool = True) -> None:
@@ -92,7 +100,7 @@ def write_report(run_folder: str | PathLike[str], report: Mapping[str, Any], *, 
     """
     writer = ReportWriter(run_folder)
     if not plots:
-        writer._drawn_at = math.inf
+        writer._next_drawing = math.inf
         writer._figures = _stored_figures(writer.folder)
     writer.write(report, final=plots)
 
@@ -109,7 +117,7 @@ def load_report(folder: str | PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}") from None
     except OSError as error:
-        raise ModelFileError(path, f"cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path}: is not a report: {error}") from error
     if not isinstance(report, dict) or report.get("schema") != REPORT_SCHEMA:
@@ -133,7 +141,7 @@ def render_html(report: Mapping[str, Any], run: str, figures: Mapping[str, bytes
         ],
         picked=picked,
         front=set(report["front"]),
-        columns=[report["metric"], *others],
+        others=others,
         figures=[
             (name, _CAPTIONS[name], data_uri(figures[name])) for name in _FIGURE_NAMES if name in figures
         ],

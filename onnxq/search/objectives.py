@@ -91,6 +91,8 @@ def format_metric(metric: str, value: float | None, *, digits: int = 1) -> str:
         return "n/a"
     if metric in METRICS and METRICS[metric].percent:
         return f"{100 * value:.{digits}f} %"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     return f"{value:.{digits}f} dB" if metric == "sqnr" else f"{value:.3g}"
 
 

@@ -1,0 +1,66 @@
+"""Strategy `ranking`: TuneQn's selective quantization.
+
+Layers are ranked by their combined error, largest first; each step moves one more layer, in that
+order, from the present scheme to the next one of the ladder. With the ladder (int8, float) that is
+TuneQn: from fully quantized to float, one more layer excluded per step. A longer ladder, (int4, int8,
+float), walks down to int8 first and on to float then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from onnxq.search.layer_errors import LayerErrors
+from passes.policy import LayerPolicy, Policy
+
+__all__ = ["Proposal", "coarse_to_fine", "rank", "ranking_proposals"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy to measure. changed: layers moved up the ladder so far, in order."""
+
+    name: str
+    strategy: str
+    step: int
+    mode: str
+    policy: Policy
+    changed: tuple[str, ...]
+
+
+def rank(errors: Sequence[LayerErrors]) -> list[str]:
+    """Layer names, worst combined error first; ties in graph order."""
+    order = sorted(range(len(errors)), key=lambda index: (-errors[index].score, index))
+    return [errors[index].layer for index in order]
+
+
+def ranking_proposals(mode: str, ladder: Sequence[LayerPolicy], order: Sequence[str]) -> list[Proposal]:
+    """Every step of one mode. ladder: schemes from cheapest to float; order: layers, worst first.
+
+    The last step, everything float, is left out: it is the float model itself.
+    """
+    policy = Policy(dict.fromkeys(order, ladder[0]))
+    proposals = [Proposal(f"{mode}-000", "ranking", 0, mode, policy, ())]
+    for target in ladder[1:]:
+        for moved, name in enumerate(order, start=1):
+            policy = policy.set([name], target)
+            step = len(proposals)
+            proposals.append(Proposal(f"{mode}-{step:03d}", "ranking", step, mode, policy, tuple(order[:moved])))
+    if ladder[-1].is_float and len(ladder) > 1:
+        proposals.pop()
+    return proposals
+
+
+def coarse_to_fine(proposals: Sequence[Proposal]) -> Iterator[Proposal]:
+    """The same proposals, ends first, then middles: any prefix is spread over the whole range."""
+    seen: set[int] = set()
+    last = len(proposals) - 1
+    stride = 1
+    while stride <= max(last, 1) * 2:
+        for index in range(stride + 1):
+            position = round(index * last / stride)
+            if position not in seen:
+                seen.add(position)
+                yield proposals[position]
+        stride *= 2
