@@ -1,7 +1,8 @@
 """What is known about tensors before a model runs: dtypes, shapes, and partly known small integer tensors.
 
 Types come from onnx shape inference with data propagation. A dimension is an int where known, a str where
-it is a symbol of the graph's inputs (a dynamic batch, so it stays dynamic), None where unknown.
+it is a symbol (a dynamic batch, so it stays dynamic), None where unknown. Equal symbols are equal sizes.
+onnx forgets the batch's symbol at every Conv and pooling; it is carried through those here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,47 @@ from passes.graph import source_model
 __all__ = ["Dim", "TensorType", "Types", "infer_model", "infer_types", "input_symbols"]
 
 Dim = int | str | None
+
+# The first dimension of the result is that of the first input.
+_KEEP_BATCH = frozenset(
+    {
+        "AveragePool",
+        "Conv",
+        "ConvTranspose",
+        "DepthToSpace",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "MaxPool",
+        "SpaceToDepth",
+    }
+)
+# The result has the shape of the first input.
+_KEEP_SHAPE = frozenset(
+    {
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LeakyRelu",
+        "Mish",
+        "Neg",
+        "Relu",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Sqrt",
+        "Tanh",
+    }
+)
+_ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
 
 # Shape inference needs the values of shape tensors and scalars, never those of weights.
 _KEPT_ELEMENTS = 1024
@@ -140,6 +182,46 @@ def _pairs(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph, 
                 yield from _pairs(nested, attribute.g)
 
 
+def _joined(a: Dim, b: Dim) -> Dim:
+    """The dimension of a broadcast of two, where it is sure."""
+    if a == b or b == 1:
+        return a
+    return b if a == 1 else None
+
+
+def _carried(node: gs.Node, types: Types) -> tuple[Dim, ...] | None:
+    """What the inputs tell of the dimensions of the result."""
+    shape = types.shape(node.inputs[0]) if node.inputs else None
+    if shape is None:
+        return None
+    if node.op in _KEEP_SHAPE:
+        return shape
+    if node.op in _KEEP_BATCH or (node.op == "Flatten" and node.attrs.get("axis", 1) == 1):
+        return shape[:1]
+    if node.op in _ELEMENTWISE:
+        other = types.shape(node.inputs[1])
+        if other is None:
+            return None
+        rank = max(len(shape), len(other))
+        padded: list[tuple[Dim, ...]] = [(1,) * (rank - len(s)) + s for s in (shape, other)]
+        return tuple(_joined(a, b) for a, b in zip(*padded, strict=True))
+    return None
+
+
+def _carry_symbols(graph: gs.Graph, types: Types) -> None:
+    for node in graph.nodes:
+        if node.domain not in (None, "", "ai.onnx") or not node.outputs:
+            continue
+        kind, known = types.of(node.outputs[0]), _carried(node, types)
+        if kind is None or kind.shape is None or known is None or isinstance(node.outputs[0], gs.Constant):
+            continue
+        filled: list[Dim] = list(kind.shape)
+        for index, dim in enumerate(known[: len(filled)]):
+            if not isinstance(filled[index], int) and dim is not None:
+                filled[index] = dim
+        types.add(node.outputs[0], TensorType(kind.dtype, tuple(filled)))
+
+
 def infer_types(graph: gs.Graph) -> Types:
     """Types of a graph's tensors. Call it right after the import, before anything is edited."""
     inferred, note = infer_model(source_model(graph).proto)
@@ -150,4 +232,5 @@ def infer_types(graph: gs.Graph) -> Types:
             kind, tensor = _type_of(value), tensors.get(value.name)
             if kind is not None and tensor is not None:
                 types.add(tensor, kind)
+        _carry_symbols(current, types)
     return types

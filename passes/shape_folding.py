@@ -168,8 +168,9 @@ def _reshape_target(node: gs.Node, known: _Followed) -> list[int] | None:
         return None
     target: list[int] = []
     for index, dim in enumerate(out):
-        if dim is None and partial is not None and len(partial) == len(out):
-            dim = partial[index] if isinstance(partial[index], str) or (partial[index] or 0) > 0 else None
+        if not isinstance(dim, int) and partial is not None and len(partial) == len(out):
+            told = partial[index]
+            dim = told if isinstance(told, str) or (isinstance(told, int) and told > 0) else dim
         if isinstance(dim, int):
             target.append(dim)
         elif isinstance(dim, str) and source is not None and index < len(source) and source[index] == dim:
