@@ -74,7 +74,7 @@ class StatisticsCache:
             return None
         names = sorted(set(tensors))
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 spans, numbers = archive["spans"], archive["numbers"]
             rows = zip(names, spans, numbers, strict=True)
             stored = {name: TensorStatistics.from_arrays(name, span, row) for name, span, row in rows}

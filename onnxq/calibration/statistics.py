@@ -59,9 +59,11 @@ class TensorStatistics:
                 "check the model and the preprocessing."
             )
         self._grow(min(self.min, low), max(self.max, high))
-        scale = flat.dtype.type(math.ldexp(1.0, -self.exponent))
+        # Scaled down, a tiny negative float32 would become -0 and change its bin; scaled up, all is exact.
+        dtype = np.float64 if self.exponent > 0 else flat.dtype
+        scale = np.dtype(dtype).type(math.ldexp(1.0, -self.exponent))
         for start in range(0, flat.size, _CHUNK):
-            bins = np.floor(flat[start : start + _CHUNK] * scale).astype(np.intp)
+            bins = np.floor(flat[start : start + _CHUNK].astype(dtype, copy=False) * scale).astype(np.intp)
             bins -= self.first
             self.counts += np.bincount(bins, minlength=BINS)
         self.count += flat.size

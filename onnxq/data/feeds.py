@@ -116,7 +116,7 @@ def open_npz_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Prepr
 def _loader(path: Path) -> Callable[[], RawFeed]:
     def load() -> RawFeed:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as .npz ({error}); save it with numpy.savez.") from error
