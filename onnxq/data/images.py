@@ -88,7 +88,7 @@ def open_image_folder(
     text = folder / LABEL_FILE
     labels: Labels | None
     if text.is_file():
-        content = text.read_text(encoding="utf-8", errors="replace")
+        content = text.read_text(encoding="utf-8-sig", errors="replace")
         files, labels = _parse_labels(content, str(text), lambda name: (folder / name).is_file())
     else:
         files, labels = _classify(_list(folder), str(folder), _subfolders(folder))
@@ -111,7 +111,7 @@ def open_image_zip(path: Path, inputs: Sequence[InputSpec], preprocess: Preproce
     names = {name.removeprefix(prefix) for name in members}
     labels: Labels | None
     if LABEL_FILE in names:
-        content = archive.read(prefix + LABEL_FILE).decode("utf-8", errors="replace")
+        content = archive.read(prefix + LABEL_FILE).decode("utf-8-sig", errors="replace")
         files, labels = _parse_labels(content, f"{path}/{LABEL_FILE}", names.__contains__)
     else:
         images = sorted(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
