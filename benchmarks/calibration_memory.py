@@ -1,7 +1,7 @@
 """Peak memory of calibration against the number of samples: onnxq's one pass and onnxruntime's calibrators.
 
-Every row is a fresh process, whose peak RSS (resource.getrusage, MiB) and wall time are printed as a Markdown
-table. Images are repeated cyclically where more are asked for than there are. Both tools watch the same tensors:
+Every row is a fresh process; its peak RSS (resource.getrusage, MiB) and wall time make a Markdown
+table. Images are repeated cyclically where there are fewer than asked for. Both tools watch the same tensors:
 what feeds and leaves every Conv, Gemm and MatMul. Run from the repository root:
 
     python benchmarks/calibration_memory.py            # all rows; onnxruntime's take many GB and minutes
