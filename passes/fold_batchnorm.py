@@ -1,0 +1,269 @@
+"""`fold_batchnorm`: BatchNormalization, at run time y = a*x + b per channel, goes into its neighbours.
+
+    a = scale / sqrt(var + epsilon),  b = shift - mean * a,  all [C], channels are axis 1 of x
+
+Tried in this order (the maths of merging, and what it refuses, is in passes/affine.py):
+ 1. into the Conv, ConvTranspose, Gemm or MatMul that makes x;
+ 2. into every Conv, Gemm or MatMul that reads y;
+ 3. standalone=depthwise: the BatchNormalization becomes a depthwise 1x1 Conv with weight a and bias b.
+
+Legality:
+ 1. It is in inference mode: no training_mode, no further outputs, spatial = 1; its parameters are constant.
+ 2. var + epsilon > 0 in every channel, and a and b are finite.
+ 3. Merging into the maker of x: nothing else reads x, and x is no output of the graph.
+ 4. Merging into the readers of y: y is no output, all its readers can take it, each through its data
+    input only, and they stand in the same graph.
+ 5. Depthwise: x is float32 of known rank 3 to 5 (other types have no Conv kernel in every runtime).
+ 6. Below IR 4 nested graphs are left alone: their initializers would have to be inputs.
+
+fold_affine=true merges, by rule 3, Mul, Add, Sub and Div by constants that are exactly per channel (or
+scalar) as well. It is off because `smooth` inserts such a Mul on purpose.
+
+Weights are copied, never changed in place: others may share them. What is refused is noted with its node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from passes.affine import WEIGHTED, Affine, merge_before, merge_behind
+from passes.base import Context, GraphPass, Note, register
+from passes.errors import GraphError
+from passes.graph import add_constant, consumers, is_constant, subgraphs, values
+from passes.inference import Types, infer_types
+from passes.model import Model
+from passes.simplify import OLDEST_OPSET
+
+__all__ = ["FoldBatchNorm"]
+
+_STANDARD = (None, "", "ai.onnx")
+_AFFINE_OPS = ("Mul", "Add", "Sub", "Div")
+
+
+def _batchnorm_map(node: gs.Node) -> Affine | str:
+    """The affine map of a BatchNormalization, or why it is none (rules 1 and 2)."""
+    if node.attrs.get("training_mode", 0):
+        return "it is in training mode"
+    if any(not tensor.is_empty() for tensor in node.outputs[1:]):
+        return "it makes running statistics, so it is in training mode"
+    if node.attrs.get("spatial", 1) != 1:
+        return "it normalizes each position on its own (spatial=0)"
+    if not all(is_constant(tensor) for tensor in node.inputs[1:5]):
+        return "its parameters are not constant"
+    scale, shift, mean, var = (values(tensor).astype(np.float64) for tensor in node.inputs[1:5])
+    # The attribute is float32; in float64 its exact value is meant.
+    variance = var + float(np.float32(node.attrs.get("epsilon", 1e-5)))
+    bad = np.flatnonzero(~(variance > 0))
+    if bad.size:
+        return f"variance + epsilon is {variance[bad[0]]:g} in channel {bad[0]}, so its result is not finite"
+    a = scale / np.sqrt(variance)
+    b = shift - mean * a
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return "its parameters are not finite"
+    return Affine(a, b)
+
+
+def _constant_map(node: gs.Node, types: Types) -> tuple[Any, Affine] | None:
+    """Data input and map of a Mul, Add, Sub or Div by a per-channel constant; None when it is none."""
+    for index in (1, 0) if node.op in ("Mul", "Add") else (1,):
+        factor, data = node.inputs[index], node.inputs[1 - index]
+        rank = types.rank(data)
+        maker = data.inputs[0] if len(data.inputs) == 1 else None
+        if not is_constant(factor) or maker is None or maker.op not in WEIGHTED or rank is None or rank < 2:
+            continue
+        array = values(factor).astype(np.float64)
+        shape = (1,) * (rank - array.ndim) + array.shape
+        channels = types.shape(data)[1]  # type: ignore[index]
+        if len(shape) != rank or not isinstance(channels, int):
+            continue
+        if any(dim != 1 for axis, dim in enumerate(shape) if axis != 1) or shape[1] not in (1, channels):
+            continue
+        vector = np.broadcast_to(array.reshape(-1), channels)
+        ones, zeros = np.ones(channels), np.zeros(channels)
+        if node.op == "Div" and not vector.all():
+            continue
+        if node.op in ("Mul", "Div"):
+            return data, Affine(vector if node.op == "Mul" else 1.0 / vector, zeros)
+        return data, Affine(ones, vector if node.op == "Add" else -vector)
+    return None
+
+
+@dataclass
+class _Folder:
+    """Folding inside one graph (the top one, or a nested one)."""
+
+    top: gs.Graph
+    graph: gs.Graph
+    types: Types
+    context: Context
+
+    def __post_init__(self) -> None:
+        self.own = {id(node) for node in self.graph.nodes}
+        self.outputs = {id(tensor) for tensor in self.graph.outputs}
+
+    def _constant(self, hint: str, array: npt.NDArray[Any]) -> gs.Constant:
+        return add_constant(self.top, hint, array)
+
+    def behind(self, node: gs.Node, data: Any, affine: Affine) -> str | None:
+        """Merge `node` into the maker of its data; None when done, else the reason."""
+        maker = data.inputs[0] if len(data.inputs) == 1 else None
+        if maker is None or id(maker) not in self.own:
+            return "nothing in this graph makes its input"
+        if maker.op not in WEIGHTED or maker.domain not in _STANDARD:
+            return f"its input comes from {maker.op} '{maker.name}'"
+        if id(data) in self.outputs:
+            return f"the result of '{maker.name}' is an output of the graph"
+        if len(data.outputs) != 1:
+            others = [reader.name for reader in consumers(data) if reader is not node]
+            return f"the result of '{maker.name}' is also read by '{(others or [node.name])[0]}'"
+        merged = merge_behind(maker, affine, self.types)
+        if isinstance(merged, str):
+            return f"'{maker.name}' ({maker.op}): {merged}"
+        merged.apply(maker, self._constant)
+        target = node.outputs[0]
+        self._remove(node)
+        maker.outputs[0] = target
+        return None
+
+    def before(self, node: gs.Node, affine: Affine) -> str | None:
+        """Merge `node` into all that read it; None when done, else the reason."""
+        target, source = node.outputs[0], node.inputs[0]
+        readers = consumers(target)
+        if id(target) in self.outputs:
+            return "its result is an output of the graph"
+        if not readers:
+            return "nothing reads it"
+        merged = []
+        for reader in readers:
+            if id(reader) not in self.own or reader.op not in WEIGHTED or reader.domain not in _STANDARD:
+                return f"it is read by {reader.op} '{reader.name}'"
+            if reader.inputs[0] is not target or any(tensor is target for tensor in reader.inputs[1:]):
+                return f"'{reader.name}' reads it as a weight"
+            found = merge_before(reader, affine, self.types)
+            if isinstance(found, str):
+                return f"'{reader.name}' ({reader.op}): {found}"
+            merged.append(found)
+        for reader, found in zip(readers, merged, strict=True):
+            found.apply(reader, self._constant)
+            reader.inputs[0] = source
+        self._remove(node)
+        return None
+
+    def depthwise(self, node: gs.Node, affine: Affine) -> str | None:
+        """Turn `node` into a depthwise 1x1 Conv; None when done, else the reason."""
+        kind = self.types.of(node.inputs[0])
+        rank = None if kind is None or kind.shape is None else len(kind.shape)
+        if kind is None or rank is None:
+            return "the rank of its input is unknown"
+        if rank not in (3, 4, 5) or kind.dtype != onnx.TensorProto.FLOAT:
+            return "a depthwise Conv needs float32 of rank 3 to 5"
+        channels, ones = len(affine.scale), [1] * (rank - 2)
+        weight = affine.scale.reshape(channels, 1, *ones).astype(np.float32)
+        bias = affine.shift.astype(np.float32)
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            return "its parameters are not finite in float32"
+        data = node.inputs[0]
+        node.inputs.clear()
+        node.inputs.extend(
+            [data, self._constant(f"{node.name}_weight", weight), self._constant(f"{node.name}_bias", bias)]
+        )
+        node.op = "Conv"
+        node.attrs.clear()
+        node.attrs.update({"group": channels, "kernel_shape": ones})
+        return None
+
+    def _remove(self, node: gs.Node) -> None:
+        node.outputs.clear()
+        node.inputs.clear()
+        self.graph.nodes = [item for item in self.graph.nodes if item is not node]
+
+
+@register
+@dataclass(frozen=True)
+class FoldBatchNorm(GraphPass):
+    """Fold BatchNormalization into its neighbours.
+
+    standalone: what becomes of one with no neighbour to take it. fold_affine: fold per-channel
+    constants behind a weighted node too.
+    """
+
+    standalone: Literal["depthwise", "keep"] = "depthwise"
+    fold_affine: bool = False
+    name: ClassVar[str] = "fold_batchnorm"
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        if model.opset() < OLDEST_OPSET:
+            raise GraphError(f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; left untouched")
+        modified, applied = False, list[Note]()
+        while True:
+            # Folding one may make another foldable; refusals count once, when nothing moves any more.
+            own = replace(context, notes=[])
+            model, changed = super().transform(model, own)
+            applied.extend(note for note in own.notes if note.kind == "applied")
+            if not changed:
+                context.notes.extend(applied)
+                context.notes.extend(note for note in own.notes if note.kind != "applied")
+                return model, modified
+            modified = True
+
+    def run(self, graph: gs.Graph, context: Context) -> bool:
+        types = infer_types(graph)
+        first = replace(context, notes=[])
+        if self._sweep(graph, types, first, settle=False):
+            context.notes.extend(first.notes)
+            return True
+        # What stands alone is settled last: folding others might have given it a neighbour.
+        return self._sweep(graph, types, context, settle=True)
+
+    def _sweep(self, graph: gs.Graph, types: Types, context: Context, settle: bool) -> bool:
+        changed = False
+        for current, path in list(subgraphs(graph)):
+            if path and (graph.ir_version or 4) < 4:
+                continue
+            folder = _Folder(graph, current, types, context)
+            for node in list(current.nodes):
+                if node.domain in _STANDARD and node.op == "BatchNormalization":
+                    changed |= self._fold(folder, node, settle)
+                elif node.domain in _STANDARD and node.op in _AFFINE_OPS and self.fold_affine:
+                    changed |= self._fold_constant(folder, node)
+        return changed
+
+    def _fold(self, folder: _Folder, node: gs.Node, settle: bool) -> bool:
+        name, context = node.name, folder.context
+        affine = _batchnorm_map(node)
+        if isinstance(affine, str):
+            context.note("refused", name, affine)
+            return False
+        behind = folder.behind(node, node.inputs[0], affine)
+        if behind is None:
+            context.note("applied", name, "folded into the node before it")
+            return True
+        before = folder.before(node, affine)
+        if before is None:
+            context.note("applied", name, "folded into the nodes that read it")
+            return True
+        reason = f"not folded backwards: {behind}; nor forwards: {before}"
+        if self.standalone == "depthwise" and settle:
+            alone = folder.depthwise(node, affine)
+            if alone is None:
+                context.note("applied", name, f"made a depthwise Conv; {reason}")
+                return True
+            reason = f"{reason}; nor made a depthwise Conv: {alone}"
+        context.note("refused", name, reason)
+        return False
+
+    def _fold_constant(self, folder: _Folder, node: gs.Node) -> bool:
+        found = _constant_map(node, folder.types)
+        if found is None:
+            return False
+        name, op = node.name, node.op
+        reason = folder.behind(node, *found)
+        kind = "applied" if reason is None else "refused"
+        folder.context.note(kind, name, reason or f"{op} folded into the node before it")
+        return reason is None
