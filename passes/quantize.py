@@ -36,7 +36,7 @@ from passes.select import select
 from passes.weights import encode_weight, required_opset, write_weight
 from runtime_ops import IntegerFormat, affine_parameters
 
-__all__ = ["Quantize", "activation_scheme", "weight_scheme"]
+__all__ = ["Quantize", "activation_scheme", "required_policy_opset", "weight_scheme"]
 
 # Codes of an int32 bias stay below this, so that the accumulator has room for the products.
 _BIAS_LIMIT = np.float64(2**30)
@@ -131,7 +131,7 @@ class Quantize(Pass):
         if not policy.quantized:
             context.note("skipped", "", "every layer is float in the policy")
             return model, False
-        model = upgrade(model, _opset_for(policy), "the policy", context)
+        model = upgrade(model, required_policy_opset(policy), "the policy", context)
         graph = import_graph(model)
         edit = _Edit(graph, model, policy, context)
         modified = edit.run()
@@ -141,14 +141,14 @@ class Quantize(Pass):
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
 
 
-def _opset_for(policy: Policy) -> int:
+def required_policy_opset(policy: Policy) -> int:
     """The least opset that holds every scheme of the policy."""
 
     def activations(scheme: Scheme) -> int:
         return 0 if scheme.is_float else 21 if scheme.bits == 16 else 11
 
     chosen = [policy[name] for name in policy.quantized]
-    return max(max(required_opset(c.weights), activations(c.activations)) for c in chosen)
+    return max((max(required_opset(c.weights), activations(c.activations)) for c in chosen), default=0)
 
 
 class _Edit:

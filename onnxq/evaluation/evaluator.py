@@ -169,6 +169,16 @@ class Evaluator:
         return metrics.score()
 
 
+    def confirm(self, model: Model) -> Score:
+        """Score over all samples of a model run whole, as a user will run it: no segments, no cache."""
+        self.reference()
+        assert self._reference is not None
+        session, metrics = load_session(model, threads=self.threads), Metrics()
+        for chunk in self._chunks(0, len(self.dataset)):
+            metrics.update(logits_of(session.run(None, chunk.inputs)), chunk.labels, self._reference[chunk.index])
+        return metrics.score()
+
+
 def evaluate_file(model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1) -> Score:
     """Score of a model as saved, run whole; against `reference` where one is given."""
     specs = input_specs(model.proto)

@@ -1,0 +1,61 @@
+"""Build any candidate of a run again, from the report, the journal's ranges and the original model."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from onnxq.files import sha256_bytes
+from onnxq.report import load_report
+from onnxq.search import Candidate, read_journal
+from onnxq.tune.config import TuneConfig
+from onnxq.tune.measure import build_model
+from onnxq.tune.prepare import model_hash, prepare_model, recorded_ranges
+from passes.base import Context
+from passes.errors import ResumeError, UserError
+from passes.model import Model, check, is_large, serialize
+from passes.policy import Policy
+
+__all__ = ["build_candidate"]
+
+
+def _find(report: dict[str, object], name: str) -> Candidate:
+    """A candidate by its name, or by the name of a pick."""
+    entries = report["candidates"]
+    assert isinstance(entries, list)
+    picks = report.get("picks")
+    for pick in picks if isinstance(picks, list) else []:
+        if pick["name"] == name:
+            name = pick["candidate"]
+    for entry in entries:
+        if entry["name"] == name:
+            return Candidate.from_json(entry)
+    names = [entry["name"] for entry in entries]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+    raise UserError(f"candidate '{name}' is not in the run; near names: {', '.join(near)}")
+
+
+def build_candidate(run: str | Path, name: str, model: str | None = None) -> tuple[Model, Candidate]:
+    """The model of a candidate, checked against the hash that was measured.
+
+    model: where the original lies now, if not where it was. Raises UserError for an unknown name,
+    ResumeError when the original model is no longer the one that was tuned.
+    """
+    folder = Path(run)
+    report = load_report(folder)
+    candidate = _find(report, name)
+    journal = read_journal(folder)
+    if journal is None:
+        raise ResumeError(f"{folder}: holds no journal, so no candidate can be rebuilt")
+    settings = dict(report["config"])
+    if model is not None:
+        settings["model"] = model
+    prepared, _ = prepare_model(TuneConfig.from_json(settings), Context())
+    if model_hash(prepared) != journal.fingerprint["model"]:
+        raise ResumeError(f"{settings['model']}: is not the model that {folder} was tuned from; give it with --model")
+    ranges = recorded_ranges(journal.kinds.get("ranges", {}))
+    result = prepared if candidate.mode == "float" else build_model(prepared, Policy.from_json(candidate.policy), ranges)
+    check(result)
+    if candidate.sha256 and not is_large(result.proto) and sha256_bytes(serialize(result)) != candidate.sha256:
+        raise ResumeError(f"{folder}: candidate {name} cannot be rebuilt exactly; was onnxq or onnx updated since?")
+    return result, candidate

@@ -1,0 +1,109 @@
+"""The configuration of a tune: every option resolved, stored with the run, readable again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxq.calibration import parse_method
+from onnxq.search.objectives import metric_named, parse_objectives
+from passes.errors import UserError
+from passes.policy import FLOAT, LayerPolicy
+from passes.quantize import activation_scheme, weight_scheme
+
+__all__ = ["MODES", "TuneConfig"]
+
+MODES = ("static", "dynamic", "weights")
+STRATEGIES = ("ranking",)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What to tune, on what, and how.
+
+    weights: the ladder of weight schemes, cheapest first; float is always its end.
+    modes: static (calibrated activations), dynamic (at run time), weights (activations stay float).
+    metric: empty means top1 for labelled data, agreement otherwise. metric_floor: the goal to report on.
+    calibration_samples: taken out of `data` (and then not evaluated on) unless `calibration_data` is given.
+    ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
+    chunk: samples per evaluation run. cache_mb: memory for cached activations.
+    """
+
+    model: str
+    data: str
+    calibration_data: str = ""
+    preprocess: str = ""
+    limit: int = 0
+    calibration_samples: int = 100
+    ranking_samples: int = 32
+    seed: int = 0
+    strategy: str = "ranking"
+    modes: tuple[str, ...] = ("static", "dynamic")
+    weights: tuple[str, ...] = ("int8:channel",)
+    activations: str = "uint8"
+    calibration: str = "percentile:99.99"
+    smooth: str = "none"
+    smooth_layers: str = "depthwise"
+    exclude: tuple[str, ...] = ()
+    metric: str = ""
+    metric_floor: float = 0.0
+    objectives: str = "metric,bytes,latency"
+    latency_runs: int = 20
+    time_budget: float = 0.0
+    chunk: int = 20
+    threads: int = 0
+    cache_mb: int = 1024
+    racing: bool = True
+    random_calibration: bool = False
+
+    def validate(self) -> None:
+        """Raises UserError for the first option that makes no sense."""
+        parse_objectives(self.objectives)
+        parse_method(self.calibration)
+        if self.metric:
+            metric_named(self.metric)
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"--strategy {self.strategy}: is not one of {', '.join(STRATEGIES)}")
+        for mode in self.modes:
+            if mode not in MODES:
+                raise UserError(f"--mode {mode}: is not one of {', '.join(MODES)}")
+        if not self.modes or not self.weights:
+            raise UserError("nothing to tune: give at least one --mode and one --weights")
+        if self.smooth not in ("none", "input", "output"):
+            raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
+        for name in ("calibration_samples", "ranking_samples", "chunk", "latency_runs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
+        for mode in self.modes:
+            self.ladder(mode)
+
+    def ladder(self, mode: str) -> list[LayerPolicy]:
+        """Schemes from cheapest to float in one mode."""
+        activations = FLOAT if mode == "weights" else activation_scheme(self.activations)
+        if mode == "dynamic":
+            activations = dataclasses.replace(activation_scheme("uint8"), dynamic=True)
+        steps = [LayerPolicy(weight_scheme(text), activations) for text in self.weights]
+        return [*steps, LayerPolicy()]
+
+    @property
+    def smooth_selectors(self) -> tuple[str, ...]:
+        return tuple(part for part in self.smooth_layers.split(",") if part)
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TuneConfig:
+        """Raises UserError for an unknown key."""
+        known = {spec.name for spec in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise UserError(f"configuration: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+    def fingerprint(self) -> dict[str, str]:
+        """The options that decide the numbers, as text, for the journal."""
+        free = {"model", "data", "calibration_data", "time_budget", "threads", "cache_mb", "metric_floor"}
+        return {f"--{key.replace('_', '-')}": str(value) for key, value in self.to_json().items() if key not in free}

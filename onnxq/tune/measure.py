@@ -1,0 +1,260 @@
+"""Measure one proposal: build it, evaluate it, weigh it, time it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq._version import __version__
+from onnxq.data import fit_batch, input_specs
+from onnxq.evaluation import Evaluator, Score, hits_from_text, hits_to_text, interleaved, load_session
+from onnxq.files import sha256_bytes
+from onnxq.search.candidate import Candidate, Latency, candidate_key
+from onnxq.search.journal import Journal
+from onnxq.search.objectives import Objective
+from onnxq.search.ranking import Proposal
+from onnxq.tune.prepare import Prepared, RecordedRanges
+from passes.base import Context
+from passes.errors import UserError
+from passes.layers import macs
+from passes.model import Model, check, is_large, load, on_disk, serialize
+from passes.policy import Policy
+from passes.quantize import Quantize
+
+__all__ = ["Measurer", "build_model", "policy_bops", "saved_bytes"]
+
+# One-sided 95 %: a candidate is given up when it is worse than a smaller one beyond this many deviations.
+_RACING_Z = 1.645
+_FLOAT_BITS = 32
+
+
+def build_model(model: Model, policy: Policy, ranges: RecordedRanges, context: Context | None = None) -> Model:
+    """The prepared model under a policy. Deterministic: same inputs, same bytes."""
+    context = context or Context(check=False)
+    return Quantize.of(policy)(model, dataclasses.replace(context, ranges=ranges)).model
+
+
+def saved_bytes(model: Model) -> int:
+    """Bytes of the model as saved, external data included."""
+    if not is_large(model.proto):
+        return len(serialize(model))
+    with on_disk(model) as path:
+        return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+def policy_bops(counts: Mapping[str, int], policy: Policy) -> int:
+    """Bit operations of one sample: sum of MACs * weight bits * activation bits (SMPQ), float as 32."""
+
+    def bits(scheme: Any) -> int:
+        return _FLOAT_BITS if scheme.is_float else int(scheme.bits)
+
+    return sum(count * bits(policy[name].weights) * bits(policy[name].activations) for name, count in counts.items())
+
+
+class Measurer:
+    """Turns proposals into candidates. Everything measured is in the journal before it is used."""
+
+    def __init__(
+        self, prepared: Prepared, journal: Journal, ranges: RecordedRanges, metric: str, fingerprint: Mapping[str, str]
+    ) -> None:
+        config = prepared.config
+        self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, metric
+        self.model = prepared.model
+        self.objectives = {part.strip() for part in config.objectives.split(",")}
+        self.evaluator = Evaluator(
+            prepared.model,
+            prepared.data,
+            chunk=config.chunk,
+            threads=max(config.threads, 1),
+            budget=config.cache_mb * 2**20,
+        )
+        self.macs = macs(prepared.model)
+        self._fingerprint = dict(fingerprint)
+        self._float_session: Any = None
+        self._hits: dict[str, Any] = {}
+        samples = len(prepared.data)
+        # Racing compares hits with smaller candidates: it needs a metric of hits, and nothing that a hopeless
+        # metric could be traded against.
+        self.races = config.racing and Objective.LATENCY.value not in self.objectives and samples >= 100
+        self.races = self.races and metric in ("top1", "agreement")
+        self.stages = [samples // 4, samples // 2] if self.races else []
+
+    def key(self, policy: Mapping[str, Any], mode: str) -> str:
+        """The candidate's identity in the journal."""
+        keep = {k: v for k, v in self._fingerprint.items() if k not in ("model", "data")}
+        return candidate_key(
+            model=self._fingerprint["model"],
+            policy=policy,
+            data=self._fingerprint["data"],
+            metric=self.metric,
+            device="cpu",
+            tool_version=__version__,
+            mode=mode,
+            config=keep,
+        )
+
+    def float_candidate(self) -> Candidate:
+        """The float model, measured like any other."""
+        key = self.key({}, "float")
+        score = self.evaluator.reference()
+        self._hits[key] = score.hits
+        held = self.journal.get("candidate", key)
+        if held is not None:
+            return Candidate.from_json(held)
+        size = saved_bytes(self.model)
+        candidate = Candidate(
+            key=key,
+            name="float",
+            index=0,
+            strategy="baseline",
+            step=0,
+            mode="float",
+            policy={},
+            metrics=score.values,
+            stderr=score.stderr,
+            samples=score.samples,
+            bytes=size,
+            latency=Latency(1.0, 1.0, 1.0, 1.0, 1.0, 0) if "latency" in self.objectives else None,
+            bops=policy_bops(self.macs, Policy()),
+            sha256=None if is_large(self.model.proto) else sha256_bytes(serialize(self.model)),
+        )
+        if candidate.latency is not None:
+            candidate = dataclasses.replace(candidate, latency=self.time(self.model))
+        self.journal.append("candidate", key, candidate.to_json())
+        return candidate
+
+    def finished(self, proposal: Proposal) -> Candidate | None:
+        """The candidate of a proposal that an earlier process already finished."""
+        held = self.journal.get("candidate", self.key(proposal.policy.to_json(), proposal.mode))
+        return None if held is None else Candidate.from_json(held)
+
+    def measure(
+        self,
+        proposal: Proposal,
+        index: int,
+        rivals: Sequence[Candidate],
+        progress: Callable[[int], None] | None = None,
+    ) -> Candidate:
+        """Measure and record. A candidate that cannot be built or run is recorded as failed, with the reason."""
+        policy = proposal.policy.to_json()
+        candidate = Candidate(
+            key=self.key(policy, proposal.mode),
+            name=proposal.name,
+            index=index,
+            strategy=proposal.strategy,
+            step=proposal.step,
+            mode=proposal.mode,
+            policy=policy,
+            changed=proposal.changed,
+        )
+        try:
+            candidate = self._measured(candidate, proposal, rivals, progress)
+        except UserError as error:
+            candidate = dataclasses.replace(candidate, status="failed", error=str(error), complete=False)
+        self.journal.append("candidate", candidate.key, candidate.to_json())
+        return candidate
+
+    def _measured(
+        self,
+        candidate: Candidate,
+        proposal: Proposal,
+        rivals: Sequence[Candidate],
+        progress: Callable[[int], None] | None,
+    ) -> Candidate:
+        model = build_model(self.model, proposal.policy, self.ranges)
+        size = saved_bytes(model)
+        bops = policy_bops(self.macs, proposal.policy)
+        against = self._rival(size, bops, rivals)
+
+        def hopeless(score: Score) -> bool:
+            return against is not None and self._is_worse(score, against)
+
+        score = self.evaluator.evaluate(model, stages=self.stages, hopeless=hopeless, progress=progress)
+        complete = score.samples == len(self.prepared.data)
+        if complete:
+            self._hits[candidate.key] = score.hits
+            self.journal.append("hits", candidate.key, hits_to_text(score.hits))
+        latency = self.time(model) if "latency" in self.objectives else None
+        return dataclasses.replace(
+            candidate,
+            metrics=score.values if complete else self._extrapolated(score),
+            stderr=score.stderr,
+            samples=score.samples,
+            complete=complete,
+            bytes=size,
+            latency=latency,
+            bops=bops,
+            sha256=None if is_large(model.proto) else sha256_bytes(serialize(model)),
+        )
+
+    def _rival(self, size: int, bops: int, rivals: Sequence[Candidate]) -> Any:
+        """Hits of the best finished candidate that is no larger and no costlier; None where there is none."""
+        better = [
+            r
+            for r in rivals
+            if r.usable
+            and r.bytes <= size
+            and ("bops" not in self.objectives or (r.bops or 0) <= bops)
+            and self.metric in r.metrics
+        ]
+        if not better:
+            return None
+        return self._recall(max(better, key=lambda r: (r.metrics[self.metric], -r.index)))
+
+    def _recall(self, candidate: Candidate) -> Any:
+        if candidate.key not in self._hits:
+            text = self.journal.get("hits", candidate.key)
+            if text is None:
+                return None
+            self._hits[candidate.key] = hits_from_text(text, candidate.samples)
+        return self._hits[candidate.key]
+
+    def _is_worse(self, score: Score, rival: Any) -> bool:
+        """Whether even the upper confidence bound of the paired difference over all samples is below zero.
+
+        The part already seen is exact; only the rest is uncertain.
+        """
+        total, seen = len(self.prepared.data), score.samples
+        difference = score.hits.astype(np.float64) - rival[:seen].astype(np.float64)
+        rest = total - seen
+        expected = difference.sum() + rest * min(difference.mean(), 0.0)
+        # One more disagreement than seen keeps the deviation of a quiet start from being zero.
+        variance = (np.square(difference).sum() + 1) / seen
+        return bool(expected + _RACING_Z * np.sqrt(rest * variance) < 0)
+
+    def _extrapolated(self, score: Score) -> dict[str, float]:
+        """Metrics over all samples, estimated by the difference to float on the samples seen."""
+        reference = self.evaluator.reference()
+        values = dict(score.values)
+        shift = reference.hits.mean() - reference.hits[: score.samples].mean()
+        if score.headline == "top1":
+            values["top1"] = float(np.clip(values["top1"] + shift, 0.0, 1.0))
+        return values
+
+    def time(self, model: Model) -> Latency:
+        """Latency of one sample, in turns with the float model, on the threads of the configuration."""
+        config = self.prepared.config
+        threads = config.threads or None
+        if self._float_session is None:
+            self._float_session = load_session(self.model, threads=threads)
+        size = fit_batch(1, input_specs(self.model.proto))
+        feed = next(self.prepared.data.batches(size)).inputs
+        ours, theirs = interleaved([load_session(model, threads=threads), self._float_session], feed, runs=config.latency_runs)
+        low, high = ours.quartiles
+        return Latency(ours.median, low, high, theirs.median, ours.median / theirs.median, config.latency_runs)
+
+    def confirm(self, candidate: Candidate, path: Path) -> Candidate:
+        """Check a front member with onnx.checker and measure it again in full from its saved file; once."""
+        held = self.journal.get("confirmed", candidate.key)
+        if held is None:
+            model = load(path)
+            check(model)
+            score = self.evaluator.confirm(model)
+            held = {"values": {k: str(v) for k, v in score.values.items()}, "stderr": score.stderr}
+            self.journal.append("confirmed", candidate.key, held)
+        values = {name: float(value) for name, value in held["values"].items()}
+        return dataclasses.replace(candidate, metrics=values, stderr=held["stderr"])

@@ -1,0 +1,177 @@
+"""From a file and a folder to what a search needs: the prepared model, the data, the ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from onnxq.calibration import CalibratedRanges, StatisticsCache
+from onnxq.data import Dataset, check_labels, input_specs, materialise, open_dataset, random_dataset
+from onnxq.evaluation import load_session, logits_of
+from onnxq.files import canonical_json, sha256_bytes
+from onnxq.search.journal import Journal
+from onnxq.tune.config import TuneConfig
+from passes.base import Context, Pass, Sequential
+from passes.errors import DataError, UnsupportedModelError
+from passes.fold_batchnorm import FoldBatchNorm
+from passes.layers import Layer, find_layers
+from passes.model import Model, is_large, load, serialize
+from passes.opset import upgrade
+from passes.policy import Policy
+from passes.quantize import required_policy_opset
+from passes.simplify import Simplify
+from passes.smooth import Smooth
+
+__all__ = ["Prepared", "RecordedRanges", "base_recipe", "model_hash", "open_data", "prepare_model"]
+
+_MEMORY_FOR_DATA = 2**30
+
+
+def base_recipe(config: TuneConfig) -> Sequential:
+    """The passes that run once before any policy."""
+    members: list[Pass] = [Simplify(), FoldBatchNorm()]
+    if config.smooth != "none":
+        site: Any = config.smooth
+        members.append(Smooth(site=site, layers=config.smooth_selectors))
+    return Sequential(tuple(members))
+
+
+def model_hash(model: Model) -> str:
+    """SHA-256 of the model's content, weights in external data included."""
+    if not is_large(model.proto):
+        return sha256_bytes(serialize(model))
+    parts = [sha256_bytes(tensor.SerializeToString(deterministic=True)) for tensor in model.proto.graph.initializer]
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model.proto)
+    del skeleton.graph.initializer[:]
+    return sha256_bytes(canonical_json([*parts, sha256_bytes(skeleton.SerializeToString(deterministic=True))]).encode())
+
+
+def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Layer]]:
+    """Load, run the base recipe, lift to the opset that every policy of the search needs.
+
+    Raises UnsupportedModelError when no layer can be quantized.
+    """
+    source = load(config.model)
+    model = base_recipe(config)(source, context).model
+    layers = find_layers(model)
+    if not layers:
+        raise UnsupportedModelError(
+            f"{source.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a constant weight)"
+        )
+    steps = [step for mode in config.modes for step in config.ladder(mode)]
+    opset = max(required_policy_opset(Policy({"": step})) for step in steps)
+    return upgrade(model, opset, "the search space", context), layers
+
+
+def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
+    """The evaluation set and the calibration set, disjoint when both come from `data`.
+
+    Raises DataError for data that is empty, does not fit the model, or holds labels out of range.
+    """
+    specs = input_specs(model.proto)
+
+    def opened(spec: str, limit: int | None) -> Dataset:
+        return open_dataset(spec, specs, preprocess=config.preprocess or None, limit=limit, seed=config.seed)
+
+    data = opened(config.data, config.limit or None)
+    wanted = config.calibration_samples
+    if config.random_calibration:
+        calibration: Dataset = random_dataset(specs, wanted, config.seed)
+    elif config.calibration_data:
+        calibration = opened(config.calibration_data, wanted)
+    else:
+        if len(data) < 2:
+            raise DataError(f"{data.name}: one sample cannot serve both calibration and evaluation; give more")
+        wanted = min(wanted, len(data) // 2)
+        order = np.random.default_rng(config.seed).permutation(len(data))
+        calibration = data.subset(sorted(order[:wanted].tolist()))
+        data = data.subset(order[wanted:].tolist())
+    data = materialise(data, _MEMORY_FOR_DATA)
+    if data.labelled:
+        session = load_session(model, threads=1)
+        first = next(data.batches(1, 0, 1))
+        check_labels(data, logits_of(session.run(None, first.inputs)).shape[1])
+    return data, materialise(calibration, _MEMORY_FOR_DATA)
+
+
+class _Provider(Protocol):
+    def __call__(self, model: onnx.ModelProto, tensors: Sequence[tuple[str, int]]) -> dict[str, tuple[float, float]]: ...
+
+
+@dataclass
+class RecordedRanges:
+    """A range provider that remembers in the run's journal, so that a rebuilt candidate is byte-identical
+    and a resumed run calibrates nothing twice. Without a provider it only remembers.
+    """
+
+    recorded: dict[str, tuple[float, float]] = field(default_factory=dict)
+    provider: _Provider | None = None
+    journal: Journal | None = None
+
+    @classmethod
+    def of(cls, journal: Journal, provider: _Provider) -> RecordedRanges:
+        return cls(_read(journal.records("ranges")), provider, journal)
+
+    def __call__(self, model: Model, tensors: Sequence[tuple[str, int]]) -> Mapping[str, tuple[float, float]]:
+        missing = [(name, bits) for name, bits in tensors if f"{name}|{bits}" not in self.recorded]
+        if missing:
+            if self.provider is None:
+                raise DataError(f"the run holds no calibrated range for tensor '{missing[0][0]}'; run tune again")
+            found = self.provider(model.proto, missing)
+            fresh = {f"{name}|{bits}": found[name] for name, bits in missing}
+            if self.journal is not None:
+                stored = {key: list(value) for key, value in fresh.items()}
+                self.journal.append("ranges", sha256_bytes(canonical_json(sorted(stored)).encode())[:16], stored)
+            self.recorded.update(fresh)
+        return {name: self.recorded[f"{name}|{bits}"] for name, bits in tensors}
+
+
+def _read(records: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    ranges: dict[str, tuple[float, float]] = {}
+    for stored in records.values():
+        ranges.update({key: (float(low), float(high)) for key, (low, high) in stored.items()})
+    return ranges
+
+
+def recorded_ranges(records: Mapping[str, Any]) -> RecordedRanges:
+    """Ranges read from a journal's records, for rebuilding without data."""
+    return RecordedRanges(_read(records))
+
+
+def calibrated(config: TuneConfig, dataset: Dataset, folder: Path, threads: int) -> CalibratedRanges:
+    """The provider behind a run's ranges; statistics are cached in the run folder."""
+    return CalibratedRanges(dataset, config.calibration, cache=StatisticsCache(folder / "cache"), threads=threads)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a search stands on."""
+
+    config: TuneConfig
+    model: Model
+    layers: tuple[Layer, ...]
+    data: Dataset
+    calibration: Dataset
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: TuneConfig) -> Prepared:
+        """Load and check model and data; nothing is written yet."""
+        config.validate()
+        context = Context()
+        model, layers = prepare_model(config, context)
+        data, calibration = open_data(config, model)
+        notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
+        warnings = ("calibrated on random data: the accuracy of this run means nothing",) if config.random_calibration else ()
+        return cls(config, model, tuple(layers), data, calibration, notes, warnings)
+
+    def with_warning(self, text: str) -> Prepared:
+        return dataclasses.replace(self, warnings=(*self.warnings, text))

@@ -1,0 +1,296 @@
+"""`tune`: the loop that ties search, measurement, journal and report together.
+
+Anytime: after each candidate the journal, the front's files and the report are on disk and valid.
+Resumable: started again on the same folder it replays the journal and measures only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxq._version import __version__
+from onnxq.files import atomic_write, atomic_write_json
+from onnxq.machine import cpu_flags, cpu_name, vnni_warning
+from onnxq.report import LayerError, ReportWriter, environment, make_report
+from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
+from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
+from onnxq.search.pareto import Pick
+from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
+from onnxq.tune.config import TuneConfig
+from onnxq.tune.measure import Measurer, build_model
+from onnxq.tune.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
+from passes.model import save
+from passes.policy import Policy
+from passes.quantize import Quantize
+from passes.recipe import format_pass
+from passes.select import select_layers
+
+__all__ = ["Event", "TuneResult", "tune"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a progress display shows. phase: prepare, rank, measure, confirm."""
+
+    phase: str
+    done: int
+    total: int
+    text: str
+    best: str = ""
+
+
+@dataclass
+class TuneResult:
+    """The end of a run. goal_met is None when no metric floor was asked for."""
+
+    folder: Path
+    candidates: list[Candidate]
+    front: list[Candidate]
+    picks: dict[str, Pick]
+    baseline: Candidate
+    metric: str
+    finished: bool
+    resumed: int
+    summary: str
+    goal_met: bool | None = None
+
+
+@dataclass
+class _Run:
+    """The state of one tune."""
+
+    prepared: Prepared
+    folder: Path
+    journal: Journal
+    measurer: Measurer
+    metric: str
+    emit: Callable[[Event], None]
+    deadline: float | None
+    writer: ReportWriter
+    baseline: Candidate | None = None
+    candidates: list[Candidate] = field(default_factory=list)
+    errors: dict[str, list[LayerErrors]] = field(default_factory=dict)
+    resumed: int = 0
+    slowest: float = 0.0
+    saved: set[str] = field(default_factory=set)
+
+    @property
+    def everything(self) -> list[Candidate]:
+        return [*([self.baseline] if self.baseline else []), *self.candidates]
+
+    def members(self) -> list[Candidate]:
+        objectives = parse_objectives(self.prepared.config.objectives)
+        return front(self.everything, objectives, self.metric)
+
+    def report(self, finished: bool) -> str:
+        """Front files first, then the report that names them, then what is no longer needed."""
+        assert self.baseline is not None
+        config = self.prepared.config
+        members = [member for member in self.members() if member.mode != "float"]
+        for member in members:
+            self._save(member)
+        first = next(iter(self.errors.values()), [])
+        document = make_report(
+            model=Path(config.model).name,
+            candidates=self.everything,
+            objectives=parse_objectives(config.objectives),
+            metric=self.metric,
+            baseline=self.baseline,
+            layers=[LayerError(e.layer, e.op, e.qdq, e.xmodel, e.score) for e in first],
+            config=config.to_json(),
+            environment=environment(cpu_flags(), cpu=cpu_name()),
+            warnings=self.prepared.warnings,
+            notes=self.prepared.notes,
+            finished=finished,
+        )
+        self.writer.write(document, final=finished)
+        keep = {member.name for member in members}
+        for name in sorted(self.saved - keep):
+            for suffix in (".onnx", ".onnx.data", ".recipe"):
+                (self.folder / "front" / f"{name}{suffix}").unlink(missing_ok=True)
+            self.saved.discard(name)
+        return str(document["summary"])
+
+    def _save(self, member: Candidate) -> None:
+        """front/NAME.onnx and the recipe that makes it from the original model."""
+        path = self.folder / "front" / f"{member.name}.onnx"
+        if member.name in self.saved and path.exists():
+            return
+        policy = Policy.from_json(member.policy)
+        save(build_model(self.prepared.model, policy, self.measurer.ranges), path)
+        recipe = base_recipe(self.prepared.config) | Quantize.of(policy)
+        atomic_write(path.with_suffix(".recipe"), format_pass(recipe).replace(" | ", "\n") + "\n")
+        self.saved.add(member.name)
+
+    def best_text(self) -> str:
+        usable = [c for c in self.candidates if c.usable and self.metric in c.metrics]
+        if not usable:
+            return ""
+        picks = pick_three(self.members(), parse_objectives(self.prepared.config.objectives), self.metric)
+        if not picks:
+            return ""
+        best = picks["best-accuracy"].candidate
+        value = best.metrics[self.metric]
+        shown = f"{100 * value:.1f} %" if self.metric in ("top1", "top5", "agreement") else f"{value:.3g}"
+        return f"best {best.name}: {shown} at {best.bytes / 1e6:.2f} MB"
+
+    def layer_errors(self, mode: str) -> list[LayerErrors]:
+        """Errors of every layer in `mode` under its cheapest scheme; from the journal when measured before."""
+        held = self.journal.get("errors", mode)
+        if held is not None:
+            return [LayerErrors(**entry) for entry in held]
+        config, prepared = self.prepared.config, self.prepared
+        names = self.layer_names()
+        policy = Policy(dict.fromkeys(names, config.ladder(mode)[0]))
+        quantized = build_model(prepared.model, policy, self.measurer.ranges)
+        count = min(config.ranking_samples, len(prepared.calibration))
+        subset = prepared.calibration.subset(range(count))
+        errors = measure_layer_errors(
+            prepared.model,
+            quantized,
+            policy,
+            subset,
+            progress=lambda done: self.emit(Event("rank", done, count, f"layer errors, {mode}")),
+        )
+        self.journal.append("errors", mode, [vars(entry) for entry in errors])
+        return errors
+
+    def layer_names(self) -> list[str]:
+        """Layers in the search: all but those that --exclude names."""
+        config, prepared = self.prepared.config, self.prepared
+        left_out = {layer.name for layer in select_layers(prepared.model, config.exclude)} if config.exclude else set()
+        return [layer.name for layer in prepared.layers if layer.name not in left_out]
+
+    def proposals(self) -> list[Proposal]:
+        """Every proposal of every mode, in the order in which they are named."""
+        config = self.prepared.config
+        found: list[Proposal] = []
+        for mode in config.modes:
+            self.errors[mode] = self.layer_errors(mode)
+            ranked = rank(self.errors[mode])
+            order = ranked + [name for name in self.layer_names() if name not in set(ranked)]
+            found.extend(ranking_proposals(mode, config.ladder(mode), order))
+        return found
+
+    def ordered(self, proposals: list[Proposal]) -> Iterator[tuple[int, Proposal]]:
+        """With a time budget coarse to fine over each mode in turn, else step by step."""
+        numbered = {proposal.name: index for index, proposal in enumerate(proposals, start=1)}
+        if self.deadline is None:
+            yield from ((numbered[p.name], p) for p in proposals)
+            return
+        modes = [[p for p in proposals if p.mode == mode] for mode in self.prepared.config.modes]
+        queues = [list(coarse_to_fine(members)) for members in modes]
+        for position in range(max(map(len, queues), default=0)):
+            for queue in queues:
+                if position < len(queue):
+                    yield numbered[queue[position].name], queue[position]
+
+    def out_of_time(self) -> bool:
+        """Whether the next candidate, and then confirming the front, would go past the deadline."""
+        if self.deadline is None:
+            return False
+        reserve = self.slowest * (1.2 + len(self.members()))
+        return bool(self.candidates) and time.monotonic() + reserve > self.deadline
+
+    def search(self) -> bool:
+        """Measure every proposal; False when the time ran out first."""
+        proposals = self.proposals()
+        total = len(proposals)
+        self.emit(Event("measure", 0, total, "measuring"))
+        for done, (index, proposal) in enumerate(self.ordered(proposals), start=1):
+            held = self.measurer.finished(proposal)
+            if held is None:
+                if self.out_of_time():
+                    return False
+                began = time.monotonic()
+                held = self.measurer.measure(proposal, index, self.everything)
+                self.candidates.append(held)
+                self.report(finished=False)
+                self.slowest = max(self.slowest, time.monotonic() - began)
+            else:
+                self.resumed += 1
+                self.candidates.append(held)
+            self.emit(Event("measure", done, total, held.name, self.best_text()))
+        return True
+
+    def confirm(self) -> None:
+        """Measure the front again in full from its files, until it no longer changes."""
+        done: set[str] = set()
+        while True:
+            pending = [m for m in self.members() if m.mode != "float" and m.key not in done]
+            if not pending:
+                return
+            for position, member in enumerate(pending, start=1):
+                self._save(member)
+                confirmed = self.measurer.confirm(member, self.folder / "front" / f"{member.name}.onnx")
+                self.candidates[self.candidates.index(member)] = confirmed
+                done.add(member.key)
+                self.emit(Event("confirm", position, len(pending), member.name, self.best_text()))
+
+
+def _fingerprint(prepared: Prepared) -> dict[str, str]:
+    return {
+        "model": model_hash(prepared.model),
+        "data": prepared.data.fingerprint(),
+        "calibration data": prepared.calibration.fingerprint(),
+        "onnxq version": __version__,
+        **prepared.config.fingerprint(),
+    }
+
+
+def tune(
+    config: TuneConfig,
+    folder: str | Path,
+    *,
+    fresh: bool = False,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> TuneResult:
+    """Run or resume a tune in `folder`.
+
+    Raises UserError (and subclasses) for bad input, before anything is written; ResumeError when the
+    folder belongs to another run.
+    """
+    start = time.monotonic()
+    prepared = Prepared.of(config)
+    warning = vnni_warning()
+    if warning and "static" in config.modes:
+        prepared = prepared.with_warning(warning)
+    metric = config.metric or ("top1" if prepared.data.labelled else "agreement")
+    fingerprint = _fingerprint(prepared)
+    run_folder = Path(folder)
+    with Journal(run_folder, fingerprint, fresh=fresh) as journal:
+        atomic_write_json(run_folder / "config.json", config.to_json())
+        provider = calibrated(config, prepared.calibration, run_folder, max(config.threads, 1))
+        ranges = RecordedRanges.of(journal, provider)
+        measurer = Measurer(prepared, journal, ranges, metric, fingerprint)
+        deadline = start + config.time_budget if config.time_budget else None
+        writer = ReportWriter(run_folder)
+        run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
+        on_event(Event("prepare", 0, 1, "float model"))
+        run.baseline = measurer.float_candidate()
+        run.prepared = prepared = _sanity(prepared, run.baseline)
+        whole = run.search()
+        run.confirm()
+        summary = run.report(finished=whole)
+        members = run.members()
+        picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
+        goal = None
+        if config.metric_floor:
+            goal = any(m.metrics.get(metric, 0.0) >= config.metric_floor for m in members if m.mode != "float")
+        return TuneResult(
+            run_folder, run.candidates, members, picks, run.baseline, metric, whole, run.resumed, summary, goal
+        )
+
+
+def _sanity(prepared: Prepared, baseline: Candidate) -> Prepared:
+    """Warn when the float model itself is about as good as guessing: labels or preprocessing are wrong then."""
+    top1, top5 = baseline.metrics.get("top1"), baseline.metrics.get("top5")
+    if top1 is not None and top5 is not None and baseline.samples >= 50 and top1 < 0.15 and top5 < 0.5:
+        return prepared.with_warning(
+            f"the float model itself reaches only {100 * top1:.1f} % top-1 on this data: "
+            "check --preprocess and the numbering of the labels before trusting any figure"
+        )
+    return prepared
