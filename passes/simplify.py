@@ -40,7 +40,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import Context, GraphPass, Note, register
 from passes.errors import GraphError
-from passes.graph import is_constant, source_model, subgraphs
+from passes.graph import is_constant, source_model, subgraphs, values
 from passes.inference import Types, infer_types
 from passes.model import Model
 from passes.noops import remove_noops
@@ -138,6 +138,13 @@ class _Folding:
             return None
         return int(math.prod(kind.static)) * _PLAIN[kind.dtype]
 
+    def _range_elements(self, node: gs.Node) -> float:
+        """Length of a Range of constants. Its inputs may be vectors of one, which inference rejects."""
+        if not all(isinstance(t, gs.Constant) and math.prod(t.shape) == 1 for t in node.inputs):
+            return math.inf
+        start, limit, delta = (float(values(tensor).reshape(-1)[0]) for tensor in node.inputs)
+        return abs(limit - start) / abs(delta) if delta else math.inf
+
     def excludes(self, node: gs.Node) -> bool:
         """Whether the node must stay. graphsurgeon asks for nodes of a copy, hence names."""
         if node.domain not in (None, "", "ai.onnx") or node.op in _RANDOM | _QUANTIZATION | {"Constant"}:
@@ -153,6 +160,8 @@ class _Folding:
         given = sum(size or 0 for size in read)
         if node.op in _SELECTING:
             return given * 8 > self.limit
+        if node.op == "Range":
+            return self._range_elements(node) * 8 > self.limit
         sizes = [self._bytes(name) for name in made]
         return any(size is None or size > max(self.limit, given) for size in sizes)
 
