@@ -101,7 +101,8 @@ class TuneConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise UserError(f"configuration: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     def fingerprint(self) -> dict[str, str]:
         """The options that decide the numbers, as text, for the journal."""
