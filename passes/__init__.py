@@ -5,18 +5,21 @@ from __future__ import annotations
 from passes.base import Context, GraphPass, Note, Pass, PassResult, RangeProvider, Sequential, pass_names, register
 from passes.errors import UserError
 from passes.exclude import Exclude, exclude
+from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers, macs
 from passes.model import Model, check, load, save
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.quantize import Quantize
 from passes.recipe import format_pass, load_recipe, parse_recipe
 from passes.select import select_layers
+from passes.simplify import Simplify
 from passes.smooth import Smooth
 
 __all__ = [
     "FLOAT",
     "Context",
     "Exclude",
+    "FoldBatchNorm",
     "GraphPass",
     "Layer",
     "LayerPolicy",
@@ -29,6 +32,7 @@ __all__ = [
     "RangeProvider",
     "Scheme",
     "Sequential",
+    "Simplify",
     "Smooth",
     "UserError",
     "check",
