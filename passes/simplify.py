@@ -40,7 +40,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import Context, GraphPass, Note, register
 from passes.errors import GraphError
-from passes.graph import is_constant, source_model, subgraphs, values
+from passes.graph import add_constant, is_constant, source_model, subgraphs, values
 from passes.inference import Types, infer_types
 from passes.model import Model
 from passes.noops import remove_noops
@@ -139,7 +139,7 @@ class _Folding:
         return int(math.prod(kind.static)) * _PLAIN[kind.dtype]
 
     def _range_elements(self, node: gs.Node) -> float:
-        """Length of a Range of constants. Its inputs may be vectors of one, which inference rejects."""
+        """Length of a Range of constants."""
         if not all(isinstance(t, gs.Constant) and math.prod(t.shape) == 1 for t in node.inputs):
             return math.inf
         start, limit, delta = (float(values(tensor).reshape(-1)[0]) for tensor in node.inputs)
@@ -164,6 +164,21 @@ class _Folding:
             return self._range_elements(node) * 8 > self.limit
         sizes = [self._bytes(name) for name in made]
         return any(size is None or size > max(self.limit, given) for size in sizes)
+
+
+def _scalar_ranges(top: gs.Graph, graph: gs.Graph) -> bool:
+    """Make constants of one element that a Range reads scalars.
+
+    Runtimes take vectors of one, but only while inference does not see through them: once folding has
+    made them constants, checker and runtime refuse the file.
+    """
+    changed = False
+    for node in graph.nodes:
+        for index, tensor in enumerate(node.inputs if node.op == "Range" else ()):
+            if isinstance(tensor, gs.Constant) and len(tensor.shape) > 0 and math.prod(tensor.shape) == 1:
+                node.inputs[index] = add_constant(top, tensor.name, values(tensor).reshape(()))
+                changed = True
+    return changed
 
 
 def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
@@ -242,6 +257,7 @@ class Simplify(GraphPass):
         changed |= fold_shapes(graph, types)
         for current, path in list(subgraphs(graph)):
             if not path or may_nest:
+                changed |= _scalar_ranges(graph, current)
                 changed |= _fold(current, types, self.size_limit, context)
             changed |= fold_pads(current, types, context)
         return changed | self._drop_dead(graph, context)
