@@ -29,7 +29,9 @@ def graphs(draw: st.DrawFn) -> onnx.ModelProto:
     for index in range(draw(st.integers(1, 14))):
         known = [*pools[1], *weights]
         if draw(st.booleans()):
-            nodes.append(helper.make_node(draw(st.sampled_from(UNARY)), [draw(st.sampled_from(known))], [f"t{index}"]))
+            nodes.append(
+                helper.make_node(draw(st.sampled_from(UNARY)), [draw(st.sampled_from(known))], [f"t{index}"])
+            )
         else:
             pair = [draw(st.sampled_from(pools[1])), draw(st.sampled_from(["x", "w0", *pools[1]]))]
             nodes.append(helper.make_node(draw(st.sampled_from(BINARY)), pair, [f"t{index}"]))
