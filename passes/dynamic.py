@@ -14,10 +14,11 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Context
+from passes.biases import fold_gemm_factors
 from passes.graph import add_constant, consumers, is_constant, unique_name, values
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
-from passes.weights import encode_weight
+from passes.weights import encode_layer
 
 __all__ = ["quantize_dynamic"]
 
@@ -30,11 +31,12 @@ def _refusal(layer: Layer, node: gs.Node, choice: LayerPolicy) -> str | None:
         return f"dynamic activations need weights of up to 8 bits per tensor or channel, not {choice.weights}"
     if not choice.weights.symmetric or choice.activations.bits != 8:
         return "dynamic activations are 8 bits, with symmetric weights"
-    if layer.op == "Gemm" and (node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0):
-        return "Gemm with transA or alpha has no integer form"
+    if layer.op == "Gemm" and node.attrs.get("transA", 0):
+        return "Gemm with transA has no integer form"
     if layer.op == "MatMul" and (weight_index(node) != 1 or len(layer.weight_shape) != 2):
         return "only a matrix on the right of MatMul has an integer form"
-    if node.inputs[0].dtype not in (None, np.float32):
+    index = weight_index(node)
+    if index is None or values(node.inputs[index]).dtype != np.float32:
         return "dynamic quantization takes float32 activations"
     return None
 
@@ -70,8 +72,8 @@ def quantize_dynamic(graph: gs.Graph, layer: Layer, node: gs.Node, choice: Layer
         return False
     index = weight_index(node)
     assert index is not None  # it is a layer
-    array = values(node.inputs[index])
-    encoded = encode_weight(array, choice.weights, layer.channel_axis)
+    fold_gemm_factors(graph, node, index)
+    encoded = encode_layer(layer, values(node.inputs[index]), choice.weights)
     codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
     hint, data = node.inputs[index].name, node.inputs[0]
     weight = add_constant(graph, f"{hint}_quantized", codes)
@@ -99,8 +101,12 @@ def quantize_dynamic(graph: gs.Graph, layer: Layer, node: gs.Node, choice: Layer
     scaled = emit("Mul", "scaled", [real, steps], None if bias is not None else output, np.float32)
     if bias is not None:
         if is_constant(bias):
-            bias = add_constant(graph, f"{bias.name}_added", _spread(values(bias) * np.float32(beta), layer))
-        elif beta != 1.0 or is_conv:
+            bias = add_constant(graph, f"{bias.name}_added", _spread(values(bias), layer))
+        elif is_conv:
+            wide = [1, -1] + [1] * (len(layer.weight_shape) - 2)
+            shape = add_constant(graph, f"{node.name}_bias_shape", np.asarray(wide, np.int64))
+            bias = emit("Reshape", "bias", [bias, shape], None, np.float32)
+        elif beta != 1.0:
             factor = add_constant(graph, f"{node.name}_beta", np.asarray(beta, np.float32))
             bias = emit("Mul", "bias", [bias, factor], None, np.float32)
         emit("Add", "biased", [scaled, bias], output, np.float32)

@@ -3,9 +3,11 @@
 Rules (ONNX Runtime's QDQ selectors, read off its optimised graphs):
 1. A quantized Conv wants Q/DQ on its input and Q on its output; Gemm and MatMul fuse with a float output.
 2. Relu and Clip behind a layer, and the Mul of a smoothed layer, belong to its epilogue: Q stands
-   behind them, never between.
+   behind them, never between. The Mul in front of a layer smoothed at its input belongs to it as
+   well: Q stands before that Mul.
 3. Add, Mul, Concat, pooling and the like between quantized layers are quantized too, so that no
-   float island is left: an operator counts as between when quantized layers lie on both sides.
+   float island is left: an operator counts as between when quantized layers lie on both sides. Relu
+   and Clip behind it are its epilogue, as for a layer.
 4. Data movement (Reshape, MaxPool, ...) shares its input's scale, or it would not run on integers.
 5. What a quantized producer writes is read as quantized by everyone; what a float producer writes
    is quantized only for the readers that the policy quantizes.
@@ -22,7 +24,7 @@ from passes.graph import consumers, is_constant, producer, values
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 
-__all__ = ["ActivationPlan", "plan_activations"]
+__all__ = ["ActivationPlan", "activation_input", "epilogue_end", "plan_activations", "quantized_input"]
 
 # Operators with an integer kernel behind DQ -> op -> Q, each output with a scale of its own.
 COMPUTE_OPS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"})
@@ -53,21 +55,43 @@ def activation_input(node: gs.Node) -> gs.Tensor:
     return node.inputs[1 - index] if index is not None else node.inputs[0]
 
 
+def quantized_input(node: gs.Node) -> tuple[gs.Tensor, gs.Node]:
+    """The tensor to quantize for a layer, and the node that reads it: the layer, or its smoothing Mul (rule 2)."""
+    data = activation_input(node)
+    before = producer(data)
+    if before is None or before.op != "Mul" or node.op != "Conv" or len(consumers(data)) != 1:
+        return data, node
+    factors = [tensor for tensor in before.inputs if is_constant(tensor)]
+    weight = values(node.inputs[1])
+    depthwise = int(node.attrs.get("group", 1)) == weight.shape[0] and weight.shape[1] == 1
+    if len(factors) != 1 or not depthwise or values(factors[0]).size != weight.shape[0]:
+        return data, node
+    return next(tensor for tensor in before.inputs if tensor is not factors[0]), before
+
+
 def _single_reader(tensor: gs.Tensor, outputs: set[int]) -> gs.Node | None:
     readers = consumers(tensor)
     return readers[0] if len(readers) == 1 and id(tensor) not in outputs else None
+
+
+def _behind_activation(tensor: gs.Tensor, outputs: set[int]) -> gs.Tensor:
+    """The tensor behind a Relu or Clip that alone reads this one; else the tensor itself."""
+    reader = _single_reader(tensor, outputs)
+    if reader is not None and reader.op in EPILOGUE_OPS and reader.inputs[0] is tensor:
+        return reader.outputs[0]
+    return tensor
 
 
 def epilogue_end(node: gs.Node, outputs: set[int]) -> gs.Tensor:
     """The tensor behind the layer's epilogue (rule 2); `outputs`: ids of the graph's outputs."""
     tensor = node.outputs[0]
     reader = _single_reader(tensor, outputs)
+    # A Mul that belongs to the next layer (smoothed at its input) is not this layer's.
     if reader is not None and reader.op == "Mul" and any(is_constant(t) for t in reader.inputs):
-        tensor = reader.outputs[0]
-        reader = _single_reader(tensor, outputs)
-    if reader is not None and reader.op in EPILOGUE_OPS and reader.inputs[0] is tensor:
-        tensor = reader.outputs[0]
-    return tensor
+        following = _single_reader(reader.outputs[0], outputs)
+        if following is None or weight_index(following) is None or quantized_input(following)[1] is not reader:
+            tensor = reader.outputs[0]
+    return _behind_activation(tensor, outputs)
 
 
 def _data_inputs(node: gs.Node) -> list[gs.Tensor]:
@@ -102,6 +126,11 @@ class _Planner:
     def _static(scheme: Scheme) -> bool:
         return not scheme.is_float and not scheme.dynamic
 
+    def _result(self, node: gs.Node) -> gs.Tensor:
+        """What an operator between layers gives, its epilogue included."""
+        tensor = node.outputs[0]
+        return tensor if node.op in MOVE_OPS else _behind_activation(tensor, self.outputs)
+
     def _between(self) -> list[gs.Node]:
         """Supported operators with quantized layers on both sides (rule 3), in graph order."""
         starts = {id(epilogue_end(node, self.outputs)) for node in self.layer_nodes}
@@ -109,11 +138,11 @@ class _Planner:
         operators = [node for node in self.graph.nodes if _supported(node)]
         for node in operators:  # the graph is sorted topologically
             if any(id(t) in forward for t in _data_inputs(node)):
-                forward.update(id(t) for t in node.outputs)
-        wanted = {id(activation_input(node)) for node in self.layer_nodes}
+                forward.add(id(self._result(node)))
+        wanted = {id(quantized_input(node)[0]) for node in self.layer_nodes}
         between: list[gs.Node] = []
         for node in reversed(operators):
-            if not any(id(t) in wanted for t in node.outputs):
+            if id(self._result(node)) not in wanted:
                 continue
             inputs = _data_inputs(node)
             wanted.update(id(t) for t in inputs)
@@ -136,12 +165,15 @@ class _Planner:
         plan, between = self.plan, self._between()
         quantized = {id(node) for node in (*self.layer_nodes, *between)}
         for node in self.layer_nodes:
-            self._want(activation_input(node), self.scheme_of[id(node)], node)
+            tensor, reader = quantized_input(node)
+            quantized.add(id(reader))
+            self._want(tensor, self.scheme_of[id(node)], reader)
         for node in between:
             for tensor in _data_inputs(node):
                 self._want(tensor, None, node)
-            self._want(node.outputs[0], None, None)
-            plan.for_all.add(node.outputs[0].name)
+            result = self._result(node)
+            self._want(result, None, None)
+            plan.for_all.add(result.name)
         for node in self.layer_nodes:
             end = epilogue_end(node, self.outputs)
             read = any(id(reader) in quantized for reader in consumers(end))
@@ -175,20 +207,3 @@ class _Planner:
 def plan_activations(graph: gs.Graph, layers: Mapping[int, Layer], policy: Policy) -> ActivationPlan:
     """The plan for a topologically sorted graph; `layers`: id(node) -> layer of the top-level graph."""
     return _Planner(graph, layers, policy).build()
-
-
-def clip_bounds(node: gs.Node) -> tuple[float, float] | None:
-    """Bounds of a Clip or Relu with constant limits; None where they are not known."""
-    if node.op == "Relu":
-        return 0.0, float("inf")
-    low, high = float("-inf"), float("inf")
-    if "min" in node.attrs or "max" in node.attrs:
-        return float(node.attrs.get("min", low)), float(node.attrs.get("max", high))
-    for position, tensor in enumerate(node.inputs[1:3]):
-        if tensor.is_empty():
-            continue
-        if not is_constant(tensor):
-            return None
-        bound = float(values(tensor))
-        low, high = (bound, high) if position == 0 else (low, bound)
-    return low, high

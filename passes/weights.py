@@ -2,9 +2,14 @@
 
 Layouts. Per tensor: scalar scale. Per channel: scale [C] along the channel axis. Per block: the
 weights of one output channel are laid out flat (input channels x kernel) as a row of a matrix
-[C, K], cut into blocks of `block_size` (the last one may be short), and reshaped back behind the
-DequantizeLinear; scale [C, ceil(K / block_size)].
+[C, K], cut into blocks of `block_size` (the last one may be short); scale [C, ceil(K / block_size)].
+Matrices (Gemm, MatMul) keep their own layout, with the blocks along the other axis than the channels
+and the scales laid out alike; others are reshaped (and transposed where the channels are not the
+first axis) behind the DequantizeLinear.
 Containers: 2 bits INT2 (opset 25), 4 bits INT4 (opset 21), 3 and 5-8 bits INT8, 16 bits INT16.
+Shielded weights get a Reshape behind the DequantizeLinear, which keeps ONNX Runtime (seen in 1.31) from
+fusing it into a kernel that fails or computes nonsense: INT2 anywhere, and scales per channel of a
+MatMul whose weight stands on the left or has more than two axes.
 """
 
 from __future__ import annotations
@@ -19,10 +24,19 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import UnsupportedModelError
 from passes.graph import add_constant, packed_constant, unique_name
+from passes.layers import Layer
 from passes.policy import Scheme
 from runtime_ops import IntegerFormat, affine_parameters, dequantize, quantize, symmetric_scale
 
-__all__ = ["EncodedWeight", "container_bits", "encode_weight", "required_opset", "weight_format", "write_weight"]
+__all__ = [
+    "EncodedWeight",
+    "container_bits",
+    "encode_layer",
+    "encode_weight",
+    "required_opset",
+    "weight_format",
+    "write_weight",
+]
 
 _PACKED = {
     (2, True): ("INT2", 25),
@@ -36,8 +50,9 @@ _PACKED = {
 class EncodedWeight:
     """Integer codes of one weight.
 
-    codes, int8/int16 or unsigned: [C, K] for blocks, else the weight's own shape. scale, float32:
-    [], [C] or [C, blocks]. zero_point: as scale, None when symmetric. axis: of DequantizeLinear.
+    codes, int8/int16 or unsigned: [C, K] for blocks of what is no matrix, else the weight's own shape.
+    scale, float32: [], [C], or as many as there are blocks, laid out as the codes are. zero_point: as
+    scale, None where it is 0. axis: of DequantizeLinear. channel_axis: of the weight.
     decoded, float32: the weight's own shape, what the network will compute with.
     """
 
@@ -46,6 +61,7 @@ class EncodedWeight:
     zero_point: npt.NDArray[Any] | None
     axis: int
     block_size: int
+    channel_axis: int
     decoded: npt.NDArray[np.float32]
 
 
@@ -77,16 +93,37 @@ def _rows(array: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
 
 
 def _blocks(rows: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
-    """[C, blocks, size], the last block padded by repeating the row's last weight."""
+    """[C, blocks, size], the last block padded with zeros, which change neither ranges nor errors."""
     count = -(-rows.shape[1] // size)
-    padded = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1])), mode="edge")
+    padded = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1])))
     return padded.reshape(rows.shape[0], count, size)
+
+
+def _parameters(
+    grouped: npt.NDArray[np.float32], scheme: Scheme, axes: tuple[int, ...]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    """Scale and zero point over `axes`. Symmetric unsigned codes have their zero in the middle."""
+    fmt = weight_format(scheme)
+    if not scheme.symmetric:
+        low, high = grouped.min(axis=axes, keepdims=True), grouped.max(axis=axes, keepdims=True)
+        return affine_parameters(low, high, fmt)
+    signed = IntegerFormat(scheme.bits, narrow=scheme.bits >= 8)
+    scale = symmetric_scale(grouped, signed, axes, search=scheme.bits < 8)
+    return scale, np.full_like(scale, 0 if scheme.signed else 1 << (scheme.bits - 1), dtype=fmt.container)
+
+
+def _representable(scale: npt.NDArray[np.float32], dtype: Any) -> npt.NDArray[np.float32]:
+    """Scales as the file will hold them: rounded to float16 where the weight is float16."""
+    if np.dtype(dtype) != np.float16:
+        return scale
+    held = np.clip(scale, np.finfo(np.float16).tiny, np.finfo(np.float16).max)
+    return held.astype(np.float16).astype(np.float32)
 
 
 def encode_weight(
     array: npt.NDArray[Any], scheme: Scheme, axis: int, floor: npt.NDArray[np.float32] | None = None
 ) -> EncodedWeight:
-    """Encode a weight, any float dtype and shape with output channels on `axis`.
+    """Encode a weight, float16 or float32 of any shape, with output channels on `axis`.
 
     floor: least scale per channel [C] (or scalar), used to keep int32 biases in range.
     Scales below 8 bits are chosen by least squares. Raises UnsupportedModelError for NaN or Inf.
@@ -94,22 +131,29 @@ def encode_weight(
     weight = np.asarray(array, np.float32)
     if not np.isfinite(weight).all():
         raise UnsupportedModelError("holds NaN or Inf")
-    fmt = weight_format(scheme)
     rows = _rows(weight, axis)
     grouped = _blocks(rows, scheme.block_size) if scheme.granularity == "block" else rows
     axes: tuple[int, ...] = {"block": (2,), "channel": (1,), "tensor": (0, 1)}[scheme.granularity]
-    if scheme.symmetric:
-        scale = symmetric_scale(grouped, fmt, axes, search=scheme.bits < 8)
-        zero = np.zeros_like(scale, dtype=fmt.container)
-    else:
-        low, high = grouped.min(axis=axes, keepdims=True), grouped.max(axis=axes, keepdims=True)
-        scale, zero = affine_parameters(low, high, fmt)
+    scale, zero = _parameters(grouped, scheme, axes)
     if floor is not None:
         wanted = floor.reshape([-1] + [1] * (scale.ndim - 1)) if scheme.granularity != "tensor" else floor.max()
         scale = np.maximum(scale, wanted.astype(np.float32))
-    coded = quantize(grouped, scale, zero, fmt)
+    scale = _representable(scale, np.asarray(array).dtype)
+    coded = quantize(grouped, scale, zero, weight_format(scheme))
     real = dequantize(coded, scale, zero)
-    return _shaped(weight, axis, scheme, coded, real, scale, None if scheme.symmetric else zero)
+    if np.asarray(array).dtype == np.float16:
+        real = real.astype(np.float16).astype(np.float32)
+    return _shaped(weight, axis, scheme, coded, real, scale, zero if zero.any() else None)
+
+
+def encode_layer(
+    layer: Layer, array: npt.NDArray[Any], scheme: Scheme, floor: npt.NDArray[np.float32] | None = None
+) -> EncodedWeight:
+    """`encode_weight` for a layer. Its errors name the layer and the weight."""
+    try:
+        return encode_weight(array, scheme, layer.channel_axis, floor)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"weight '{layer.weight}' of {layer.name} {error}") from None
 
 
 def _shaped(
@@ -131,41 +175,63 @@ def _shaped(
 
     flat = coded.reshape(channels, -1)[:, :rows]
     decoded = restore(real.reshape(channels, -1)[:, :rows])
-    if scheme.granularity == "block":
-        shape = scale.shape[:2]
-        zeros = None if zero is None else zero.reshape(shape)
-        return EncodedWeight(np.ascontiguousarray(flat), scale.reshape(shape), zeros, 1, scheme.block_size, decoded)
-    dims = (channels,) if scheme.granularity == "channel" else ()
-    zeros = None if zero is None else zero.reshape(dims)
-    return EncodedWeight(restore(flat), scale.reshape(dims), zeros, axis, 0, decoded)
+    if scheme.granularity != "block":
+        dims = (channels,) if scheme.granularity == "channel" else ()
+        zeros = None if zero is None else zero.reshape(dims)
+        return EncodedWeight(restore(flat), scale.reshape(dims), zeros, axis, 0, axis, decoded)
+
+    def layout(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        turned = matrix.T if weight.ndim == 2 and axis == 1 else matrix
+        return np.ascontiguousarray(turned)
+
+    zeros = None if zero is None else layout(zero.reshape(scale.shape[:2]))
+    across = 1 - axis if weight.ndim == 2 else 1
+    scales = layout(scale.reshape(scale.shape[:2]))
+    return EncodedWeight(layout(flat), scales, zeros, across, scheme.block_size, axis, decoded)
 
 
 def write_weight(
-    graph: gs.Graph, root: gs.Graph, hint: str, encoded: EncodedWeight, scheme: Scheme, dtype: Any
+    graph: gs.Graph, root: gs.Graph, hint: str, encoded: EncodedWeight, scheme: Scheme, dtype: Any, shield: bool = False
 ) -> gs.Variable:
-    """Add initializers and DequantizeLinear (and Reshape for blocks) to `graph`; the float tensor they give.
+    """Add initializers and DequantizeLinear to `graph`, and what brings its result into the weight's
+    shape; the float tensor they give.
 
-    root: the outermost graph, for unique names. dtype: the float type of the weight.
+    root: the outermost graph, for unique names. dtype: the float type of the weight. shield: see the
+    module's docstring.
     """
+    packed = _PACKED.get((scheme.bits, scheme.signed))
 
     def constant(suffix: str, codes: npt.NDArray[Any]) -> gs.Constant:
-        packed = _PACKED.get((scheme.bits, scheme.signed))
         if packed:
             return packed_constant(root, f"{hint}_{suffix}", codes, getattr(onnx.TensorProto, packed[0]))
         return add_constant(root, f"{hint}_{suffix}", codes)
 
-    codes = constant("quantized", encoded.codes)
-    zero = encoded.zero_point if encoded.zero_point is not None else np.zeros(encoded.scale.shape, encoded.codes.dtype)
-    inputs = [codes, add_constant(root, f"{hint}_scale", encoded.scale.astype(dtype)), constant("zero_point", zero)]
-    attrs: dict[str, int] = {"axis": encoded.axis} if encoded.scale.ndim else {}
+    def emit(op: str, inputs: list[gs.Tensor], shape: tuple[int, ...], suffix: str, **attrs: Any) -> gs.Variable:
+        output = gs.Variable(unique_name(root, f"{hint}_{suffix}"), dtype, list(shape))
+        graph.nodes.append(gs.Node(op, unique_name(root, f"{hint}_{op}"), attrs, inputs, [output]))
+        return output
+
+    target = encoded.decoded.shape
+    codes, scale, axis = encoded.codes, encoded.scale, encoded.axis
+    zero = encoded.zero_point if encoded.zero_point is not None else np.zeros(scale.shape, codes.dtype)
+    if codes.shape == target and (shield or scheme.bits == 2):
+        codes, axis = codes[np.newaxis], axis + 1
+        if encoded.block_size:
+            scale, zero = scale[np.newaxis], zero[np.newaxis]
+    attrs: dict[str, int] = {"axis": axis} if scale.ndim else {}
     if encoded.block_size:
         attrs["block_size"] = encoded.block_size
-    output = gs.Variable(unique_name(root, f"{hint}_dequantized"), dtype, list(encoded.codes.shape))
-    name = unique_name(root, f"{hint}_DequantizeLinear")
-    graph.nodes.append(gs.Node("DequantizeLinear", name, attrs, inputs, [output]))
-    if encoded.codes.shape == encoded.decoded.shape:
-        return output
-    shape = add_constant(root, f"{hint}_shape", np.asarray(encoded.decoded.shape, np.int64))
-    reshaped = gs.Variable(unique_name(root, f"{hint}_reshaped"), dtype, list(encoded.decoded.shape))
-    graph.nodes.append(gs.Node("Reshape", unique_name(root, f"{hint}_Reshape"), {}, [output, shape], [reshaped]))
-    return reshaped
+    inputs = [constant("quantized", codes), add_constant(root, f"{hint}_scale", scale.astype(dtype))]
+    result = emit("DequantizeLinear", [*inputs, constant("zero_point", zero)], codes.shape, "dequantized", **attrs)
+    if codes.shape == target:
+        return result
+    turned = encoded.codes.shape != target and encoded.channel_axis != 0
+    others = [size for axis, size in enumerate(target) if axis != encoded.channel_axis]
+    moved = (target[encoded.channel_axis], *others) if turned else target
+    shape = add_constant(root, f"{hint}_shape", np.asarray(moved, np.int64))
+    result = emit("Reshape", [result, shape], moved, "reshaped")
+    if not turned:
+        return result
+    order = list(range(1, len(target)))
+    order.insert(encoded.channel_axis, 0)
+    return emit("Transpose", [result], target, "transposed", perm=order)
