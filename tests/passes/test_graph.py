@@ -153,7 +153,10 @@ def test_sequences_keep_their_types() -> None:
 
 
 def test_initializers_listed_as_inputs_keep_their_place() -> None:
-    text = "g (float[2] k, float[N,2] x) => (float[N,2] y) <float[2] k = {1, 2}> { a = Identity (x) y = Add (a, k) }"
+    text = (
+        "g (float[2] k, float[N,2] x) => (float[N,2] y) <float[2] k = {1, 2}> "
+        "{ a = Identity (x) y = Add (a, k) }"
+    )
     model = parsed(text, '<ir_version: 3, opset_import: ["" : 9]>\n')
     result = Simplify()(model)
     assert result.modified

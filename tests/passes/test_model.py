@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     loaded = load(path)
     assert loaded.proto == model.proto
     assert loaded.name == str(path)
-    assert sorted(os.listdir(path.parent)) == ["m.onnx"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["m.onnx"]
 
 
 def test_external_data_is_read(tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OutputError, match=r"m\.onnx: cannot be written \(No space left"):
         save(small(100), path)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["m.onnx"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
 def test_check_names_the_model() -> None:
     model = small()
     model.proto.graph.node[0].op_type = "Nonsense"
-    with pytest.raises(InvalidModelError, match="small: the ONNX checker refuses it: .*Nonsense"):
+    with pytest.raises(InvalidModelError, match=r"small: the ONNX checker refuses it: .*Nonsense"):
         check(model)
 
 
