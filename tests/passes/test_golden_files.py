@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ def sections(text: str) -> dict[str, str]:
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
-def outputs(model: onnx.ModelProto) -> list[npt.NDArray[np.generic]]:
+def outputs(model: onnx.ModelProto) -> list[npt.NDArray[Any]]:
     """What ONNX Runtime makes of seeded inputs, symbolic dimensions being 2."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4

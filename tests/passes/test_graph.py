@@ -87,7 +87,7 @@ def test_packed_weights_stay_bit_by_bit(data_type: int) -> None:
         "g",
         [],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])],
-        [weight, numpy_helper.from_array(np.float32(0.5), "s")],
+        [weight, numpy_helper.from_array(np.array(0.5, np.float32), "s")],
     )
     model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
     opened = import_graph(model)
