@@ -45,8 +45,8 @@ def activation_range(low: float, high: float, scheme: Scheme) -> Range:
     fmt = IntegerFormat(scheme.bits, signed=False)
     middle = 0 if low >= 0 else 1 << (scheme.bits - 1)
     step = np.float32(max(abs(low), abs(high)) / (fmt.highest - middle))
-    scale = step if step >= np.finfo(np.float32).tiny else np.float32(1)
-    return Range(np.asarray(scale, np.float32), np.asarray(middle, fmt.container), fmt)
+    scale = np.asarray(step if step >= np.finfo(np.float32).tiny else 1, np.float32)
+    return Range(scale, np.asarray(middle, fmt.container), fmt)
 
 
 def activation_ranges(plan: ActivationPlan, real: Mapping[str, tuple[float, float]]) -> dict[str, Range]:

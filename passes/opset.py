@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 from onnx import version_converter
 
 from passes.base import Context
 from passes.errors import UnsupportedModelError
+from passes.graph import import_graph, subgraphs
 from passes.model import Model, is_large
 
 __all__ = ["upgrade"]
+
+
+def _named(model: Model) -> onnx.ModelProto:
+    """A copy whose nodes bear the names that passes know them by: the converter adds nodes, so that a name
+    made from a position would mean another node afterwards."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+
+    def walk(nodes: Iterable[onnx.NodeProto], prefix: str) -> None:
+        for node, name in zip(nodes, names[prefix], strict=True):
+            node.name = name
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    walk(attribute.g.node, f"{prefix}{name}/{attribute.name}/")
+
+    names = {path: [node.name for node in graph.nodes] for graph, path in subgraphs(import_graph(model))}
+    walk(proto.graph.node, "")
+    return proto
 
 
 def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
@@ -26,7 +47,7 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
             "converted here; export it again at the newer opset"
         )
     try:
-        converted = version_converter.convert_version(model.proto, minimum)
+        converted = version_converter.convert_version(_named(model), minimum)
     except Exception as error:  # the converter raises bare RuntimeError and ConvertError
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedModelError(
@@ -36,5 +57,7 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
     converted.ir_version = max(model.proto.ir_version, onnx.helper.find_min_ir_version_for(converted.opset_import))
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.proto.metadata_props)
+    if not converted.functions:
+        converted.functions.extend(model.proto.functions)
     context.note("info", "", f"opset {current} upgraded to {minimum}: {why}")
     return model.with_proto(converted)

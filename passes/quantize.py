@@ -106,7 +106,9 @@ class Quantize(Pass):
             policy = policy.exclude(layer.name for layer in select(graph, self.exclude, found))
         known = {layer.name for layer in layers}
         marked = json.loads(model.metadata.get(EXCLUDE_KEY, "[]"))
-        return policy.exclude(name for name in marked if name in known)
+        policy = policy.exclude(name for name in marked if name in known)
+        # In graph order, whatever order the policy was written in: the same policy gives the same bytes.
+        return Policy({layer.name: policy[layer.name] for layer in layers})
 
     def _given_policy(self) -> Policy:
         if not self.policy.lstrip().startswith("{"):
@@ -142,10 +144,13 @@ class Quantize(Pass):
 
 
 def required_policy_opset(policy: Policy) -> int:
-    """The least opset that holds every scheme of the policy."""
+    """The least opset that holds every scheme of the policy.
+
+    Static activations take 13: ONNX Runtime runs MaxPool on integers from 12 on.
+    """
 
     def activations(scheme: Scheme) -> int:
-        return 0 if scheme.is_float else 21 if scheme.bits == 16 else 11
+        return 0 if scheme.is_float else 21 if scheme.bits == 16 else 11 if scheme.dynamic else 13
 
     chosen = [policy[name] for name in policy.quantized]
     return max((max(required_opset(c.weights), activations(c.activations)) for c in chosen), default=0)

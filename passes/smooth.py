@@ -10,7 +10,7 @@ Rules:
 1. Dead channels: s_c >= max_c s_c / `floor` (256), or b / s explodes (ratios up to 1e31 were seen).
 2. absorb=auto: a scale disappears into a neighbour where that is exact, else a Mul is inserted.
    site=output, behind the layer, across Relu only (homogeneous: relu(s y) = s relu(y) for s > 0): into a
-   Conv, Gemm or MatMul that is the only reader and is not itself smoothed; or into a following per-channel Mul.
+   Conv that is the only reader and is not itself smoothed; or into a following per-channel Mul.
    site=input, before the layer, across Relu only: into a producing Conv that is not itself smoothed.
 3. A weight that other nodes read is copied, not changed under them.
 4. A layer smoothed already (its note in the metadata) is skipped: the pass is idempotent.
@@ -67,7 +67,7 @@ class Smooth(Pass):
             return model, False
         done: dict[str, str] = json.loads(model.metadata.get(SMOOTH_KEY, "{}"))
         chosen = {layer.name for layer in select(graph, self.layers, found)}
-        edit = _Smoother(graph, self, chosen)
+        edit = _Smoother(graph, self, chosen | set(done))
         counts: Counter[str] = Counter()
         for layer, node, home in found:
             if layer.name not in chosen:
@@ -89,8 +89,10 @@ class Smooth(Pass):
 
 
 class _Smoother:
-    def __init__(self, graph: gs.Graph, options: Smooth, chosen: set[str]) -> None:
-        self.graph, self.options, self.chosen = graph, options, chosen
+    """smoothed: names of layers that are smoothed, now or earlier; none of them absorbs a scale."""
+
+    def __init__(self, graph: gs.Graph, options: Smooth, smoothed: set[str]) -> None:
+        self.graph, self.options, self.smoothed = graph, options, smoothed
         self.outputs = {id(tensor) for tensor in graph.outputs}
 
     def refusal(self, layer: Layer, node: gs.Node, home: gs.Graph) -> str | None:
@@ -163,7 +165,7 @@ class _Smoother:
         if reader.op == "Mul":
             return self._into_mul(reader, tensor, scale)
         index = weight_index(reader)
-        if reader.op == "Conv" and index == 1 and reader.name not in self.chosen and reader.inputs[0] is tensor:
+        if reader.op == "Conv" and index == 1 and reader.name not in self.smoothed and reader.inputs[0] is tensor:
             weight = values(reader.inputs[1])
             if int(reader.attrs.get("group", 1)) == 1:
                 factor = scale.reshape([1, -1] + [1] * (weight.ndim - 2))
@@ -216,7 +218,7 @@ class _Smoother:
             if source.op == "Conv":
                 break
             tensor = source.inputs[0]
-        if weight_index(source) != 1 or source.name in self.chosen:
+        if weight_index(source) != 1 or source.name in self.smoothed:
             return None
         has_bias = len(source.inputs) > 2 and not source.inputs[2].is_empty()
         if has_bias and not is_constant(source.inputs[2]):

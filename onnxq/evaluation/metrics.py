@@ -58,8 +58,15 @@ class Metrics:
     def update(self, logits: Logits, labels: npt.NDArray[np.int64] | None, reference: Logits | None) -> None:
         """logits, reference (the float model's): float32 [n, classes]; labels: int64 [n].
 
-        Raises DataError when a label is no class of the model.
+        Raises DataError when a label is no class of the model, or when rows and labels do not pair up.
         """
+        if labels is not None and len(labels) != len(logits):
+            raise DataError(
+                f"the model gave {len(logits)} rows of logits for {len(labels)} labels; its first output must be "
+                "[batch, classes]"
+            )
+        if reference is not None and reference.shape != logits.shape:
+            raise DataError(f"the model's logits are {logits.shape}, those of the float model {reference.shape}")
         self.samples += len(logits)
         best = logits.argmax(axis=1)
         if labels is not None:
@@ -88,12 +95,16 @@ class Metrics:
                 stderr[name] = math.sqrt(max(rate * (1 - rate), 0.0) / self.samples)
         if self.numbers:
             values["mse"] = self.squared_error / self.numbers
-            if self.squared_error > 0:
-                values["sqnr"] = 10 * math.log10(self.squared_reference / self.squared_error)
-            else:
-                values["sqnr"] = math.inf
+            values["sqnr"] = _decibels(self.squared_reference, self.squared_error)
         hits = self._top1 or self._agree
         return Score(values, stderr, self.samples, np.concatenate(hits) if hits else np.zeros(0, np.bool_))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    """Ratio in dB: infinite without noise, minus infinite without signal, NaN where either is."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal != 0 else -math.inf
 
 
 def hits_to_text(hits: Hits) -> str:

@@ -49,17 +49,31 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         if all(name in known or not name for name in node.input) and not _has_subgraph(node):
             known.update(node.output)
-    return known - {value.name for value in graph.input if value.name not in known}
+    return known
+
+
+def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller has to feed."""
+    held = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in held]
 
 
 def _has_subgraph(node: onnx.NodeProto) -> bool:
     return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
 
 
+def _unstated_type(node: onnx.NodeProto) -> int:
+    """Element type of a QuantizeLinear without zero point."""
+    named = [attribute.i for attribute in node.attribute if attribute.name == "output_dtype"]
+    return int(named[0]) if named and named[0] else onnx.TensorProto.UINT8
+
+
 def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
     """Every legal cut in node order; empty for graphs with several inputs, outputs or with subgraphs."""
-    inputs = [value.name for value in graph.input if value.name not in {t.name for t in graph.initializer}]
-    if len(inputs) != 1 or len(graph.output) != 1 or any(_has_subgraph(node) for node in graph.node):
+    inputs = [value.name for value in _fed(graph)]
+    if len(inputs) != 1 or len(graph.output) != 1 or graph.sparse_initializer:
+        return []
+    if any(_has_subgraph(node) for node in graph.node):
         return []
     constant = _constants(graph)
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -69,6 +83,8 @@ def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
             if name and name not in constant:
                 readers.setdefault(name, []).append(node)
                 pending[name] = pending.get(name, 0) + 1
+    for value in graph.output:  # never done with, so that no cut lies behind it
+        pending[value.name] = pending.get(value.name, 0) + 1
     zero_points = {tensor.name: tensor.data_type for tensor in graph.initializer}
     live = set(inputs)
     cuts: list[_Cut] = []
@@ -83,9 +99,12 @@ def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
             continue
         name = node.output[0]
         if node.op_type == "QuantizeLinear":
-            cuts.append(_Cut(position, name, node.input[0], zero_points.get(node.input[2], onnx.TensorProto.UINT8)))
+            zero = node.input[2] if len(node.input) > 2 else ""
+            if not zero or zero in zero_points:
+                element = zero_points[zero] if zero else _unstated_type(node)
+                cuts.append(_Cut(position, name, node.input[0], element))
         elif node.op_type != "DequantizeLinear" and not any(
-            reader.op_type in _FUSED_READERS or reader.op_type == "QuantizeLinear" for reader in readers[name]
+            reader.op_type in _FUSED_READERS or reader.op_type == "QuantizeLinear" for reader in readers.get(name, [])
         ):
             cuts.append(_Cut(position, name, name, onnx.TensorProto.FLOAT))
     return cuts
@@ -139,13 +158,18 @@ def _extract(
 
 
 def split(model: Model, anchors: dict[str, tuple[int, ...]]) -> list[Segment]:
-    """The model's segments in order; the whole model as one segment where nothing can be cut."""
+    """The model's segments in order; the whole model as one segment where nothing can be cut.
+
+    One segment of a model with several inputs names its first; it is fed all of them.
+    """
     graph = model.proto.graph
     found = {cut.anchor: cut for cut in _cuts(graph) if cut.anchor in anchors}
     cuts = sorted(found.values(), key=lambda cut: cut.position)
+    fed = _fed(graph)
+    if not cuts:
+        return [Segment(model.proto, fed[0].name if fed else "", graph.output[0].name, _digest(model.proto))]
     constant = _constants(graph)
     makers = {name: node for node in graph.node for name in node.output if name in constant}
-    fed = [value for value in graph.input if value.name not in {t.name for t in graph.initializer}]
     segments: list[Segment] = []
     start, begin = fed[0], 0
     for cut in (*cuts, None):
@@ -158,10 +182,29 @@ def split(model: Model, anchors: dict[str, tuple[int, ...]]) -> list[Segment]:
             dims: list[str | int] = ["batch", *anchors[cut.anchor]]
             end = onnx.helper.make_tensor_value_info(cut.tensor, cut.element, dims)
         proto = _extract(model, nodes, start, end)
-        digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-        segments.append(Segment(proto, start.name, end.name, digest))
+        segments.append(Segment(proto, start.name, end.name, _digest(proto)))
         start, begin = end, stop
     return segments
+
+
+def _digest(proto: onnx.ModelProto) -> str:
+    """SHA-256 of the model, tensor by tensor, since a message over 2 GB has no bytes; metadata do not count."""
+    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    light.graph.CopyFrom(_without_weights(proto.graph))
+    digest = hashlib.sha256(light.SerializeToString(deterministic=True))
+    for tensor in proto.graph.initializer:
+        digest.update(tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _without_weights(graph: onnx.GraphProto) -> onnx.GraphProto:
+    return onnx.GraphProto(
+        name=graph.name,
+        node=graph.node,
+        input=graph.input,
+        output=graph.output,
+        sparse_initializer=graph.sparse_initializer,
+    )
 
 
 def _constant_nodes(nodes: Sequence[onnx.NodeProto], makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -96,7 +96,14 @@ def surviving_qdq(model: Model, folder: Path) -> dict[str, int]:
     load_session(model, threads=1, optimized=target)
     proto = onnx.load(target, load_external_data=False)
     counts = {"QuantizeLinear": 0, "DequantizeLinear": 0}
-    for node in proto.graph.node:
-        if node.op_type in counts:
-            counts[node.op_type] += 1
+
+    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            if node.op_type in counts:
+                counts[node.op_type] += 1
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    walk(attribute.g.node)
+
+    walk(proto.graph.node)
     return counts

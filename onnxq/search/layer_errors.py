@@ -20,12 +20,12 @@ import onnx_graphsurgeon as gs
 
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.evaluation.session import load_session
-from passes.graph import import_graph, values
+from passes.graph import consumers, import_graph, producer, values
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
-from passes.placement import activation_input, epilogue_end
+from passes.placement import epilogue_end, quantized_input
 from passes.policy import Policy
-from passes.weights import encode_weight
+from passes.weights import encode_layer
 
 __all__ = ["LayerErrors", "combine", "measure_layer_errors"]
 
@@ -70,14 +70,22 @@ def combine(errors: Sequence[LayerErrors]) -> list[LayerErrors]:
 
 
 def _pairs(graph: gs.Graph) -> dict[str, tuple[str, str]]:
-    """Float tensor name before Q -> (that tensor, the tensor behind DQ) in a quantized graph."""
+    """Float tensor -> (that tensor, the tensor behind DQ) in a quantized graph.
+
+    A tensor of less than 8 bits is clipped before Q; the clipping is part of its error.
+    """
     pairs: dict[str, tuple[str, str]] = {}
     for node in graph.nodes:
-        if node.op != "QuantizeLinear" or not node.outputs[0].outputs:
+        if node.op != "QuantizeLinear":
             continue
-        reader = node.outputs[0].outputs[0]
-        if reader.op == "DequantizeLinear":
-            pairs[node.inputs[0].name] = (node.inputs[0].name, reader.outputs[0].name)
+        readers = [reader for reader in consumers(node.outputs[0]) if reader.op == "DequantizeLinear"]
+        if readers:
+            tensor = node.inputs[0]
+            behind = readers[0].outputs[0].name
+            pairs[tensor.name] = (tensor.name, behind)
+            clip = producer(tensor)
+            if clip is not None and clip.op == "Clip":
+                pairs.setdefault(clip.inputs[0].name, (clip.inputs[0].name, behind))
     return pairs
 
 
@@ -89,7 +97,7 @@ def _probes(model: Model, quantized: Model, policy: Policy) -> list[_Probe]:
     for layer, node, home in graph_layers(graph):
         if home is not graph or policy[layer.name].is_float:
             continue
-        end, data = epilogue_end(node, outputs).name, activation_input(node).name
+        end, data = epilogue_end(node, outputs).name, quantized_input(node)[0].name
         pair = pairs.get(end) or pairs.get(f"{end}_float") or pairs.get(data)
         behind = (pairs.get(end) or pairs.get(f"{end}_float") or (end, end))[1]
         if behind not in names:
@@ -126,16 +134,18 @@ def _watch(model: Model, names: set[str]) -> tuple[Any, list[str]]:
     return load_session(Model(proto, model.name), threads=1), wanted
 
 
-def _weight_error(model: Model, layer: Layer, policy: Policy) -> float:
-    graph = import_graph(model)
-    for found, node, _ in graph_layers(graph):
-        index = weight_index(node)
-        if found.name == layer.name and index is not None and not policy[layer.name].weights.is_float:
-            weight = np.asarray(values(node.inputs[index]), np.float32)
-            distance = _Distance()
-            distance.update(weight, encode_weight(weight, policy[layer.name].weights, layer.channel_axis).decoded)
-            return distance.value
-    return 0.0
+def _weight_errors(model: Model, policy: Policy) -> dict[str, float]:
+    """Layer name -> relative error of its encoded weights, for the layers whose weights are quantized."""
+    errors: dict[str, float] = {}
+    for layer, node, _ in graph_layers(import_graph(model)):
+        index, scheme = weight_index(node), policy[layer.name].weights
+        if index is None or scheme.is_float:
+            continue
+        weight = np.asarray(values(node.inputs[index]), np.float32)
+        distance = _Distance()
+        distance.update(weight, encode_layer(layer, weight, scheme).decoded)
+        errors[layer.name] = distance.value
+    return errors
 
 
 def measure_layer_errors(
@@ -171,14 +181,10 @@ def measure_layer_errors(
         done += item.size
         if progress is not None:
             progress(done)
-    return combine(
-        [
-            LayerErrors(
-                probe.layer.name,
-                probe.layer.op,
-                qdq[probe.layer.name].value if probe.before else _weight_error(model, probe.layer, policy),
-                xmodel[probe.layer.name].value,
-            )
-            for probe in probes
-        ]
-    )
+    weights = _weight_errors(model, policy) if any(probe.before is None for probe in probes) else {}
+    errors = []
+    for probe in probes:
+        name = probe.layer.name
+        own = qdq[name].value if probe.before is not None else weights.get(name, 0.0)
+        errors.append(LayerErrors(name, probe.layer.op, own, xmodel[name].value))
+    return combine(errors)

@@ -56,6 +56,8 @@ def coarse_to_fine(proposals: Sequence[Proposal]) -> Iterator[Proposal]:
     """The same proposals, ends first, then middles: any prefix is spread over the whole range."""
     seen: set[int] = set()
     last = len(proposals) - 1
+    if last < 0:
+        return
     stride = 1
     while stride <= max(last, 1) * 2:
         for index in range(stride + 1):
