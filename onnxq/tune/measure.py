@@ -75,6 +75,7 @@ class Measurer:
         self.macs = macs(prepared.model)
         self._fingerprint = dict(fingerprint)
         self._float_session: Any = None
+        self._last: tuple[str, Model] | None = None
         self._hits: dict[str, Any] = {}
         samples = len(prepared.data)
         # Racing compares hits with smaller candidates: it needs a metric of hits, and nothing that a hopeless
@@ -158,6 +159,12 @@ class Measurer:
         self.journal.append("candidate", candidate.key, candidate.to_json())
         return candidate
 
+    def build(self, key: str, policy: Policy) -> Model:
+        """The candidate's model; the last one is kept, for the front is usually saved right after."""
+        if self._last is None or self._last[0] != key:
+            self._last = (key, build_model(self.model, policy, self.ranges))
+        return self._last[1]
+
     def _measured(
         self,
         candidate: Candidate,
@@ -165,7 +172,7 @@ class Measurer:
         rivals: Sequence[Candidate],
         progress: Callable[[int], None] | None,
     ) -> Candidate:
-        model = build_model(self.model, proposal.policy, self.ranges)
+        model = self.build(candidate.key, proposal.policy)
         size = saved_bytes(model)
         bops = policy_bops(self.macs, proposal.policy)
         against = self._rival(size, bops, rivals)

@@ -120,7 +120,7 @@ class _Run:
         if member.name in self.saved and path.exists():
             return
         policy = Policy.from_json(member.policy)
-        save(build_model(self.prepared.model, policy, self.measurer.ranges), path)
+        save(self.measurer.build(member.key, policy), path)
         recipe = base_recipe(self.prepared.config) | Quantize.of(policy)
         atomic_write(path.with_suffix(".recipe"), format_pass(recipe).replace(" | ", "\n") + "\n")
         self.saved.add(member.name)
