@@ -38,7 +38,7 @@ KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 RECIPES: dict[str, Pass] = {
     "simplify": Simplify(),
     "fold_batchnorm": FoldBatchNorm(),
-    "simplify | fold_batchnorm": Simplify() | FoldBatchNorm(),
+    "simplify, fold_batchnorm": Simplify() | FoldBatchNorm(),
 }
 LIGHT = Path(onnx.__file__).parent.parent  # the urls of "real" cases start with onnx/backend/test/data/light
 TOLERANCE = 1e-5

@@ -74,14 +74,16 @@ def load(path: str | os.PathLike[str]) -> Model:
     except PermissionError:
         raise ModelFileError(file, "cannot be read (permission denied)") from None
     except (DecodeError, ValueError, UnicodeDecodeError):
-        raise ModelFileError(file, "is not an ONNX model, or it is truncated; export or copy it again") from None
+        problem = "is not an ONNX model, or it is truncated; export or copy it again"
+        raise ModelFileError(file, problem) from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
     try:
         load_external_data_for_model(proto, str(file.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelFileError(file, f"its external data cannot be read ({reason}); copy it beside the model") from None
+        problem = f"its external data cannot be read ({reason}); copy it beside the model"
+        raise ModelFileError(file, problem) from None
     return Model(proto, str(file))
 
 
@@ -114,13 +116,13 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
                 proto.CopyFrom(model.proto)
                 convert_model_to_external_data(proto, location=data.name, size_threshold=1024)
                 onnx.save(proto, part)
-                os.replace(Path(folder) / data.name, data)
+                (Path(folder) / data.name).replace(data)
             else:
                 part.write_bytes(serialize(model))
             with part.open("rb+") as handle:
                 os.fsync(handle.fileno())
             size = part.stat().st_size
-            os.replace(part, target)
+            part.replace(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     return size + (data.stat().st_size if is_large(model.proto) else 0)
