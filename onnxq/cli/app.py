@@ -1,0 +1,124 @@
+"""The `onnxq` command: finds subcommands lazily, and turns every failure into one line and an exit code.
+
+Everything heavy (onnx, numpy, onnxruntime) is imported inside the commands, so that `onnxq --help` and shell
+completion answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from onnxq._version import __version__
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+# Name -> (module, attribute, one line of help). The help stands here so that --help imports no command.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "info": ("inspect", "info", "Layers, shapes, sizes and schemes of a model."),
+    "fold": ("rewrite", "fold", "Simplify a model and fold its BatchNormalizations."),
+    "smooth": ("rewrite", "smooth", "Even out weight ranges between channels before quantizing."),
+    "quantize": ("quantize", "quantize", "Write one quantized model."),
+    "apply": ("rewrite", "apply", "Run a recipe of passes on a model."),
+    "sensitivity": ("sensitivity", "sensitivity", "Rank the layers by what quantizing them costs."),
+    "tune": ("tune", "tune", "Search the Pareto front of quantized models."),
+    "build": ("runs", "build", "Write any candidate of a run as an ONNX file."),
+    "eval": ("evaluate", "evaluate", "Accuracy of one or more models."),
+    "bench": ("bench", "bench", "Latency of one or more models, measured in turns."),
+    "report": ("runs", "report", "Render the report of a run again, or compare several runs."),
+    "golden": ("golden", "golden", "Pin what a recipe makes of a model, for your own CI."),
+    "policy": ("inspect", "policy", "Write a policy file to edit, or the one inside a quantized model."),
+    "passes": ("inspect", "passes", "List the passes of recipes and their options."),
+    "doctor": ("doctor", "doctor", "What is installed, and which execution providers work."),
+    "completion": ("completion", "completion", "Print the completion script of a shell."),
+}
+_NOT_WRITABLE = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENOTDIR}
+
+
+class _Failure(click.ClickException):
+    """An error with the exit code of the UserError behind it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class _Cli(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"onnxq.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"No such command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(f"\nInterrupted. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            raise _translated(error) from error
+
+
+def _translated(error: Exception) -> Exception:
+    """What to show for an error: its one sentence, or its type and how to learn more."""
+    known = sys.modules.get("passes.errors")
+    if known is not None and isinstance(error, known.UserError):
+        return _Failure(str(error), error.exit_code)
+    if isinstance(error, OSError):
+        if error.errno == errno.EPIPE:
+            return error  # click ends quietly when the reader of a pipe has gone
+        if error.errno in _NOT_WRITABLE:
+            return _Failure(f"{error.filename or 'output'}: {error.strerror or error}", 2)
+    first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
+    return _Failure(f"unexpected {type(error).__name__}: {first} (onnxq --debug ... shows where)", 1)
+
+
+@click.group(
+    cls=_Cli,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 unexpected error, 2 bad input, 3 metric floor not met, 4 time budget ended "
+    "before the search was complete, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="onnxq")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+def cli(debug: bool) -> None:  # noqa: ARG001 - read by _Cli.invoke
+    """Quantize ONNX models: one float model in, a Pareto front of quantized ones out.
+
+    \b
+    onnxq quantize model.onnx --data images/ --preprocess imagenet
+    onnxq tune     model.onnx --data images/ --preprocess imagenet --pareto -o run
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="onnxq")

@@ -1,0 +1,30 @@
+"""Random inputs, for what does not depend on their values: whether a model runs, and how fast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.data import input_specs
+from passes.model import Model
+
+__all__ = ["random_feed"]
+
+
+def random_feed(model: Model, seed: int = 0) -> dict[str, npt.NDArray[Any]] | None:
+    """One feed for the model, free dimensions counted as 1; None when an input has no tensor shape."""
+    if any(not value.type.tensor_type.HasField("shape") for value in model.proto.graph.input):
+        return None
+    rng = np.random.default_rng(seed)
+    feed: dict[str, npt.NDArray[Any]] = {}
+    for spec in input_specs(model.proto):
+        shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in spec.shape]
+        if spec.dtype.kind == "f":
+            feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        elif spec.dtype.kind in "biu":
+            feed[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
+        else:
+            return None
+    return feed

@@ -1,0 +1,199 @@
+"""Options that several commands share, and the layers beneath them: flags win over --config over defaults."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "Duration",
+    "absolute_free",
+    "config_option",
+    "data_options",
+    "hub_option",
+    "json_option",
+    "models_argument",
+    "output_option",
+    "resolve_threads",
+    "splitted",
+    "threads_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_ALIASES = {"model": "models", "mode": "modes"}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    from passes.errors import UserError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"{path}: the configuration cannot be read ({reason})") from None
+    if path.suffix.lower() == ".toml":
+        try:
+            import tomllib
+        except ModuleNotFoundError:
+            raise UserError(f"{path}: Python 3.10 cannot read TOML; write the configuration as JSON") from None
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{path}: is not TOML ({error})") from None
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not JSON ({error.msg}, line {error.lineno})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a configuration is an object of options, as in {{\"weights\": \"int8\"}}")
+    return found
+
+
+def _load_config(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Put a file's options beneath the flags; a section named like the command wins over the top level."""
+    if value is None:
+        return
+    from passes.errors import UserError
+
+    found = _read_config(Path(value))
+    section = found.get(ctx.info_name or "")
+    entries = section if isinstance(section, dict) else {k: v for k, v in found.items() if not isinstance(v, dict)}
+    known = {p.name: p for p in ctx.command.params if p.name and p.name != "config"}
+    defaults: dict[str, Any] = {}
+    for key, entry in entries.items():
+        name = key.replace("-", "_")
+        name = name if name in known else _ALIASES.get(name, name)
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+            raise UserError(f"{value}: 'onnxq {ctx.info_name}' has no option '{key}'; {hint}")
+        many = getattr(known[name], "multiple", False) or known[name].nargs == -1
+        defaults[name] = [entry] if many and not isinstance(entry, list) else entry
+    ctx.default_map = defaults
+
+
+def config_option(function: F) -> F:
+    """--config FILE."""
+    return click.option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_load_config,
+        help="Options from a .json or .toml file; flags win over it.",
+    )(function)
+
+
+def data_options(*, required: bool = False, calibration: bool = True) -> Callable[[F], F]:
+    """--data and everything that says how it is read."""
+
+    def decorate(function: F) -> F:
+        options = [
+            click.option(
+                "--data",
+                metavar="D",
+                required=required,
+                help="Folder with labels.txt or class subfolders, .zip, .npz (x, y), .npy, module:callable, hf:NAME.",
+            ),
+            click.option(
+                "--preprocess",
+                metavar="P",
+                help="imagenet, cifar, efficientnet-lite, none (raw pixels) or FILE.json; needed for images.",
+            ),
+            click.option("--limit", type=click.IntRange(min=1), help="Use at most so many samples, chosen by --seed."),
+        ]
+        if calibration:
+            options += [
+                click.option(
+                    "--calibration-samples",
+                    type=click.IntRange(min=1),
+                    default=100,
+                    show_default=True,
+                    help="Samples that activation ranges are taken from.",
+                ),
+                click.option("--calibration-data", metavar="D", help="Calibrate on this instead of on --data."),
+            ]
+        options.append(click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice."))
+        for option in reversed(options):
+            function = option(function)
+        return threads_option(function)
+
+    return decorate
+
+
+def threads_option(function: F) -> F:
+    return click.option(
+        "--threads", type=click.IntRange(min=0), default=0, help="0 (default) uses every core of this process."
+    )(function)
+
+
+def json_option(function: F) -> F:
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."
+    )(function)
+
+
+def output_option(default: str) -> Callable[[F], F]:
+    """-o, with what stands in its place when it is left out."""
+    return click.option("-o", "--output", metavar="OUT", help=f"Where to write; default {default}.")
+
+
+def hub_option(function: F) -> F:
+    return click.option(
+        "--hub",
+        metavar="URL",
+        envvar="ONNXQ_HUB",
+        help="Where hub:NAME models come from: a URL or a folder that holds ONNX_HUB_MANIFEST.json.",
+    )(function)
+
+
+def models_argument(function: F) -> F:
+    return click.argument("models", metavar="MODEL...", nargs=-1, required=True)(function)
+
+
+def resolve_threads(threads: int) -> int:
+    """A number of threads: the given one, or all cores of this process."""
+    from onnxq.machine import default_threads
+
+    return threads or default_threads()
+
+
+def splitted(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Repeated and comma-separated values as one tuple."""
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def absolute_free(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings to store in a model: paths become file names and unset options go, so that the same inputs
+    give the same bytes wherever they lie."""
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        if value is None or value == () or value is False:
+            continue
+        if isinstance(value, str) and ("/" in value or "\\" in value) and Path(value).exists():
+            value = Path(value).name
+        kept[key] = list(value) if isinstance(value, tuple) else value
+    return kept
+
+
+class Duration(click.ParamType):
+    """Seconds from `90s`, `20m`, `1h30m` or a plain number of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        text = str(value).strip().lower()
+        match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+        if not text or match is None:
+            self.fail(f"'{value}' is no duration; write 90s, 20m or 1h30m", param, ctx)
+        hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return hours * 3600 + minutes * 60 + seconds

@@ -1,0 +1,204 @@
+"""`quantize`: one quantized model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxq.cli.options import (
+    config_option,
+    data_options,
+    hub_option,
+    json_option,
+    output_option,
+    resolve_threads,
+)
+
+if TYPE_CHECKING:
+    from passes import Model, PassResult, Sequential
+
+__all__ = ["activation_text", "quantize", "weight_text"]
+
+
+def weight_text(weights: str, granularity: str | None) -> str:
+    """`int8` and `channel` as one scheme. Raises UserError when both name a granularity."""
+    from passes.errors import UserError
+
+    named = [part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")]
+    if granularity is None:
+        return weights if named or weights in ("float", "none") else f"{weights}:channel"
+    if named and named[0] != granularity:
+        raise UserError(f"--weights {weights} and --granularity {granularity} contradict each other; give one")
+    return weights if named else f"{weights}:{granularity}"
+
+
+def activation_text(activations: str) -> str:
+    return "uint8:dynamic" if activations == "dynamic" else activations
+
+
+def _recipe(settings: dict[str, Any]) -> Sequential:
+    from passes.base import Sequential
+    from passes.fold_batchnorm import FoldBatchNorm
+    from passes.quantize import Quantize, activation_scheme, weight_scheme
+    from passes.simplify import Simplify
+    from passes.smooth import Smooth
+
+    members: list[Any] = [] if settings["no_fold"] else [Simplify(), FoldBatchNorm()]
+    if settings["smooth"] != "none":
+        members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
+    exclude = tuple(settings["exclude"])
+    if settings["policy"]:
+        members.append(Quantize(policy=settings["policy"], exclude=exclude))
+    else:
+        weights = weight_text(settings["weights"], settings["granularity"])
+        activations = activation_text(settings["activations"])
+        weight_scheme(weights)
+        activation_scheme(activations)
+        members.append(Quantize(weights=weights, activations=activations, exclude=exclude))
+    return Sequential(tuple(members))
+
+
+def _needs_data(settings: dict[str, Any]) -> bool:
+    from passes.policy import load_policy
+    from passes.quantize import activation_scheme
+
+    if settings["policy"]:
+        policy = load_policy(settings["policy"])
+        schemes = [policy[name].activations for name in policy]
+    else:
+        schemes = [activation_scheme(activation_text(settings["activations"]))]
+    return any(not scheme.is_float and not scheme.dynamic for scheme in schemes)
+
+
+def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, dict[str, str]]:
+    """The range provider, and what to remember about the data."""
+    from onnxq.cli.datasets import open_for, range_provider
+    from onnxq.cli.terminal import warn
+    from onnxq.data import input_specs, random_dataset
+    from passes.errors import UserError
+
+    samples, seed = settings["calibration_samples"], settings["seed"]
+    spec = settings["calibration_data"] or settings["data"]
+    if settings["random_calibration"]:
+        dataset: Any = random_dataset(input_specs(model.proto), samples, seed)
+        warn("calibrated on random numbers; the accuracy of this model means nothing")
+    elif spec is not None:
+        limit = min(settings["limit"] or samples, samples)
+        dataset = open_for(model, spec, settings["preprocess"], limit, seed)
+    elif _needs_data(settings):
+        raise UserError(
+            f"{model.name}: static activations need calibration data; give --data, or --activations dynamic, or "
+            "--activations float (or, to try things out, --random-calibration)"
+        )
+    else:
+        return None, {}
+    return range_provider(dataset, settings["calibration"], threads), {"data_sha256": dataset.fingerprint()}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--policy", metavar="P.json", help="Schemes layer by layer (.json or .csv; see 'onnxq policy').")
+@click.option("--weights", default="int8", show_default=True, help="int2 to int8, int16, uint8:asym, float ...")
+@click.option("--granularity", metavar="G", help="channel (default), tensor or blockN, as in block32.")
+@click.option(
+    "--activations", default="uint8", show_default=True, help="uint8, int8, int16, int8:sym, dynamic or float."
+)
+@click.option(
+    "--calibration",
+    default="percentile:99.99",
+    show_default=True,
+    help="minmax, percentile[:P], entropy or mse: how activation ranges are found.",
+)
+@click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float: name, glob, op:Gemm, first, last, re:...")
+@click.option(
+    "--smooth", type=click.Choice(["none", "output", "input"]), default="none", show_default=True, help="Smooth first."
+)
+@click.option("--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas.")
+@click.option("--no-fold", is_flag=True, help="Do not simplify and fold first.")
+@data_options()
+@click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; says nothing about accuracy.")
+@output_option("MODEL.<scheme>.onnx beside the input, as in model.int8.onnx")
+@click.option("--explain", is_flag=True, help="Print every note of the passes: what and why.")
+@json_option
+@config_option
+@hub_option
+def quantize(
+    model: str, output: str | None, explain: bool, as_json: bool, hub: str | None, threads: int, **settings: Any
+) -> None:
+    """Write MODEL quantized, by one scheme for all layers or by a policy.
+
+    \b
+    onnxq quantize model.onnx --data images/ --preprocess imagenet
+    onnxq quantize model.onnx --weights int4 --granularity block32 --activations float
+    onnxq quantize model.onnx --activations dynamic --exclude last
+    """
+    from onnxq.cli.output import output_path, stamped, write_model
+    from onnxq.cli.rewrite import rewritten
+    from onnxq.hub import resolve
+    from passes.base import Context
+    from passes.model import load
+    from passes.recipe import format_pass
+
+    recipe = _recipe(settings)
+    path = str(resolve(model, hub))
+    loaded = load(path)
+    suffix = "quantized" if settings["policy"] else settings["weights"].split(":")[0]
+    target = output_path(output, path, suffix)
+    provider, remembered = _ranges(loaded, settings, resolve_threads(threads))
+    context = Context(ranges=provider)
+    result = rewritten(loaded, recipe, context)
+    config = {key: value for key, value in settings.items() if key != "policy"}
+    config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}
+    size = write_model(stamped(result.model, "quantize", config), target)
+    _report(result, path, target, size, explain, as_json)
+
+
+def _report(result: PassResult, source: str, target: Path, size: int, explain: bool, as_json: bool) -> None:
+    import tempfile
+
+    from onnxq.cli.output import size_on_disk
+    from onnxq.cli.rewrite import show_notes
+    from onnxq.cli.terminal import megabytes, print_json, ratio, remark
+    from onnxq.evaluation import surviving_qdq
+    from onnxq.inspection import layer_facts
+    from passes.model import load
+
+    before = size_on_disk(Path(source))
+    written = load(target)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        left = surviving_qdq(written, Path(folder))
+    layers = layer_facts(written)
+    padded = [layer for layer in layers if layer.padded]
+    quantized = [layer for layer in layers if layer.weights != "float"]
+    if as_json:
+        print_json(
+            {
+                "output": str(target),
+                "bytes": size,
+                "bytes_before": before,
+                "layers": len(layers),
+                "quantized": len(quantized),
+                "surviving_qdq": left,
+                "padded": [layer.name for layer in padded],
+                "notes": [vars(note) for note in result.notes],
+            }
+        )
+        return
+    show_notes(result.notes, explain)
+    click.echo(
+        f"{target}: {len(quantized)} of {len(layers)} layers quantized, {megabytes(before)} -> {megabytes(size)} "
+        f"({ratio(size, before)}); loads and runs"
+    )
+    remark(
+        f"  left after ONNX Runtime's own optimisation: {left['QuantizeLinear']} QuantizeLinear, "
+        f"{left['DequantizeLinear']} DequantizeLinear"
+    )
+    if padded:
+        first = padded[0]
+        bits = first.policy.split("/")[0]
+        remark(
+            f"  {len(padded)} layer(s) have codes of {bits} in {first.stored_bits}-bit tensors: ONNX has no narrower "
+            "type, so the file is no smaller than that"
+        )

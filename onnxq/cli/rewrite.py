@@ -1,0 +1,214 @@
+"""`fold`, `smooth` and `apply`: passes that need no search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxq.cli.options import (
+    config_option,
+    data_options,
+    hub_option,
+    json_option,
+    output_option,
+    resolve_threads,
+    splitted,
+)
+
+if TYPE_CHECKING:
+    from passes import Context, Model, Note, Pass, PassResult
+
+__all__ = ["apply", "fold", "show_notes", "smooth"]
+
+
+def show_notes(notes: Sequence[Note], explain: bool) -> None:
+    """The passes' notes: all of them with --explain, else what they refused, counted."""
+    from onnxq.cli.terminal import remark
+
+    if explain:
+        for note in notes:
+            remark(f"  {note}")
+        return
+    for note in notes:
+        if note.kind == "info":
+            remark(f"  {note.reason}" if not note.node else f"  {note.node}: {note.reason}")
+    refused = sum(note.kind == "refused" for note in notes)
+    if refused:
+        remark(f"  {refused} rewrite(s) refused; --explain says which and why")
+
+
+def rewritten(model: Model, item: Pass, context: Context | None = None) -> PassResult:
+    """Run passes on a model that ONNX Runtime knows all ops of."""
+    from onnxq.evaluation import refuse_unknown_ops
+
+    refuse_unknown_ops(model)
+    return item(model, context)
+
+
+def finish(
+    result: PassResult,
+    source: str,
+    target: Path,
+    command: str,
+    settings: dict[str, Any],
+    *,
+    explain: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Write the result and say what changed."""
+    from onnxq.cli.output import size_on_disk, stamped, write_model
+    from onnxq.cli.terminal import megabytes, print_json, remark
+    from passes.model import load
+
+    before = size_on_disk(Path(source))
+    size = write_model(stamped(result.model, command, settings), target)
+    nodes = [len(model.proto.graph.node) for model in (load(source), result.model)]
+    if as_json:
+        notes = [vars(note) for note in result.notes]
+        document = {"output": str(target), "modified": result.modified, "bytes": size, "bytes_before": before}
+        print_json({**document, "nodes": nodes[1], "nodes_before": nodes[0], "notes": notes})
+        return
+    show_notes(result.notes, explain)
+    if not result.modified:
+        remark("  nothing to change; the output equals the input")
+    click.echo(
+        f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}; loads and runs"
+    )
+
+
+_explain = click.option("--explain", is_flag=True, help="Print every note of the passes: what and why.")
+
+
+@click.command()
+@click.argument("model")
+@output_option("MODEL.fold.onnx beside the input")
+@_explain
+@json_option
+@hub_option
+def fold(model: str, output: str | None, explain: bool, as_json: bool, hub: str | None) -> None:
+    """Simplify MODEL (constants, shape arithmetic, pads, no-ops) and fold its BatchNormalizations."""
+    from onnxq.cli.output import output_path
+    from onnxq.hub import resolve
+    from passes.model import load
+    from passes.recipe import parse_recipe
+
+    path = str(resolve(model, hub))
+    loaded = load(path)
+    target = output_path(output, path, "fold")
+    result = rewritten(loaded, parse_recipe("simplify | fold_batchnorm"))
+    finish(result, path, target, "fold", {}, explain=explain, as_json=as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--site",
+    type=click.Choice(["output", "input"]),
+    default="output",
+    show_default=True,
+    help="Put the scales back behind the convolution (output) or before it (input; depthwise only).",
+)
+@click.option(
+    "--layers",
+    metavar="SEL",
+    multiple=True,
+    default=("depthwise",),
+    show_default=True,
+    help="depthwise, all, or selectors (names, globs, op:Conv, re:..., first:2); repeatable.",
+)
+@click.option(
+    "--absorb",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="Hide the scales in a neighbouring layer where that is exact.",
+)
+@click.option("--no-fold", is_flag=True, help="Do not simplify and fold first.")
+@output_option("MODEL.smooth.onnx beside the input")
+@_explain
+@json_option
+@config_option
+@hub_option
+def smooth(
+    model: str,
+    site: Any,
+    layers: tuple[str, ...],
+    absorb: Any,
+    no_fold: bool,
+    output: str | None,
+    explain: bool,
+    as_json: bool,
+    hub: str | None,
+) -> None:
+    """Even out the weight ranges of convolution channels; the float function stays the same."""
+    from onnxq.cli.output import output_path
+    from onnxq.hub import resolve
+    from passes.model import load
+    from passes.recipe import parse_recipe
+    from passes.smooth import Smooth
+
+    path = str(resolve(model, hub))
+    loaded = load(path)
+    target = output_path(output, path, "smooth")
+    last = Smooth(site=site, layers=splitted(layers), absorb=absorb)
+    recipe: Pass = last if no_fold else parse_recipe("simplify | fold_batchnorm") | last
+    result = rewritten(loaded, recipe)
+    settings = {"site": site, "layers": layers, "absorb": absorb, "no_fold": no_fold}
+    finish(result, path, target, "smooth", settings, explain=explain, as_json=as_json)
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("model")
+@output_option("MODEL.out.onnx beside the input")
+@data_options()
+@click.option("--calibration", default="percentile:99.99", show_default=True, help="Method of ranges; see quantize.")
+@_explain
+@json_option
+@config_option
+@hub_option
+def apply(
+    recipe: str,
+    model: str,
+    output: str | None,
+    data: str | None,
+    preprocess: str | None,
+    limit: int | None,
+    calibration_samples: int,
+    calibration_data: str | None,
+    seed: int,
+    threads: int,
+    calibration: str,
+    explain: bool,
+    as_json: bool,
+    hub: str | None,
+) -> None:
+    """Run RECIPE, a file or the text itself, on MODEL.
+
+    \b
+    onnxq apply 'simplify | fold_batchnorm | smooth{site=output}' model.onnx
+    """
+    from onnxq.cli.datasets import open_for, range_provider
+    from onnxq.cli.output import output_path
+    from onnxq.hub import resolve
+    from passes.base import Context
+    from passes.model import load
+    from passes.recipe import format_pass, load_recipe
+
+    parsed = load_recipe(recipe)
+    path = str(resolve(model, hub))
+    loaded = load(path)
+    target = output_path(output, path, "out")
+    context = Context()
+    spec = calibration_data or data
+    settings: dict[str, Any] = {"recipe": format_pass(parsed)}
+    if spec is not None:
+        samples = min(limit or calibration_samples, calibration_samples)
+        dataset = open_for(loaded, spec, preprocess, samples, seed)
+        context.ranges = range_provider(dataset, calibration, resolve_threads(threads))
+        settings |= {"data": dataset.fingerprint(), "calibration": calibration}
+    result = rewritten(loaded, parsed, context)
+    finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)

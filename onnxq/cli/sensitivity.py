@@ -1,0 +1,116 @@
+"""`sensitivity`: which layers lose most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxq.cli.options import config_option, data_options, hub_option, json_option, resolve_threads
+
+if TYPE_CHECKING:
+    from onnxq.search.layer_errors import LayerErrors
+
+__all__ = ["sensitivity"]
+
+
+def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
+    from onnxq.files import atomic_write
+    from onnxq.report.drawing import png
+    from onnxq.report.plots import errors_figure
+
+    layers = [
+        {"name": e.layer, "op_type": e.op, "qdq_error": e.qdq, "xmodel_error": e.xmodel, "score": e.score} for e in errors
+    ]
+    report = {"model": model, "metric": "agreement", "candidates": [], "front": [], "picks": [], "layers": layers}
+    atomic_write(path, png(errors_figure({**report, "float": None, "objectives": ["metric", "bytes"]})))
+
+
+@click.command()
+@click.argument("model")
+@data_options(required=True)
+@click.option("--weights", default="int8:channel", show_default=True, help="Scheme that is judged.")
+@click.option("--activations", default="uint8", show_default=True, help="uint8, int8, dynamic or float.")
+@click.option("--calibration", default="percentile:99.99", show_default=True, help="How ranges are found.")
+@click.option("--ranking-samples", type=click.IntRange(min=1), default=32, show_default=True, help="Samples measured on.")
+@click.option("--top", type=click.IntRange(min=1), help="Show only the worst so many layers.")
+@click.option("-o", "--output", metavar="OUT.png", help="Draw both errors across the layers.")
+@json_option
+@config_option
+@hub_option
+def sensitivity(
+    model: str,
+    data: str,
+    preprocess: str | None,
+    limit: int | None,
+    calibration_samples: int,
+    calibration_data: str | None,
+    seed: int,
+    threads: int,
+    weights: str,
+    activations: str,
+    calibration: str,
+    ranking_samples: int,
+    top: int | None,
+    output: str | None,
+    as_json: bool,
+    hub: str | None,
+) -> None:
+    """Rank the layers of MODEL by what quantizing them costs, worst first.
+
+    QDQ error: what quantizing moves a layer's own tensor by. XModel error: how far its output in the wholly
+    quantized network is from float, errors of the layers before it included. Both relative (L2). Score: half of
+    each, normalised over the layers.
+    """
+    from onnxq.cli.datasets import open_for, range_provider
+    from onnxq.cli.output import check_output
+    from onnxq.cli.quantize import activation_text, weight_text
+    from onnxq.cli.rewrite import rewritten
+    from onnxq.cli.terminal import print_json, remark, table
+    from onnxq.hub import resolve
+    from onnxq.search.layer_errors import measure_layer_errors
+    from onnxq.search.ranking import rank
+    from passes.base import Context
+    from passes.errors import UnsupportedModelError
+    from passes.layers import find_layers
+    from passes.model import load
+    from passes.policy import Policy
+    from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
+    from passes.opset import upgrade
+    from passes.recipe import parse_recipe
+
+    path = str(resolve(model, hub))
+    if output:
+        check_output(Path(output), Path(path))
+    weight, activation = weight_scheme(weight_text(weights, None)), activation_scheme(activation_text(activations))
+    prepared = rewritten(load(path), parse_recipe("simplify | fold_batchnorm")).model
+    layers = find_layers(prepared)
+    if not layers:
+        raise UnsupportedModelError(f"{path}: has no quantizable layer")
+    policy = Policy.uniform(layers, weight, activation)
+    prepared = upgrade(prepared, required_policy_opset(policy), "the policy", Context())
+    samples = min(limit or calibration_samples, calibration_samples)
+    dataset = open_for(prepared, calibration_data or data, preprocess, samples, seed)
+    context = Context(ranges=range_provider(dataset, calibration, resolve_threads(threads)))
+    quantized = Quantize.of(policy)(prepared, context).model
+    subset = dataset.subset(range(min(ranking_samples, len(dataset))))
+    errors = measure_layer_errors(prepared, quantized, policy, subset)
+    by_name = {entry.layer: entry for entry in errors}
+    order = [by_name[name] for name in rank(errors)][:top]
+    if output:
+        _plot(Path(output), Path(path).name, errors)
+    if as_json:
+        document: dict[str, Any] = {"model": path, "weights": str(weight), "activations": str(activation)}
+        print_json({**document, "samples": len(subset), "layers": [vars(entry) for entry in order]})
+        return
+    rows = [
+        (str(position), e.layer, e.op, f"{e.qdq:.4f}", f"{e.xmodel:.4f}", f"{e.score:.3f}")
+        for position, e in enumerate(order, start=1)
+    ]
+    table(["#", "layer", "op", "QDQ error", "XModel error", "score"], rows, right=(0, 3, 4, 5))
+    remark(f"{len(errors)} layers, {weight} weights and {activation} activations, {len(subset)} samples")
+    if output:
+        remark(f"drawn in {output}")
+
+

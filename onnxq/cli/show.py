@@ -1,0 +1,67 @@
+"""The end of a run, for the terminal: the front as a table, the picks, where the report lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.terminal import megabytes, table, warn
+from onnxq.search import Candidate, format_metric
+
+__all__ = ["print_report"]
+
+_MOST_ROWS = 20
+
+
+def _row(candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: int) -> list[str]:
+    value = format_metric(metric, candidate.metrics.get(metric), digits=2)
+    spread = candidate.stderr.get(metric)
+    if spread is not None:
+        value = f"{value.removesuffix(' %')} ± {100 * spread:.2f} %"
+    latency = f"{candidate.latency.ratio:.2f}" if candidate.latency else ""
+    smaller = f"{float_bytes / candidate.bytes:.2f}x" if candidate.bytes else ""
+    left = str(len(candidate.changed)) if candidate.mode != "float" else ""
+    return [candidate.name, value, megabytes(candidate.bytes), smaller, latency, left, picks.get(candidate.name, "")]
+
+
+def print_report(report: dict[str, Any], folder: Path) -> None:
+    """The front of a report (thinned out to what fits a screen), the three picks and the files."""
+    metric = report["metric"]
+    by_name = {entry["name"]: Candidate.from_json(entry) for entry in report["candidates"]}
+    baseline = Candidate.from_json(report["float"])
+    picks: dict[str, str] = {}
+    for pick in report["picks"]:
+        picks[pick["candidate"]] = ", ".join(filter(None, (picks.get(pick["candidate"]), pick["name"])))
+    members = [by_name[name] for name in report["front"] if name in by_name]
+    shown = _thinned(members, picks)
+    columns = ["candidate", metric, "size", "smaller", "latency/float", "float layers", "pick"]
+    rows = [_row(member, metric, picks, baseline.bytes) for member in shown]
+    if baseline.name not in {member.name for member in shown}:
+        rows.append(_row(baseline, metric, picks, baseline.bytes))
+    if not any(row[4] for row in rows):
+        columns, rows = _without(columns, 4), [_without(row, 4) for row in rows]
+    table(columns, rows, right=range(1, len(columns) - 1))
+    if len(shown) < len(members):
+        click.echo(f"{len(members) - len(shown)} more of the front stand in the report.")
+    click.echo()
+    for pick in report["picks"]:
+        click.echo(click.style(f"{pick['name']:<14}", bold=True) + f"{pick['candidate']}  {pick['reason']}")
+    click.echo()
+    click.echo(report["summary"])
+    click.echo(f"report: {folder / 'report.html'}   models: {folder / 'front'}/")
+    for text in report["warnings"]:
+        warn(text)
+
+
+def _without(row: list[str], index: int) -> list[str]:
+    return [*row[:index], *row[index + 1 :]]
+
+
+def _thinned(members: list[Candidate], picks: dict[str, str]) -> list[Candidate]:
+    if len(members) <= _MOST_ROWS:
+        return members
+    step = (len(members) - 1) / (_MOST_ROWS - 1)
+    kept = {round(index * step) for index in range(_MOST_ROWS)}
+    return [member for index, member in enumerate(members) if index in kept or member.name in picks]

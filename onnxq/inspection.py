@@ -1,0 +1,239 @@
+"""What a model file holds, read from its nodes: layers, sizes, and the schemes that its weights really have.
+
+A policy in the metadata says what was wanted; the DequantizeLinear nodes say what is there. Both are given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from passes.model import Model, is_large
+
+__all__ = ["LayerFacts", "describe", "layer_facts"]
+
+_WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
+_MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"}
+_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32}
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One weighted node as it stands in the file.
+
+    weights, activations: scheme read from the nodes. policy: the scheme that the metadata asks for, if any.
+    stored_bits: bits per weight in the file; macs: per sample, None where shapes are unknown.
+    """
+
+    name: str
+    op: str
+    weight: str
+    weight_shape: tuple[int, ...]
+    groups: int
+    parameters: int
+    macs: int | None
+    weights: str
+    activations: str
+    policy: str
+    stored_bits: int
+
+    @property
+    def padded(self) -> bool:
+        """Whether the weights are stored in a wider type than their scheme needs."""
+        wanted = "".join(c for c in self.policy.split(":")[0].split("/")[0] if c.isdigit())
+        return bool(wanted) and int(wanted) < self.stored_bits
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for nested in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _graphs(nested)
+
+
+def _dtype(number: int) -> str:
+    name: str = onnx.TensorProto.DataType.Name(number).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+class _Reader:
+    """One look at a model: its tensors by name, who makes them, and their shapes."""
+
+    def __init__(self, model: Model) -> None:
+        proto = model.proto if is_large(model.proto) else _inferred(model.proto)
+        self.nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+        self.makers = {name: node for node in self.nodes for name in node.output if name}
+        self.held: dict[str, onnx.TensorProto] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for graph in _graphs(proto.graph):
+            self.held.update({tensor.name: tensor for tensor in graph.initializer})
+            for value in (*graph.input, *graph.value_info, *graph.output):
+                if value.type.tensor_type.HasField("shape"):
+                    dims = value.type.tensor_type.shape.dim
+                    self.shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in dims)
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self.held[node.output[0]] = node.attribute[0].t
+        self.shapes.update({name: tuple(tensor.dims) for name, tensor in self.held.items()})
+
+    def origin(self, name: str) -> tuple[str, onnx.NodeProto | None]:
+        """The tensor behind reshapes and the like, and the node that makes it."""
+        maker = self.makers.get(name)
+        while maker is not None and maker.op_type in _MOVES and name not in self.held:
+            name = maker.input[0]
+            maker = self.makers.get(name)
+        return name, maker
+
+    def weight(self, node: onnx.NodeProto) -> tuple[str, onnx.NodeProto | None] | None:
+        """(weight tensor as stored, its DequantizeLinear or None) of a weighted node; None when it has none."""
+        candidates = (1, 0) if node.op_type in ("MatMul", "MatMulInteger") else (1,)
+        for index in candidates:
+            name, maker = self.origin(node.input[index])
+            if name in self.held:
+                return name, None
+            if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in self.held:
+                return maker.input[0], maker
+        return None
+
+    def scheme(self, stored: str, maker: onnx.NodeProto | None, node: onnx.NodeProto) -> str:
+        """The scheme of a weight as text, from its codes, scale and zero point."""
+        kind = _dtype(self.held[stored].data_type)
+        if maker is None and not node.op_type.endswith("Integer"):
+            return "float" if kind == "float32" else kind
+        scale = maker.input[1] if maker is not None else self._dynamic_scale(node)
+        zero = maker.input[2] if maker is not None and len(maker.input) > 2 else ""
+        block = next((a.i for a in maker.attribute if a.name == "block_size"), 0) if maker is not None else 0
+        parts = [kind]
+        if block:
+            parts.append(f"block{block}")
+        elif math.prod(self.shapes.get(scale, ())) > 1:
+            parts.append("channel")
+        if zero in self.held and np.any(np.asarray(numpy_helper.to_array(self.held[zero])).astype(np.int32)):
+            parts.append("asym")
+        return ":".join(parts)
+
+    def _dynamic_scale(self, node: onnx.NodeProto) -> str:
+        """The weight scale of an integer operator: the constant of the Mul behind its result."""
+        wanted = node.input[1].removesuffix("_quantized") + "_scale"
+        return wanted if wanted in self.held else ""
+
+    def activations(self, node: onnx.NodeProto) -> str:
+        """The scheme of what the node reads."""
+        if node.op_type.endswith("Integer"):
+            return "uint8:dynamic"
+        index = 0 if self.origin(node.input[0])[0] not in self.held else 1
+        _, maker = self.origin(node.input[index])
+        if maker is None or maker.op_type != "DequantizeLinear":
+            return "float"
+        zero = maker.input[2] if len(maker.input) > 2 else ""
+        return _dtype(self.held[zero].data_type) if zero in self.held else "uint8"
+
+    def macs(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> int | None:
+        out = self.shapes.get(node.output[0])
+        if not out or not shape:
+            return None
+        if node.op_type == "ConvTranspose":
+            source = self.shapes.get(node.input[0], ())
+            return math.prod(source[1:]) * (math.prod(shape) // shape[0]) if source else None
+        if node.op_type.startswith("Conv"):
+            return math.prod(out[1:]) * math.prod(shape[1:])
+        channels = out[-1]
+        return math.prod(out[1:]) * (math.prod(shape) // channels if channels else 0)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return proto
+
+
+def _policy(model: Model) -> dict[str, dict[str, str]]:
+    try:
+        layers = json.loads(model.metadata.get("onnxq.policy", "{}")).get("layers", {})
+    except (ValueError, AttributeError):
+        return {}
+    return layers if isinstance(layers, dict) else {}
+
+
+def layer_facts(model: Model) -> list[LayerFacts]:
+    """Every weighted node in graph order, float or quantized."""
+    reader, wanted = _Reader(model), _policy(model)
+    facts = []
+    for node in reader.nodes:
+        if node.op_type not in _WEIGHTED or len(node.input) < 2:
+            continue
+        weight = reader.weight(node)
+        if weight is None:
+            continue
+        stored, maker = weight
+        dims = tuple(reader.held[stored].dims)
+        shape = dims if node.op_type.endswith("Integer") else reader.shapes.get(node.input[1], dims)
+        if math.prod(shape) != math.prod(dims):
+            shape = dims
+        name = node.name.removesuffix(f"_{node.op_type}") if node.op_type.endswith("Integer") else node.name
+        entry = wanted.get(name)
+        facts.append(
+            LayerFacts(
+                name=name,
+                op=node.op_type,
+                weight=stored,
+                weight_shape=shape,
+                groups=next((int(a.i) for a in node.attribute if a.name == "group"), 1),
+                parameters=math.prod(shape),
+                macs=reader.macs(node, shape),
+                weights=reader.scheme(stored, maker, node),
+                activations=reader.activations(node),
+                policy=f"{entry['weights']}/{entry['activations']}" if entry else "",
+                stored_bits=_BITS.get(_dtype(reader.held[stored].data_type), 32),
+            )
+        )
+    return facts
+
+
+def _values(values: Any, skip: set[str]) -> list[dict[str, Any]]:
+    found = []
+    for value in values:
+        if value.name in skip:
+            continue
+        tensor = value.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
+        kind = _dtype(tensor.elem_type) if tensor.elem_type else value.type.WhichOneof("value") or "?"
+        found.append({"name": value.name, "dtype": kind, "shape": dims if tensor.HasField("shape") else None})
+    return found
+
+
+def describe(model: Model, size: int) -> dict[str, Any]:
+    """The model as plain JSON. size: bytes of the file, external data included."""
+    graph = model.proto.graph
+    held = [tensor for g in _graphs(graph) for tensor in g.initializer]
+    ops = Counter(
+        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        for g in _graphs(graph)
+        for node in g.node
+    )
+    layers = layer_facts(model)
+    known = [layer.macs for layer in layers if layer.macs is not None]
+    return {
+        "model": model.name,
+        "bytes": size,
+        "ir_version": model.proto.ir_version,
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import},
+        "producer": " ".join(filter(None, (model.proto.producer_name, model.proto.producer_version))),
+        "inputs": _values(graph.input, {tensor.name for tensor in graph.initializer}),
+        "outputs": _values(graph.output, set()),
+        "ops": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        "parameters": sum(math.prod(tensor.dims) for tensor in held),
+        "macs": sum(known) if known else None,
+        "metadata": {k.removeprefix("onnxq."): v for k, v in model.metadata.items() if k.startswith("onnxq.")},
+        "layers": [{**asdict(layer), "weight_shape": list(layer.weight_shape)} for layer in layers],
+    }

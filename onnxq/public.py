@@ -1,0 +1,52 @@
+"""The few functions of the Python interface that join several parts; `import onnxq as oq` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onnxq.calibration import CalibratedRanges
+from onnxq.data import Dataset, Preprocess, input_specs
+from onnxq.data import open_dataset as _open_dataset
+from onnxq.evaluation import Score, evaluate_file
+from passes.base import Context, RangeProvider
+from passes.model import Model
+
+__all__ = ["calibrate", "evaluate", "open_dataset", "range_provider"]
+
+
+def open_dataset(
+    spec: str | Path,
+    model: Model,
+    *,
+    preprocess: str | Path | Preprocess | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Data as samples for `model`: a folder, .npz, .npy, .zip, module:callable or hf:NAME.
+
+    Raises DataError for what cannot be read or does not fit the model.
+    """
+    return _open_dataset(spec, input_specs(model.proto), preprocess=preprocess, limit=limit, seed=seed)
+
+
+def range_provider(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> RangeProvider:
+    """Calibrated activation ranges in the form that passes ask for."""
+    ranges = CalibratedRanges(dataset, method, threads=threads)
+
+    def provide(model: Model, tensors: Sequence[tuple[str, int]]) -> Mapping[str, tuple[float, float]]:
+        return ranges(model.proto, tensors)
+
+    return provide
+
+
+def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> Context:
+    """A context for passes that lends them ranges from `dataset`: `Quantize()(model, calibrate(data))`."""
+    return Context(ranges=range_provider(dataset, method, threads))
+
+
+def evaluate(
+    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1
+) -> Score:
+    """Metrics of a model on labelled data, or against `reference` (agreement, MSE, SQNR)."""
+    return evaluate_file(model, dataset, reference, chunk=chunk, threads=threads)
