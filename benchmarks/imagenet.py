@@ -36,7 +36,10 @@ def split(model: Model) -> tuple[Dataset, Dataset]:
     names = [line.split()[0] for line in (DATA / "labels.txt").read_text().splitlines()]
     text = "".join(
         f"{part} {names[i]}\n"
-        for part, chosen in (("calibration", sorted(order[:CALIBRATION])), ("evaluation", order[CALIBRATION:]))
+        for part, chosen in (
+            ("calibration", sorted(order[:CALIBRATION])),
+            ("evaluation", order[CALIBRATION:]),
+        )
         for i in chosen
     )
     if not SPLIT.exists():
@@ -59,7 +62,13 @@ def quantize_with_onnxruntime(
     method: str = "MinMax",
 ) -> None:
     """onnxruntime.quantization's QDQ file for the same prepared model and calibration images."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -88,7 +97,7 @@ def quantize_with_onnxruntime(
 
 
 def _weights_only(model: Model, target: Path, per_channel: bool) -> None:
-    """onnxruntime.quantization has no weights-only mode for Conv: its own weight arithmetic, put back as float."""
+    """onnxruntime.quantization has no weights-only mode for Conv: its weight arithmetic, back as float."""
     from onnx import numpy_helper
     from onnxruntime.quantization.quant_utils import QuantType, quantize_data
 
@@ -103,7 +112,9 @@ def _weights_only(model: Model, target: Path, per_channel: bool) -> None:
         done = []
         for part in parts:
             zero, scale, codes = quantize_data(part, QuantType.QInt8.tensor_type, symmetric=True)[-3:]
-            done.append((np.asarray(codes, np.float32).reshape(part.shape) - np.float32(zero)) * np.float32(scale))
+            done.append(
+                (np.asarray(codes, np.float32).reshape(part.shape) - np.float32(zero)) * np.float32(scale)
+            )
         result = done[0] if not per_channel else np.stack(done)
         tensor.CopyFrom(numpy_helper.from_array(result.astype(np.float32), tensor.name))
     onnx.save(proto, target)

@@ -66,7 +66,10 @@ def main() -> None:
             quantize = Quantize(weights=weights, activations=activations)
             recipe = quantize if smooth is None else smooth | quantize
             made = ours(model, recipe, ranges, folder / "ours.onnx")
-            print(row(f"ours, {label}, {name}", measure(made), reference, surviving_qdq(made, folder)), flush=True)
+            print(
+                row(f"ours, {label}, {name}", measure(made), reference, surviving_qdq(made, folder)),
+                flush=True,
+            )
         for per_channel in (False, True):
             path = folder / "theirs.onnx"
             quantize_with_onnxruntime(

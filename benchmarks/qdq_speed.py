@@ -32,7 +32,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     context = Context(ranges=lambda at, tensors: ranges(at.proto, tensors))
     feed = next(calibration.batches(1)).inputs
-    print("| weights | ours / onnxruntime.quantization | ours / float | Q, DQ left: ours | Q, DQ left: theirs |")
+    print(
+        "| weights | ours / onnxruntime.quantization | ours / float | Q, DQ left: ours | Q, DQ left: theirs |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for granularity in ("tensor", "channel"):
         save(Quantize(weights=f"int8:{granularity}")(model, context).model, folder / "ours.onnx")

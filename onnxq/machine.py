@@ -8,7 +8,17 @@ from pathlib import Path
 
 __all__ = ["INTERESTING_FLAGS", "cpu_flags", "cpu_name", "default_threads", "vnni_warning"]
 
-INTERESTING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm", "asimd")
+INTERESTING_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "asimd",
+)
 
 
 def _cpuinfo() -> str:
@@ -45,8 +55,8 @@ def vnni_warning() -> str | None:
     if {"avx512_vnni", "avx_vnni"} & set(flags):
         return None
     return (
-        "this CPU has no VNNI: uint8 x int8 products may saturate here, so accuracy measured on this machine can "
-        "be lower than on the target; use --weights int7 or --activations int8 to rule it out"
+        "this CPU has no VNNI: uint8 x int8 products may saturate here, so accuracy measured on this machine "
+        "can be lower than on the target; use --weights int7 or --activations int8 to rule it out"
     )
 
 

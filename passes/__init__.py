@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from passes.base import Context, GraphPass, Note, Pass, PassResult, RangeProvider, Sequential, pass_names, register
+from passes.base import (
+    Context,
+    GraphPass,
+    Note,
+    Pass,
+    PassResult,
+    RangeProvider,
+    Sequential,
+    pass_names,
+    register,
+)
 from passes.errors import UserError
 from passes.exclude import Exclude, exclude
 from passes.fold_batchnorm import FoldBatchNorm

@@ -115,7 +115,9 @@ class Evaluator:
             plan.append((segment, chain, self._session(segment)))
         return plan
 
-    def logits(self, model: Model, start: int = 0, stop: int | None = None) -> Iterator[tuple[_Chunk, Logits]]:
+    def logits(
+        self, model: Model, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[_Chunk, Logits]]:
         """Logits chunk by chunk in sample order; `start` is a multiple of the chunk size."""
         stop = len(self.dataset) if stop is None else min(stop, len(self.dataset))
         plan = self._plan(model)
@@ -168,18 +170,21 @@ class Evaluator:
                 break
         return metrics.score()
 
-
     def confirm(self, model: Model) -> Score:
         """Score over all samples of a model run whole, as a user will run it: no segments, no cache."""
         self.reference()
         assert self._reference is not None
         session, metrics = load_session(model, threads=self.threads), Metrics()
         for chunk in self._chunks(0, len(self.dataset)):
-            metrics.update(logits_of(session.run(None, chunk.inputs)), chunk.labels, self._reference[chunk.index])
+            metrics.update(
+                logits_of(session.run(None, chunk.inputs)), chunk.labels, self._reference[chunk.index]
+            )
         return metrics.score()
 
 
-def evaluate_file(model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1) -> Score:
+def evaluate_file(
+    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1
+) -> Score:
     """Score of a model as saved, run whole; against `reference` where one is given."""
     specs = input_specs(model.proto)
     size = fit_batch(chunk, specs)

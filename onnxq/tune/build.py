@@ -52,10 +52,22 @@ def build_candidate(run: str | Path, name: str, model: str | None = None) -> tup
         settings["model"] = model
     prepared, _ = prepare_model(TuneConfig.from_json(settings), Context())
     if model_hash(prepared) != journal.fingerprint["model"]:
-        raise ResumeError(f"{settings['model']}: is not the model that {folder} was tuned from; give it with --model")
+        raise ResumeError(
+            f"{settings['model']}: is not the model that {folder} was tuned from; give it with --model"
+        )
     ranges = recorded_ranges(journal.kinds.get("ranges", {}))
-    result = prepared if candidate.mode == "float" else build_model(prepared, Policy.from_json(candidate.policy), ranges)
+    result = (
+        prepared
+        if candidate.mode == "float"
+        else build_model(prepared, Policy.from_json(candidate.policy), ranges)
+    )
     check(result)
-    if candidate.sha256 and not is_large(result.proto) and sha256_bytes(serialize(result)) != candidate.sha256:
-        raise ResumeError(f"{folder}: candidate {name} cannot be rebuilt exactly; was onnxq or onnx updated since?")
+    if (
+        candidate.sha256
+        and not is_large(result.proto)
+        and sha256_bytes(serialize(result)) != candidate.sha256
+    ):
+        raise ResumeError(
+            f"{folder}: candidate {name} cannot be rebuilt exactly; was onnxq or onnx updated since?"
+        )
     return result, candidate

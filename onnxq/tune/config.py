@@ -92,7 +92,10 @@ class TuneConfig:
         return tuple(part for part in self.smooth_layers.split(",") if part)
 
     def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TuneConfig:
@@ -107,4 +110,8 @@ class TuneConfig:
     def fingerprint(self) -> dict[str, str]:
         """The options that decide the numbers, as text, for the journal."""
         free = {"model", "data", "calibration_data", "time_budget", "threads", "cache_mb", "metric_floor"}
-        return {f"--{key.replace('_', '-')}": str(value) for key, value in self.to_json().items() if key not in free}
+        return {
+            f"--{key.replace('_', '-')}": str(value)
+            for key, value in self.to_json().items()
+            if key not in free
+        }

@@ -32,7 +32,9 @@ _RACING_Z = 1.645
 _FLOAT_BITS = 32
 
 
-def build_model(model: Model, policy: Policy, ranges: RecordedRanges, context: Context | None = None) -> Model:
+def build_model(
+    model: Model, policy: Policy, ranges: RecordedRanges, context: Context | None = None
+) -> Model:
     """The prepared model under a policy. Deterministic: same inputs, same bytes."""
     context = context or Context(check=False)
     return Quantize.of(policy)(model, dataclasses.replace(context, ranges=ranges)).model
@@ -52,14 +54,21 @@ def policy_bops(counts: Mapping[str, int], policy: Policy) -> int:
     def bits(scheme: Any) -> int:
         return _FLOAT_BITS if scheme.is_float else int(scheme.bits)
 
-    return sum(count * bits(policy[name].weights) * bits(policy[name].activations) for name, count in counts.items())
+    return sum(
+        count * bits(policy[name].weights) * bits(policy[name].activations) for name, count in counts.items()
+    )
 
 
 class Measurer:
     """Turns proposals into candidates. Everything measured is in the journal before it is used."""
 
     def __init__(
-        self, prepared: Prepared, journal: Journal, ranges: RecordedRanges, metric: str, fingerprint: Mapping[str, str]
+        self,
+        prepared: Prepared,
+        journal: Journal,
+        ranges: RecordedRanges,
+        metric: str,
+        fingerprint: Mapping[str, str],
     ) -> None:
         config = prepared.config
         self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, metric
@@ -140,7 +149,7 @@ class Measurer:
         rivals: Sequence[Candidate],
         progress: Callable[[int], None] | None = None,
     ) -> Candidate:
-        """Measure and record. A candidate that cannot be built or run is recorded as failed, with the reason."""
+        """Measure and record. One that cannot be built or run is recorded as failed, with the reason."""
         policy = proposal.policy.to_json()
         candidate = Candidate(
             key=self.key(policy, proposal.mode),
@@ -250,9 +259,13 @@ class Measurer:
             self._float_session = load_session(self.model, threads=threads)
         size = fit_batch(1, input_specs(self.model.proto))
         feed = next(self.prepared.data.batches(size)).inputs
-        ours, theirs = interleaved([load_session(model, threads=threads), self._float_session], feed, runs=config.latency_runs)
+        ours, theirs = interleaved(
+            [load_session(model, threads=threads), self._float_session], feed, runs=config.latency_runs
+        )
         low, high = ours.quartiles
-        return Latency(ours.median, low, high, theirs.median, ours.median / theirs.median, config.latency_runs)
+        return Latency(
+            ours.median, low, high, theirs.median, ours.median / theirs.median, config.latency_runs
+        )
 
     def confirm(self, candidate: Candidate, path: Path) -> Candidate:
         """Check a front member with onnx.checker and measure it again in full from its saved file; once."""

@@ -46,11 +46,15 @@ def model_hash(model: Model) -> str:
     """SHA-256 of the model's content, weights in external data included."""
     if not is_large(model.proto):
         return sha256_bytes(serialize(model))
-    parts = [sha256_bytes(tensor.SerializeToString(deterministic=True)) for tensor in model.proto.graph.initializer]
+    parts = [
+        sha256_bytes(tensor.SerializeToString(deterministic=True)) for tensor in model.proto.graph.initializer
+    ]
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(model.proto)
     del skeleton.graph.initializer[:]
-    return sha256_bytes(canonical_json([*parts, sha256_bytes(skeleton.SerializeToString(deterministic=True))]).encode())
+    return sha256_bytes(
+        canonical_json([*parts, sha256_bytes(skeleton.SerializeToString(deterministic=True))]).encode()
+    )
 
 
 def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Layer]]:
@@ -63,7 +67,7 @@ def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Lay
     layers = find_layers(model)
     if not layers:
         raise UnsupportedModelError(
-            f"{source.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a constant weight)"
+            f"{source.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with constant weight)"
         )
     steps = [step for mode in config.modes for step in config.ladder(mode)]
     opset = max(required_policy_opset(Policy({"": step})) for step in steps)
@@ -88,7 +92,9 @@ def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
         calibration = opened(config.calibration_data, wanted)
     else:
         if len(data) < 2:
-            raise DataError(f"{data.name}: one sample cannot serve both calibration and evaluation; give more")
+            raise DataError(
+                f"{data.name}: one sample cannot serve both calibration and evaluation; give more"
+            )
         wanted = min(wanted, len(data) // 2)
         order = np.random.default_rng(config.seed).permutation(len(data))
         calibration = data.subset(sorted(order[:wanted].tolist()))
@@ -102,7 +108,9 @@ def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
 
 
 class _Provider(Protocol):
-    def __call__(self, model: onnx.ModelProto, tensors: Sequence[tuple[str, int]]) -> dict[str, tuple[float, float]]: ...
+    def __call__(
+        self, model: onnx.ModelProto, tensors: Sequence[tuple[str, int]]
+    ) -> dict[str, tuple[float, float]]: ...
 
 
 @dataclass
@@ -123,12 +131,16 @@ class RecordedRanges:
         missing = [(name, bits) for name, bits in tensors if f"{name}|{bits}" not in self.recorded]
         if missing:
             if self.provider is None:
-                raise DataError(f"the run holds no calibrated range for tensor '{missing[0][0]}'; run tune again")
+                raise DataError(
+                    f"the run holds no calibrated range for tensor '{missing[0][0]}'; run tune again"
+                )
             found = self.provider(model.proto, missing)
             fresh = {f"{name}|{bits}": found[name] for name, bits in missing}
             if self.journal is not None:
                 stored = {key: list(value) for key, value in fresh.items()}
-                self.journal.append("ranges", sha256_bytes(canonical_json(sorted(stored)).encode())[:16], stored)
+                self.journal.append(
+                    "ranges", sha256_bytes(canonical_json(sorted(stored)).encode())[:16], stored
+                )
             self.recorded.update(fresh)
         return {name: self.recorded[f"{name}|{bits}"] for name, bits in tensors}
 
@@ -147,7 +159,9 @@ def recorded_ranges(records: Mapping[str, Any]) -> RecordedRanges:
 
 def calibrated(config: TuneConfig, dataset: Dataset, folder: Path, threads: int) -> CalibratedRanges:
     """The provider behind a run's ranges; statistics are cached in the run folder."""
-    return CalibratedRanges(dataset, config.calibration, cache=StatisticsCache(folder / "cache"), threads=threads)
+    return CalibratedRanges(
+        dataset, config.calibration, cache=StatisticsCache(folder / "cache"), threads=threads
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +184,11 @@ class Prepared:
         model, layers = prepare_model(config, context)
         data, calibration = open_data(config, model)
         notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
-        warnings = ("calibrated on random data: the accuracy of this run means nothing",) if config.random_calibration else ()
+        warnings = (
+            ("calibrated on random data: the accuracy of this run means nothing",)
+            if config.random_calibration
+            else ()
+        )
         return cls(config, model, tuple(layers), data, calibration, notes, warnings)
 
     def with_warning(self, text: str) -> Prepared:

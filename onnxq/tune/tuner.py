@@ -138,7 +138,7 @@ class _Run:
         return f"best {best.name}: {shown} at {best.bytes / 1e6:.2f} MB"
 
     def layer_errors(self, mode: str) -> list[LayerErrors]:
-        """Errors of every layer in `mode` under its cheapest scheme; from the journal when measured before."""
+        """Errors of every layer in `mode` under its cheapest scheme; from the journal if measured before."""
         held = self.journal.get("errors", mode)
         if held is not None:
             return [LayerErrors(**entry) for entry in held]
@@ -161,7 +161,11 @@ class _Run:
     def layer_names(self) -> list[str]:
         """Layers in the search: all but those that --exclude names."""
         config, prepared = self.prepared.config, self.prepared
-        left_out = {layer.name for layer in select_layers(prepared.model, config.exclude)} if config.exclude else set()
+        left_out = (
+            {layer.name for layer in select_layers(prepared.model, config.exclude)}
+            if config.exclude
+            else set()
+        )
         return [layer.name for layer in prepared.layers if layer.name not in left_out]
 
     def proposals(self) -> list[Proposal]:
@@ -279,14 +283,25 @@ def tune(
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
         goal = None
         if config.metric_floor:
-            goal = any(m.metrics.get(metric, 0.0) >= config.metric_floor for m in members if m.mode != "float")
+            goal = any(
+                m.metrics.get(metric, 0.0) >= config.metric_floor for m in members if m.mode != "float"
+            )
         return TuneResult(
-            run_folder, run.candidates, members, picks, run.baseline, metric, whole, run.resumed, summary, goal
+            run_folder,
+            run.candidates,
+            members,
+            picks,
+            run.baseline,
+            metric,
+            whole,
+            run.resumed,
+            summary,
+            goal,
         )
 
 
 def _sanity(prepared: Prepared, baseline: Candidate) -> Prepared:
-    """Warn when the float model itself is about as good as guessing: labels or preprocessing are wrong then."""
+    """Warn when the float model is about as good as guessing: labels or preprocessing are wrong then."""
     top1, top5 = baseline.metrics.get("top1"), baseline.metrics.get("top5")
     if top1 is not None and top5 is not None and baseline.samples >= 50 and top1 < 0.15 and top5 < 0.5:
         return prepared.with_warning(

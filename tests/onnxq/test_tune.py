@@ -34,13 +34,21 @@ def _network() -> onnx.ModelProto:
         return name
 
     for index, (cin, cout) in enumerate(((3, 8), (8, 8), (8, 8))):
-        weight = constant(f"w{index}", rng.normal(size=(cout, cin, 3, 3)) * rng.uniform(0.05, 1, (cout, 1, 1, 1)))
+        weight = constant(
+            f"w{index}", rng.normal(size=(cout, cin, 3, 3)) * rng.uniform(0.05, 1, (cout, 1, 1, 1))
+        )
         nodes.append(helper.make_node("Conv", [source, weight], [f"c{index}"], f"conv{index}", pads=[1] * 4))
         stats = [constant(f"{k}{index}", rng.uniform(0.5, 1.5, cout)) for k in ("s", "b", "m", "v")]
-        nodes.append(helper.make_node("BatchNormalization", [f"c{index}", *stats], [f"n{index}"], f"bn{index}"))
+        nodes.append(
+            helper.make_node("BatchNormalization", [f"c{index}", *stats], [f"n{index}"], f"bn{index}")
+        )
         if index == 1:
             nodes.append(helper.make_node("Add", [f"n{index}", source], [f"a{index}"], "add"))
-        nodes.append(helper.make_node("Relu", [f"a{index}" if index == 1 else f"n{index}"], [f"r{index}"], f"relu{index}"))
+        nodes.append(
+            helper.make_node(
+                "Relu", [f"a{index}" if index == 1 else f"n{index}"], [f"r{index}"], f"relu{index}"
+            )
+        )
         source = f"r{index}"
     nodes.append(helper.make_node("GlobalAveragePool", [source], ["pool"], "pool"))
     nodes.append(helper.make_node("Flatten", ["pool"], ["flat"], "flatten"))
@@ -121,9 +129,17 @@ def test_layer_mapping_of_the_report_is_that_of_the_file(finished: tuple[Path, T
     member = next(m for m in result.front if m.mode != "float")
     proto = onnx.load(run / "front" / f"{member.name}.onnx")
     bits = {i.name: 4 if i.data_type == onnx.TensorProto.INT4 else 8 for i in proto.graph.initializer}
-    quantized = {n.input[0].removesuffix("_quantized"): bits[n.input[0]] for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in bits and "bias" not in n.input[0]}
-    stated = sorted(entry["weights"] for entry in member.policy["layers"].values() if entry["weights"] != "float")
-    stored = sorted(f"int{b}:channel" for name, b in quantized.items() if name.startswith(("w", "fw", "conv")))
+    quantized = {
+        n.input[0].removesuffix("_quantized"): bits[n.input[0]]
+        for n in proto.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in bits and "bias" not in n.input[0]
+    }
+    stated = sorted(
+        entry["weights"] for entry in member.policy["layers"].values() if entry["weights"] != "float"
+    )
+    stored = sorted(
+        f"int{b}:channel" for name, b in quantized.items() if name.startswith(("w", "fw", "conv"))
+    )
     assert stated == stored
 
 
@@ -220,7 +236,9 @@ def test_goal_that_cannot_be_met_is_told(workspace: Path) -> None:
     assert result.front
 
 
-def test_failed_candidate_is_recorded_and_the_run_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_candidate_is_recorded_and_the_run_goes_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Measurer.build
 
     def broken(self: Measurer, key: str, policy: Any) -> Any:
@@ -239,7 +257,9 @@ def test_failed_candidate_is_recorded_and_the_run_goes_on(workspace: Path, monke
 @pytest.mark.parametrize("mode", ["dynamic", "weights"])
 def test_other_modes(workspace: Path, mode: str) -> None:
     events: list[Event] = []
-    settings = config(workspace, modes=(mode,), weights=("int8:channel",), objectives="metric,bytes,latency,bops")
+    settings = config(
+        workspace, modes=(mode,), weights=("int8:channel",), objectives="metric,bytes,latency,bops"
+    )
     result = tune(dataclasses.replace(settings, latency_runs=2), workspace / mode, on_event=events.append)
     assert [c.status for c in result.candidates] == ["ok"] * 4
     assert all(c.latency is not None and c.latency.ratio > 0 for c in result.candidates)
@@ -249,7 +269,9 @@ def test_other_modes(workspace: Path, mode: str) -> None:
 def test_unlabelled_data_is_judged_by_agreement(workspace: Path) -> None:
     with np.load(workspace / "data.npz") as data:
         np.savez(workspace / "plain.npz", x=data["x"])
-    result = tune(config(workspace, data=str(workspace / "plain.npz"), weights=("int8:channel",)), workspace / "plain")
+    result = tune(
+        config(workspace, data=str(workspace / "plain.npz"), weights=("int8:channel",)), workspace / "plain"
+    )
     assert result.metric == "agreement"
     assert "top1" not in result.front[0].metrics
 
