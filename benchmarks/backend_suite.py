@@ -144,7 +144,9 @@ def run(model: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any]:
     """Outputs of the model in ONNX Runtime."""
     opened = session(model)
     names = [value.name for value in opened.get_inputs()]
-    feeds = {name: value for name, value in zip(names, inputs, strict=False) if value is not None}
+    # Some cases give a scalar as numpy's scalar type, which ONNX Runtime does not take.
+    given = [np.asarray(value) if isinstance(value, np.generic) else value for value in inputs]
+    feeds = {name: value for name, value in zip(names, given, strict=False) if value is not None}
     return list(opened.run(None, feeds))
 
 
@@ -189,6 +191,7 @@ def reason_of(error: BaseException) -> str:
     for pattern, group in (
         (r"NOT_IMPLEMENTED|Could not find an implementation", "no kernel"),
         (r"is not a registered function/op|No Op registered|No opset import", "operator unknown to it"),
+        (r"Numpy_type .* can't be converted", "input type that its Python API does not take"),
         (r"opset|Opset|IR version|Unsupported model IR", "opset or IR version too new"),
         (r"bfloat16|float8|float4|int4|int2|[Uu]nsupported.*type|Type .*is not|type inference", "type"),
         (r"INVALID_GRAPH|Type Error|ShapeInferenceError", "graph refused"),
