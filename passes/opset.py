@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx
-from onnx import version_converter
+from onnx import inliner, version_converter
 
 from passes.base import Context
 from passes.errors import UnsupportedModelError
@@ -40,24 +40,37 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
     """
     current = model.opset()
     if current >= minimum:
-        return model
+        return _with_ir(model)
     if is_large(model.proto):
         raise UnsupportedModelError(
             f"{model.name}: {why} needs opset {minimum}, and a model over 2 GB at opset {current} cannot be "
             "converted here; export it again at the newer opset"
         )
     try:
-        converted = version_converter.convert_version(_named(model), minimum)
+        proto = _named(model)
+        if proto.functions:
+            # A function must import the opset of its model, and the converter drops functions.
+            proto = inliner.inline_local_functions(proto)
+            context.note("info", "", "model-local functions were inlined, to upgrade the opset")
+        converted = version_converter.convert_version(proto, minimum)
     except Exception as error:  # the converter raises bare RuntimeError and ConvertError
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedModelError(
             f"{model.name}: {why} needs opset {minimum}, and the model at opset {current} cannot be converted "
             f"({reason}); export it again at the newer opset"
         ) from None
-    converted.ir_version = max(model.proto.ir_version, onnx.helper.find_min_ir_version_for(converted.opset_import))
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.proto.metadata_props)
-    if not converted.functions:
-        converted.functions.extend(model.proto.functions)
     context.note("info", "", f"opset {current} upgraded to {minimum}: {why}")
-    return model.with_proto(converted)
+    return _with_ir(model.with_proto(converted))
+
+
+def _with_ir(model: Model) -> Model:
+    """The model with an IR version that knows the types of its opset."""
+    least = onnx.helper.find_min_ir_version_for(model.proto.opset_import, ignore_unknown=True)
+    if model.proto.ir_version >= least:
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.ir_version = least
+    return model.with_proto(proto)

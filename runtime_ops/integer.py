@@ -74,12 +74,12 @@ def affine_parameters(low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntegerForma
 
     Zero is exactly representable, as QuantizeLinear requires for padding.
     """
-    low32 = np.minimum(np.asarray(low, np.float32), 0)
-    high32 = np.maximum(np.asarray(high, np.float32), 0)
-    levels = np.float32(fmt.highest - fmt.lowest)
-    scale = ((high32 - low32) / levels).astype(np.float32)
+    # float64, since the difference of two float32 numbers may leave float32.
+    bottom = np.minimum(np.asarray(low, np.float64), 0)
+    top = np.maximum(np.asarray(high, np.float64), 0)
+    scale = ((top - bottom) / (fmt.highest - fmt.lowest)).astype(np.float32)
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-    zero_point = np.clip(np.rint(fmt.lowest - low32 / scale), fmt.lowest, fmt.highest)
+    zero_point = np.clip(np.rint(fmt.lowest - bottom / scale), fmt.lowest, fmt.highest)
     return scale, zero_point.astype(fmt.container)
 
 
@@ -101,7 +101,7 @@ def symmetric_scale(
     for factor in _SHRINK:
         trial = np.maximum(scale * factor, np.finfo(np.float32).tiny)
         codes = np.clip(np.rint(values / trial), fmt.lowest, fmt.highest)
-        error = np.square(codes * trial - values).sum(axis=axes, keepdims=True)
+        error = np.square(codes * trial - values, dtype=np.float64).sum(axis=axes, keepdims=True)
         if best_error is None:
             best_error = error
             continue
