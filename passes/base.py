@@ -113,8 +113,16 @@ class GraphPass(Pass):
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         graph = import_graph(model)
-        modified = self.run(graph, context)
-        return (export_graph(graph, model), True) if modified else (model, False)
+        if not self.run(graph, context):
+            return model, False
+        result = export_graph(graph, model)
+        # From IR 4 on an initializer that is an input is only a default, which a caller may override.
+        kept = {value.name for value in result.proto.graph.input}
+        frozen = [value.name for value in model.proto.graph.input if value.name not in kept]
+        if frozen and model.proto.ir_version >= 4:
+            which = f"input '{frozen[0]}'" + (f" and {len(frozen) - 1} more" if frozen[1:] else "")
+            context.note("applied", "", f"{which}: the default is a constant now, a caller can no longer set it")
+        return result, True
 
     @abstractmethod
     def run(self, graph: gs.Graph, context: Context) -> bool:

@@ -179,3 +179,12 @@ def test_a_weight_of_a_type_numpy_lacks_is_no_obstacle() -> None:
     result = Simplify()(model)
     assert [node.op_type for node in result.model.proto.graph.node] == ["Cast", "Add"]
     assert result.model.proto.graph.initializer[0] == weight
+
+
+def test_an_input_whose_default_is_folded_is_told_of() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,2] x, float[2] k) => (float[N,2] y) <float[2] k = {1, 2}> { n = Neg (k) y = Add (x, n) }"""
+    context = Context()
+    result = FoldBatchNorm()(Simplify()(Model(onnx.parser.parse_model(text)), context).model, context)
+    assert [value.name for value in result.model.proto.graph.input] == ["x"]
+    assert any("input 'k': the default is a constant now" in note.reason for note in context.notes)
