@@ -121,7 +121,7 @@ class GraphPass(Pass):
         frozen = [value.name for value in model.proto.graph.input if value.name not in kept]
         if frozen and model.proto.ir_version >= 4:
             which = f"input '{frozen[0]}'" + (f" and {len(frozen) - 1} more" if frozen[1:] else "")
-            context.note("applied", "", f"{which}: the default is a constant now, a caller can no longer set it")
+            context.note("applied", "", f"{which}: the default is a constant now; callers cannot set it")
         return result, True
 
     @abstractmethod
