@@ -5,6 +5,11 @@ zero point 0 where the tensor is never negative and the middle elsewhere, which 
 codes with zero point 0: ONNX Runtime fuses only where the types of a layer's input and output agree.
 Formats below 8 bits are simulated: Clip to their range, then an 8-bit Q/DQ on their grid.
 A tensor that has a Q/DQ pair already keeps it.
+
+Layers with float weights need a guard. Between DequantizeLinear and QuantizeLinear, ONNX Runtime (seen in
+1.31) quantizes the float weights of Conv and Gemm by itself, to int8 per tensor: an excluded layer would be
+the worst one of the network. It does so only where the input's scale is a scalar. Such layers therefore read
+a DequantizeLinear of their own whose scale is the same number once per channel.
 """
 
 from __future__ import annotations
@@ -20,11 +25,14 @@ import onnx_graphsurgeon as gs
 
 from passes.graph import add_constant, consumers, is_constant, producer, replace_uses, unique_name, values
 from passes.inference import Types
+from passes.layers import weight_index
 from passes.placement import ActivationPlan
 from passes.policy import Scheme
 from runtime_ops import IntegerFormat, affine_parameters
 
-__all__ = ["Range", "activation_range", "activation_ranges", "insert_pairs"]
+__all__ = ["Range", "activation_range", "activation_ranges", "guard_float_layers", "insert_pairs"]
+
+_GUARDED_OPS = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -65,23 +73,22 @@ def _held_pair(tensor: gs.Tensor) -> gs.Node | None:
     maker = producer(tensor)
     if maker is not None and maker.op == "DequantizeLinear":
         return maker
-    for coder in consumers(tensor):
-        if coder.op == "QuantizeLinear":
-            for reader in consumers(coder.outputs[0]):
-                if reader.op == "DequantizeLinear":
-                    return reader
-    return None
+    coders = [node for node in consumers(tensor) if node.op == "QuantizeLinear"]
+    readers = [node for coder in coders for node in consumers(coder.outputs[0]) if node.op == "DequantizeLinear"]
+    # A guard's scales are one per channel; the pair itself is preferred.
+    return min(readers, key=lambda node: "axis" in node.attrs, default=None)
 
 
 def _held_range(node: gs.Node) -> Range | None:
-    """What a DequantizeLinear with constant scalars says."""
+    """What a DequantizeLinear with one constant scale and zero point says."""
     if len(node.inputs) < 3 or not all(is_constant(tensor) for tensor in node.inputs[1:3]):
         return None
     scale, zero = (values(tensor) for tensor in node.inputs[1:3])
-    if scale.size != 1 or zero.dtype.kind not in "iu":
+    # A guard holds the same numbers once per channel.
+    if np.unique(scale).size != 1 or np.unique(zero).size != 1 or zero.dtype.kind not in "iu":
         return None
     fmt = IntegerFormat(zero.dtype.itemsize * 8, zero.dtype.kind == "i")
-    return Range(np.asarray(scale, np.float32).reshape(()), zero.reshape(()), fmt)
+    return Range(np.asarray(scale.flat[0], np.float32), np.asarray(zero.flat[0]), fmt)
 
 
 def _dtype(types: Types, tensor: gs.Tensor) -> Any:
@@ -101,8 +108,24 @@ def insert_pairs(graph: gs.Graph, plan: ActivationPlan, ranges: Mapping[str, Ran
         if held is None:
             readers = None if name in plan.for_all else plan.readers.get(name, [])
             _insert(graph, tensor, ranges[name], _dtype(types, tensor), readers)
-        elif held.outputs[0] is not tensor:
+            continue
+        if "axis" in held.attrs and values(held.inputs[1]).size > 1:
+            held = _without_guard(graph, held, ranges[name])
+        if held.outputs[0] is not tensor:
             replace_uses(graph, tensor, held.outputs[0], only=plan.readers.get(name, []))
+
+
+def _without_guard(graph: gs.Graph, node: gs.Node, source: Range) -> gs.Node:
+    """A DequantizeLinear with scalars, for a layer that is quantized now."""
+    real = node.outputs[0]
+    scalars = [
+        add_constant(graph, node.inputs[1].name, source.scale.astype(values(node.inputs[1]).dtype)),
+        add_constant(graph, node.inputs[2].name, source.zero_point),
+    ]
+    output = gs.Variable(unique_name(graph, real.name), real.dtype, real.shape)
+    plain = gs.Node("DequantizeLinear", unique_name(graph, node.name), {}, [node.inputs[0], *scalars], [output])
+    graph.nodes.append(plain)
+    return plain
 
 
 def _insert(graph: gs.Graph, tensor: gs.Tensor, source: Range, dtype: Any, readers: list[gs.Node] | None) -> None:
@@ -135,3 +158,47 @@ def _simulate_narrow(graph: gs.Graph, tensor: gs.Tensor, source: Range, hint: st
     clipped = gs.Variable(unique_name(graph, f"{hint}_clipped"), dtype, tensor.shape)
     graph.nodes.append(gs.Node("Clip", unique_name(graph, f"{hint}_Clip"), {}, [tensor, *limits], [clipped]))
     return clipped
+
+
+def _leads_to_quantize(node: gs.Node) -> bool:
+    """Whether a QuantizeLinear reads the result, across Relu and Clip, and nobody else does."""
+    while True:
+        readers = consumers(node.outputs[0])
+        if len(readers) != 1 or readers[0].op not in ("Relu", "Clip", "QuantizeLinear"):
+            return False
+        if readers[0].op == "QuantizeLinear":
+            return True
+        node = readers[0]
+
+
+def guard_float_layers(graph: gs.Graph) -> list[str]:
+    """Keep float weights between pairs float (see the module's docstring).
+
+    Returns the layers that cannot be guarded: those with a single input channel.
+    """
+    unguarded: list[str] = []
+    for node in list(graph.nodes):
+        if node.op not in _GUARDED_OPS or weight_index(node) is None or not _leads_to_quantize(node):
+            continue
+        reader = producer(node.inputs[0])
+        held = _held_range(reader) if reader is not None and reader.op == "DequantizeLinear" else None
+        if held is None or reader is None:
+            continue
+        shape = values(node.inputs[1]).shape
+        turned = node.op == "ConvTranspose" or (node.op == "Gemm" and not node.attrs.get("transB", 0))
+        channels = shape[0] if turned else shape[1] * int(node.attrs.get("group", 1))
+        if channels == 1:
+            unguarded.append(node.name)
+            continue
+        tensor, hint = node.inputs[0], f"{node.name}_input"
+        scale = np.full(channels, values(reader.inputs[1]), values(reader.inputs[1]).dtype)
+        vectors = [
+            add_constant(graph, f"{hint}_scale", scale),
+            add_constant(graph, f"{hint}_zero_point", np.full(channels, held.zero_point)),
+        ]
+        real = gs.Variable(unique_name(graph, f"{hint}_dequantized"), tensor.dtype, tensor.shape)
+        axis = {"axis": 0 if node.op == "Gemm" and node.attrs.get("transA", 0) else 1}
+        name = unique_name(graph, f"{hint}_DequantizeLinear")
+        graph.nodes.append(gs.Node("DequantizeLinear", name, axis, [reader.inputs[0], *vectors], [real]))
+        node.inputs[0] = real
+    return unguarded

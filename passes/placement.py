@@ -1,7 +1,8 @@
 """Where activations are quantized, so that ONNX Runtime fuses every Q/DQ pair that the policy implies.
 
 Rules (ONNX Runtime's QDQ selectors, read off its optimised graphs):
-1. A quantized Conv wants Q/DQ on its input and Q on its output; Gemm and MatMul fuse with a float output.
+1. A quantized Conv wants Q/DQ on its input and Q on its output; Gemm and MatMul fuse with a float output,
+   but for a Gemm with a Relu or Clip behind it, which ONNX Runtime would fuse in float first.
 2. Relu and Clip behind a layer, and the Mul of a smoothed layer, belong to its epilogue: Q stands
    behind them, never between. The Mul in front of a layer smoothed at its input belongs to it as
    well: Q stands before that Mul.
@@ -177,7 +178,8 @@ class _Planner:
         for node in self.layer_nodes:
             end = epilogue_end(node, self.outputs)
             read = any(id(reader) in quantized for reader in consumers(end))
-            if self.fuses[id(node)] or read:
+            activated = node.op == "Gemm" and end is not node.outputs[0]
+            if self.fuses[id(node)] or read or activated:
                 if end.name not in plan.schemes:
                     self._want(end, self.scheme_of[id(node)], None)
                 plan.for_all.add(end.name)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.activations import Range, activation_ranges, insert_pairs
+from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
 from passes.base import Context, Pass, register
 from passes.biases import bias_floor, constant_bias, fold_gemm_factors, write_bias
 from passes.dynamic import quantize_dynamic
@@ -220,6 +220,9 @@ class _Edit:
             if not choice.weights.is_float:
                 self._encode(layer, node, home, choice)
         insert_pairs(self.graph, plan, self.ranges, self.types)
+        for name in guard_float_layers(self.graph):
+            why = "has one input channel, so that ONNX Runtime may quantize its float weights by itself"
+            self.context.note("info", name, why)
 
     def _calibrate(self, plan: ActivationPlan) -> None:
         roots = sorted({root for name, root in plan.source.items()})
@@ -242,8 +245,9 @@ class _Edit:
         tensor = node.inputs[index]
         array = values(tensor)
         source = self.ranges.get(activation_input(node).name) if home is self.graph else None
-        integer = choice.weights.bits <= 8 and choice.weights.granularity != "block"
-        bias = constant_bias(node, array.shape[layer.channel_axis]) if source is not None and integer else None
+        # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
+        plain = choice.weights.granularity != "block"
+        bias = constant_bias(node, array.shape[layer.channel_axis]) if source is not None and plain else None
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)

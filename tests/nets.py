@@ -84,7 +84,8 @@ class Net:
         return self.constant(np.asarray(value, self.dtype))
 
     def model(self, *outputs: str, infer: bool = True, element: int | None = None) -> Model:
-        declared = [helper.make_tensor_value_info(name, element or self.element, None) for name in outputs]
+        shape = None if infer else ["a", "b", "c", "d"]
+        declared = [helper.make_tensor_value_info(name, element or self.element, shape) for name in outputs]
         graph = helper.make_graph(self.nodes, "net", self.inputs, declared, self.initializers)
         opsets = [helper.make_opsetid("", self.opset)]
         ir = max(helper.find_min_ir_version_for(opsets), 8)
