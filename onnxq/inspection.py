@@ -22,7 +22,17 @@ __all__ = ["LayerFacts", "describe", "layer_facts"]
 
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
 _MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"}
-_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32}
+_BITS = {
+    "int2": 2,
+    "uint2": 2,
+    "int4": 4,
+    "uint4": 4,
+    "int8": 8,
+    "uint8": 8,
+    "int16": 16,
+    "uint16": 16,
+    "int32": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,9 @@ class _Reader:
             for value in (*graph.input, *graph.value_info, *graph.output):
                 if value.type.tensor_type.HasField("shape"):
                     dims = value.type.tensor_type.shape.dim
-                    self.shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in dims)
+                    self.shapes[value.name] = tuple(
+                        d.dim_value if d.HasField("dim_value") else 1 for d in dims
+                    )
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self.held[node.output[0]] = node.attribute[0].t
@@ -94,7 +106,7 @@ class _Reader:
         return name, maker
 
     def weight(self, node: onnx.NodeProto) -> tuple[str, onnx.NodeProto | None] | None:
-        """(weight tensor as stored, its DequantizeLinear or None) of a weighted node; None when it has none."""
+        """(weight tensor as stored, its DequantizeLinear or None) of a weighted node, if any."""
         candidates = (1, 0) if node.op_type in ("MatMul", "MatMulInteger") else (1,)
         for index in candidates:
             name, maker = self.origin(node.input[index])
@@ -234,6 +246,8 @@ def describe(model: Model, size: int) -> dict[str, Any]:
         "ops": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
         "parameters": sum(math.prod(tensor.dims) for tensor in held),
         "macs": sum(known) if known else None,
-        "metadata": {k.removeprefix("onnxq."): v for k, v in model.metadata.items() if k.startswith("onnxq.")},
+        "metadata": {
+            k.removeprefix("onnxq."): v for k, v in model.metadata.items() if k.startswith("onnxq.")
+        },
         "layers": [{**asdict(layer), "weight_shape": list(layer.weight_shape)} for layer in layers],
     }

@@ -30,7 +30,9 @@ def open_dataset(
     return _open_dataset(spec, input_specs(model.proto), preprocess=preprocess, limit=limit, seed=seed)
 
 
-def range_provider(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> RangeProvider:
+def range_provider(
+    dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None
+) -> RangeProvider:
     """Calibrated activation ranges in the form that passes ask for."""
     ranges = CalibratedRanges(dataset, method, threads=threads)
 

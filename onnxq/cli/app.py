@@ -40,18 +40,22 @@ _NOT_WRITABLE = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EP
 
 
 class _Failure(click.ClickException):
-    """An error with the exit code of the UserError behind it."""
+    """Bad input: the sentence of a UserError."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 2
+
+
+class _Unexpected(click.ClickException):
+    """A bug, or a library's error that nobody translated."""
+
+    exit_code = 1
 
 
 class _Cli(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -70,7 +74,7 @@ class _Cli(click.Group):
             ctx.fail(f"No such command '{args[0]}'.{hint}")
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
@@ -83,23 +87,24 @@ class _Cli(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            if ctx.params.get("debug"):
+            shown = _translated(error)
+            if shown is error or (ctx.params.get("debug") and isinstance(shown, _Unexpected)):
                 raise
-            raise _translated(error) from error
+            raise shown from error
 
 
 def _translated(error: Exception) -> Exception:
     """What to show for an error: its one sentence, or its type and how to learn more."""
     known = sys.modules.get("passes.errors")
     if known is not None and isinstance(error, known.UserError):
-        return _Failure(str(error), error.exit_code)
+        return _Failure(str(error))
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE:
             return error  # click ends quietly when the reader of a pipe has gone
         if error.errno in _NOT_WRITABLE:
-            return _Failure(f"{error.filename or 'output'}: {error.strerror or error}", 2)
+            return _Failure(f"{error.filename or 'output'}: {error.strerror or error}")
     first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
-    return _Failure(f"unexpected {type(error).__name__}: {first} (onnxq --debug ... shows where)", 1)
+    return _Unexpected(f"unexpected {type(error).__name__}: {first} (onnxq --debug ... shows where)")
 
 
 @click.group(
@@ -110,7 +115,7 @@ def _translated(error: Exception) -> Exception:
 )
 @click.version_option(__version__, prog_name="onnxq")
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
-def cli(debug: bool) -> None:  # noqa: ARG001 - read by _Cli.invoke
+def cli(debug: bool) -> None:
     """Quantize ONNX models: one float model in, a Pareto front of quantized ones out.
 
     \b

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from onnxq.cli.options import config_option, hub_option, json_option, models_argument, resolve_threads, threads_option
+from onnxq.cli.options import (
+    config_option,
+    hub_option,
+    json_option,
+    models_argument,
+    resolve_threads,
+    threads_option,
+)
 
 __all__ = ["bench"]
 
@@ -48,12 +55,14 @@ def bench(
     wanted = {spec.name for spec in specs}
     for model in loaded[1:]:
         if {spec.name for spec in input_specs(model.proto)} != wanted:
-            raise UserError(f"{model.name}: has other inputs than {loaded[0].name}, so one feed cannot serve both")
+            raise UserError(
+                f"{model.name}: has other inputs than {loaded[0].name}, so one feed cannot serve both"
+            )
     feed: dict[str, Any] | None
     if data is None:
         feed = random_feed(loaded[0])
     else:
-        feed = next(open_for(loaded[0], data, preprocess, None, 0).batches(fit_batch(1, specs))).inputs
+        feed = next(open_for(loaded[0], data, preprocess, 0, 0).batches(fit_batch(1, specs))).inputs
     if feed is None:
         raise DataError(f"{loaded[0].name}: no input can be made up for it; give --data")
     used = resolve_threads(threads)
@@ -89,4 +98,7 @@ def bench(
         for row in rows
     ]
     table(["model", "median", "quartiles (ms)", "ratio"], cells, right=(1, 2, 3), title=None)
-    click.echo(f"{runs} runs in turns, {used} thread(s), {'first sample of the data' if data else 'random input'}", err=True)
+    click.echo(
+        f"{runs} runs in turns, {used} thread(s), {'first sample of the data' if data else 'random input'}",
+        err=True,
+    )

@@ -9,9 +9,9 @@ from passes.model import Model
 __all__ = ["checked_labels", "open_for", "range_provider"]
 
 
-def open_for(model: Model, spec: str, preprocess: str | None, limit: int | None, seed: int) -> Dataset:
+def open_for(model: Model, spec: str, preprocess: str | None, limit: int, seed: int) -> Dataset:
     """The data as samples for this model. Raises DataError for what cannot be read or does not fit."""
-    return open_dataset(spec, model, preprocess=preprocess, limit=limit, seed=seed)
+    return open_dataset(spec, model, preprocess=preprocess, limit=limit or None, seed=seed)
 
 
 def checked_labels(model: Model, dataset: Dataset) -> None:

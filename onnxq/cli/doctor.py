@@ -29,20 +29,23 @@ _OPTIONAL = {"datasets": "hf:NAME data", "apache-tvm": "TVM", "torch": "training
 def _versions(names: Any) -> dict[str, str | None]:
     from importlib import metadata
 
-    found: dict[str, str | None] = {}
-    for name in names:
+    def version(name: str) -> str | None:
         try:
-            found[name] = metadata.version(name)
+            return metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            return None
+
+    return {name: version(name) for name in names}
 
 
 def _tiny_model() -> bytes:
     """y = relu(x) + x: small, and every provider has it."""
     from onnx import parser
 
-    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[1,4] x) => (float[1,4] y) { r = Relu(x) y = Add(r, x) }'
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> g (float[1,4] x) => (float[1,4] y) '
+        "{ r = Relu(x) y = Add(r, x) }"
+    )
     return bytes(parser.parse_model(text).SerializeToString())
 
 
@@ -62,7 +65,10 @@ def _provider(name: str, model: bytes) -> dict[str, Any]:
         used = name in session.get_providers()
         y = session.run(None, {"x": x})[0]
     except Exception as error:  # noqa: BLE001 - whatever a broken driver throws is the answer
-        return {"name": name, "works": False, "problem": str(error).strip().splitlines()[0][:200]}
+        reason = str(error).strip().splitlines()[0][:200]
+        if "fallback to CPU EP" in reason:
+            reason = "it takes no node of a plain model; ONNX Runtime would run everything on the CPU"
+        return {"name": name, "works": False, "problem": reason}
     if not used:
         return {"name": name, "works": False, "problem": "ONNX Runtime fell back to another provider"}
     right = bool(np.allclose(y, np.maximum(x, 0) + x))
@@ -120,10 +126,13 @@ def doctor(as_json: bool) -> None:
     for name, version in facts["packages"].items():
         click.echo(f"  {good if version else bad} {name} {version or ''}".rstrip())
     for name, version in facts["optional"].items():
-        click.echo(f"  {good if version else 'not in '} {name} {version or ''}".rstrip() + f"  (optional: {_OPTIONAL[name]})")
+        click.echo(
+            f"  {good if version else 'not in '} {name} {version or ''}".rstrip()
+            + f"  (optional: {_OPTIONAL[name]})"
+        )
     click.echo("\nExecution providers")
     for provider in facts["providers"]:
-        state = good if provider["works"] else click.style("broken ", fg="red")
+        state = good if provider["works"] else click.style("no use ", fg="yellow")
         problem = f": {provider['problem']}" if provider["problem"] else ""
         click.echo(f"  {state} {provider['name']}{problem}")
     click.echo(f"\nCustom operators\n  not in  {facts['custom_ops']['problem']}")

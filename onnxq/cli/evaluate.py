@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxq.cli.options import config_option, data_options, hub_option, json_option, models_argument, resolve_threads
+from onnxq.cli.options import (
+    config_option,
+    data_options,
+    hub_option,
+    json_option,
+    models_argument,
+    resolve_threads,
+)
 
 if TYPE_CHECKING:
     from onnxq.evaluation import Score
@@ -37,7 +44,7 @@ def evaluate(
     models: tuple[str, ...],
     data: str,
     preprocess: str | None,
-    limit: int | None,
+    limit: int,
     seed: int,
     threads: int,
     reference: str | None,
@@ -72,13 +79,19 @@ def evaluate(
     if as_json:
         print_json({"data": data, "reference": against.name if against else None, "models": rows})
         return
-    names = [name for name in ("top1", "top5", "agreement", "sqnr") if any(name in row["metrics"] for row in rows)]
+    names = [
+        name for name in ("top1", "top5", "agreement", "sqnr") if any(name in row["metrics"] for row in rows)
+    ]
     lines = []
     for row in rows:
         cells = []
         for name in names:
             text = format_metric(name, row["metrics"].get(name), digits=2)
             spread = row["stderr"].get(name)
-            cells.append(f"{text.removesuffix(' %')} ± {100 * spread:.2f} %" if name == "top1" and spread else text)
+            cells.append(
+                f"{text.removesuffix(' %')} ± {100 * spread:.2f} %"
+                if name == "top1" and spread is not None
+                else text
+            )
         lines.append([row["model"], *cells, str(row["samples"]), megabytes(row["bytes"])])
     table(["model", *names, "samples", "size"], lines, right=range(1, len(names) + 3))

@@ -46,11 +46,11 @@ def check(
     file: str,
     data: str | None,
     preprocess: str | None,
-    limit: int | None,
+    limit: int,
     seed: int,
     threads: int,
 ) -> None:
-    """Compare what RECIPE makes of MODEL with the text in FILE; exit code 1 and the difference if not equal."""
+    """Compare what RECIPE makes of MODEL with the text in FILE; exit code 1 and the difference if not so."""
     from passes.errors import UserError
     from passes.golden import GoldenMismatch, check_golden
 
@@ -76,7 +76,7 @@ def update(
     file: str,
     data: str | None,
     preprocess: str | None,
-    limit: int | None,
+    limit: int,
     seed: int,
     threads: int,
 ) -> None:

@@ -22,7 +22,8 @@ def _print_info(facts: dict[str, Any]) -> None:
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opset"].items())
     lines = {
         "model": f"{facts['model']}  ({megabytes(facts['bytes'])})",
-        "opset": f"{opsets}; IR {facts['ir_version']}" + (f"; by {facts['producer']}" if facts["producer"] else ""),
+        "opset": f"{opsets}; IR {facts['ir_version']}"
+        + (f"; by {facts['producer']}" if facts["producer"] else ""),
         "inputs": ", ".join(f"{v['name']} {v['dtype']} {_shape(v['shape'])}" for v in facts["inputs"]),
         "outputs": ", ".join(f"{v['name']} {v['dtype']} {_shape(v['shape'])}" for v in facts["outputs"]),
         "ops": ", ".join(f"{number} {op}" for op, number in facts["ops"].items()),
@@ -92,7 +93,9 @@ def info(model: str, as_json: bool, hub: str | None) -> None:
 @click.argument("model")
 @click.option("-o", "--output", metavar="OUT", help="File to write; default stdout.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a layer instead of JSON.")
-@click.option("--weights", default="int8:channel", show_default=True, help="Scheme of a float model's layers.")
+@click.option(
+    "--weights", default="int8:channel", show_default=True, help="Scheme of a float model's layers."
+)
 @click.option("--activations", default="uint8", show_default=True, help="Scheme of their activations.")
 def policy(model: str, output: str | None, as_csv: bool, weights: str, activations: str) -> None:
     """A policy file to edit and give to `quantize --policy`.
@@ -139,12 +142,12 @@ def passes(as_json: bool) -> None:
     from onnxq.cli.terminal import print_json
     from passes.base import pass_class
 
-    found = []
+    found: list[dict[str, Any]] = []
     for name in registry.pass_names():
-        cls = pass_class(name)
-        assert cls is not None and dataclasses.is_dataclass(cls)
+        cls: Any = pass_class(name)
         options = {
-            spec.name: None if spec.default is dataclasses.MISSING else spec.default for spec in dataclasses.fields(cls)
+            spec.name: None if spec.default is dataclasses.MISSING else spec.default
+            for spec in dataclasses.fields(cls)
         }
         text = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
         found.append({"name": name, "options": options, "help": text})
@@ -153,7 +156,8 @@ def passes(as_json: bool) -> None:
         return
     for entry in found:
         options = " ".join(
-            f"{key}=..." if value is None else f"{key}={_text(value)}" for key, value in entry["options"].items()
+            f"{key}=..." if value is None else f"{key}={_text(value)}"
+            for key, value in entry["options"].items()
         )
         click.echo(click.style(str(entry["name"]), bold=True) + (f"{{{options}}}" if options else ""))
         click.echo(f"    {entry['help']}")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -40,7 +40,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         try:
             import tomllib
         except ModuleNotFoundError:
-            raise UserError(f"{path}: Python 3.10 cannot read TOML; write the configuration as JSON") from None
+            raise UserError(
+                f"{path}: Python 3.10 cannot read TOML; write the configuration as JSON"
+            ) from None
         try:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -50,7 +52,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: is not JSON ({error.msg}, line {error.lineno})") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: a configuration is an object of options, as in {{\"weights\": \"int8\"}}")
+        raise UserError(f'{path}: a configuration is an object of options, as in {{"weights": "int8"}}')
     return found
 
 
@@ -62,7 +64,9 @@ def _load_config(ctx: click.Context, _: click.Parameter, value: str | None) -> N
 
     found = _read_config(Path(value))
     section = found.get(ctx.info_name or "")
-    entries = section if isinstance(section, dict) else {k: v for k, v in found.items() if not isinstance(v, dict)}
+    entries = (
+        section if isinstance(section, dict) else {k: v for k, v in found.items() if not isinstance(v, dict)}
+    )
     known = {p.name: p for p in ctx.command.params if p.name and p.name != "config"}
     defaults: dict[str, Any] = {}
     for key, entry in entries.items():
@@ -100,14 +104,19 @@ def data_options(*, required: bool = False, calibration: bool = True) -> Callabl
                 "--data",
                 metavar="D",
                 required=required,
-                help="Folder with labels.txt or class subfolders, .zip, .npz (x, y), .npy, module:callable, hf:NAME.",
+                help="Folder (labels.txt or class subfolders), .zip, .npz (x, y), .npy, module:callable, hf:NAME.",
             ),
             click.option(
                 "--preprocess",
                 metavar="P",
                 help="imagenet, cifar, efficientnet-lite, none (raw pixels) or FILE.json; needed for images.",
             ),
-            click.option("--limit", type=click.IntRange(min=1), help="Use at most so many samples, chosen by --seed."),
+            click.option(
+                "--limit",
+                type=click.IntRange(min=0),
+                default=0,
+                help="Use at most so many samples, chosen by --seed.",
+            ),
         ]
         if calibration:
             options += [
@@ -118,9 +127,13 @@ def data_options(*, required: bool = False, calibration: bool = True) -> Callabl
                     show_default=True,
                     help="Samples that activation ranges are taken from.",
                 ),
-                click.option("--calibration-data", metavar="D", help="Calibrate on this instead of on --data."),
+                click.option(
+                    "--calibration-data", metavar="D", help="Calibrate on this instead of on --data."
+                ),
             ]
-        options.append(click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice."))
+        options.append(
+            click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+        )
         for option in reversed(options):
             function = option(function)
         return threads_option(function)
@@ -130,7 +143,10 @@ def data_options(*, required: bool = False, calibration: bool = True) -> Callabl
 
 def threads_option(function: F) -> F:
     return click.option(
-        "--threads", type=click.IntRange(min=0), default=0, help="0 (default) uses every core of this process."
+        "--threads",
+        type=click.IntRange(min=0),
+        default=0,
+        help="0 (default) uses every core of this process.",
     )(function)
 
 
@@ -183,7 +199,13 @@ def absolute_free(settings: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-class Duration(click.ParamType):
+if TYPE_CHECKING:
+    _FloatType = click.ParamType[float]
+else:
+    _FloatType = click.ParamType  # not generic before click 8.3
+
+
+class Duration(_FloatType):
     """Seconds from `90s`, `20m`, `1h30m` or a plain number of seconds."""
 
     name = "duration"

@@ -51,8 +51,8 @@ def stamped(model: Model, command: str, settings: Mapping[str, Any]) -> Model:
 
 def run_once(model: Model) -> None:
     """Load the model in ONNX Runtime and run it once. Raises InvalidModelError when either fails."""
-    from onnxq.evaluation import load_session
     from onnxq.cli.feeds import random_feed
+    from onnxq.evaluation import load_session
 
     session = load_session(model, threads=1)
     feed = random_feed(model)
@@ -75,11 +75,16 @@ def write_model(model: Model, target: Path) -> int:
     created = _missing_parents(target)
     make_folder(target.parent)
     try:
-        with output_errors(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder:
+        with (
+            output_errors(target),
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder,
+        ):
             part = Path(folder) / target.name
             size = save(Model(model.proto, str(target)), part)
             run_once(Model(load(part).proto, str(target)))
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # external data before the model that names it
+            for file in sorted(
+                Path(folder).iterdir(), reverse=True
+            ):  # external data before the model that names it
                 os.replace(file, target.with_name(file.name))  # noqa: PTH105 - tests inject faults here
     except BaseException:
         for folder_made in created:

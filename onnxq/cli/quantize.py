@@ -26,11 +26,15 @@ def weight_text(weights: str, granularity: str | None) -> str:
     """`int8` and `channel` as one scheme. Raises UserError when both name a granularity."""
     from passes.errors import UserError
 
-    named = [part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")]
+    named = [
+        part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")
+    ]
     if granularity is None:
         return weights if named or weights in ("float", "none") else f"{weights}:channel"
     if named and named[0] != granularity:
-        raise UserError(f"--weights {weights} and --granularity {granularity} contradict each other; give one")
+        raise UserError(
+            f"--weights {weights} and --granularity {granularity} contradict each other; give one"
+        )
     return weights if named else f"{weights}:{granularity}"
 
 
@@ -89,8 +93,8 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
         dataset = open_for(model, spec, settings["preprocess"], limit, seed)
     elif _needs_data(settings):
         raise UserError(
-            f"{model.name}: static activations need calibration data; give --data, or --activations dynamic, or "
-            "--activations float (or, to try things out, --random-calibration)"
+            f"{model.name}: static activations need calibration data; give --data, or --activations dynamic "
+            "or float (or, to try things out, --random-calibration)"
         )
     else:
         return None, {}
@@ -99,11 +103,18 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
 
 @click.command()
 @click.argument("model")
-@click.option("--policy", metavar="P.json", help="Schemes layer by layer (.json or .csv; see 'onnxq policy').")
-@click.option("--weights", default="int8", show_default=True, help="int2 to int8, int16, uint8:asym, float ...")
+@click.option(
+    "--policy", metavar="P.json", help="Schemes layer by layer (.json or .csv; see 'onnxq policy')."
+)
+@click.option(
+    "--weights", default="int8", show_default=True, help="int2 to int8, int16, uint8:asym, float ..."
+)
 @click.option("--granularity", metavar="G", help="channel (default), tensor or blockN, as in block32.")
 @click.option(
-    "--activations", default="uint8", show_default=True, help="uint8, int8, int16, int8:sym, dynamic or float."
+    "--activations",
+    default="uint8",
+    show_default=True,
+    help="uint8, int8, int16, int8:sym, dynamic or float.",
 )
 @click.option(
     "--calibration",
@@ -111,21 +122,40 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
     show_default=True,
     help="minmax, percentile[:P], entropy or mse: how activation ranges are found.",
 )
-@click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float: name, glob, op:Gemm, first, last, re:...")
 @click.option(
-    "--smooth", type=click.Choice(["none", "output", "input"]), default="none", show_default=True, help="Smooth first."
+    "--exclude",
+    metavar="SEL",
+    multiple=True,
+    help="Layers that stay float: name, glob, op:Gemm, first, last, re:...",
 )
-@click.option("--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas.")
+@click.option(
+    "--smooth",
+    type=click.Choice(["none", "output", "input"]),
+    default="none",
+    show_default=True,
+    help="Smooth first.",
+)
+@click.option(
+    "--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas."
+)
 @click.option("--no-fold", is_flag=True, help="Do not simplify and fold first.")
 @data_options()
-@click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; says nothing about accuracy.")
+@click.option(
+    "--random-calibration", is_flag=True, help="Calibrate on random numbers; says nothing about accuracy."
+)
 @output_option("MODEL.<scheme>.onnx beside the input, as in model.int8.onnx")
 @click.option("--explain", is_flag=True, help="Print every note of the passes: what and why.")
 @json_option
 @config_option
 @hub_option
 def quantize(
-    model: str, output: str | None, explain: bool, as_json: bool, hub: str | None, threads: int, **settings: Any
+    model: str,
+    output: str | None,
+    explain: bool,
+    as_json: bool,
+    hub: str | None,
+    threads: int,
+    **settings: Any,
 ) -> None:
     """Write MODEL quantized, by one scheme for all layers or by a policy.
 
@@ -188,8 +218,8 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
         return
     show_notes(result.notes, explain)
     click.echo(
-        f"{target}: {len(quantized)} of {len(layers)} layers quantized, {megabytes(before)} -> {megabytes(size)} "
-        f"({ratio(size, before)}); loads and runs"
+        f"{target}: {len(quantized)} of {len(layers)} layers quantized, "
+        f"{megabytes(before)} -> {megabytes(size)} ({ratio(size, before)}); loads and runs"
     )
     remark(
         f"  left after ONNX Runtime's own optimisation: {left['QuantizeLinear']} QuantizeLinear, "
@@ -199,6 +229,6 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
         first = padded[0]
         bits = first.policy.split("/")[0]
         remark(
-            f"  {len(padded)} layer(s) have codes of {bits} in {first.stored_bits}-bit tensors: ONNX has no narrower "
-            "type, so the file is no smaller than that"
+            f"  {len(padded)} layer(s) have codes of {bits} in {first.stored_bits}-bit tensors: ONNX has no "
+            "narrower type, so the file is no smaller than that"
         )

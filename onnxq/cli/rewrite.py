@@ -165,7 +165,9 @@ def smooth(
 @click.argument("model")
 @output_option("MODEL.out.onnx beside the input")
 @data_options()
-@click.option("--calibration", default="percentile:99.99", show_default=True, help="Method of ranges; see quantize.")
+@click.option(
+    "--calibration", default="percentile:99.99", show_default=True, help="Method of ranges; see quantize."
+)
 @_explain
 @json_option
 @config_option
@@ -176,7 +178,7 @@ def apply(
     output: str | None,
     data: str | None,
     preprocess: str | None,
-    limit: int | None,
+    limit: int,
     calibration_samples: int,
     calibration_data: str | None,
     seed: int,

@@ -32,7 +32,9 @@ def build(run: str, candidate: str, output: str | None, model: str | None, hub: 
     built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None)
     size = write_model(built, target)
     shown = ", ".join(
-        f"{name} {format_metric(name, value)}" for name, value in found.metrics.items() if name in ("top1", "agreement")
+        f"{name} {format_metric(name, value)}"
+        for name, value in found.metrics.items()
+        if name in ("top1", "agreement")
     )
     click.echo(f"{target}: {found.name}, {megabytes(size)}, {shown}; loads and runs")
 

@@ -21,9 +21,17 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
     from onnxq.report.plots import errors_figure
 
     layers = [
-        {"name": e.layer, "op_type": e.op, "qdq_error": e.qdq, "xmodel_error": e.xmodel, "score": e.score} for e in errors
+        {"name": e.layer, "op_type": e.op, "qdq_error": e.qdq, "xmodel_error": e.xmodel, "score": e.score}
+        for e in errors
     ]
-    report = {"model": model, "metric": "agreement", "candidates": [], "front": [], "picks": [], "layers": layers}
+    report = {
+        "model": model,
+        "metric": "agreement",
+        "candidates": [],
+        "front": [],
+        "picks": [],
+        "layers": layers,
+    }
     atomic_write(path, png(errors_figure({**report, "float": None, "objectives": ["metric", "bytes"]})))
 
 
@@ -33,7 +41,13 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
 @click.option("--weights", default="int8:channel", show_default=True, help="Scheme that is judged.")
 @click.option("--activations", default="uint8", show_default=True, help="uint8, int8, dynamic or float.")
 @click.option("--calibration", default="percentile:99.99", show_default=True, help="How ranges are found.")
-@click.option("--ranking-samples", type=click.IntRange(min=1), default=32, show_default=True, help="Samples measured on.")
+@click.option(
+    "--ranking-samples",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Samples measured on.",
+)
 @click.option("--top", type=click.IntRange(min=1), help="Show only the worst so many layers.")
 @click.option("-o", "--output", metavar="OUT.png", help="Draw both errors across the layers.")
 @json_option
@@ -43,7 +57,7 @@ def sensitivity(
     model: str,
     data: str,
     preprocess: str | None,
-    limit: int | None,
+    limit: int,
     calibration_samples: int,
     calibration_data: str | None,
     seed: int,
@@ -60,8 +74,8 @@ def sensitivity(
     """Rank the layers of MODEL by what quantizing them costs, worst first.
 
     QDQ error: what quantizing moves a layer's own tensor by. XModel error: how far its output in the wholly
-    quantized network is from float, errors of the layers before it included. Both relative (L2). Score: half of
-    each, normalised over the layers.
+    quantized network is from float, errors of the layers before it included. Both relative (L2).
+    Score: half of each, normalised over the layers.
     """
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.output import check_output
@@ -75,15 +89,18 @@ def sensitivity(
     from passes.errors import UnsupportedModelError
     from passes.layers import find_layers
     from passes.model import load
+    from passes.opset import upgrade
     from passes.policy import Policy
     from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
-    from passes.opset import upgrade
     from passes.recipe import parse_recipe
 
     path = str(resolve(model, hub))
     if output:
         check_output(Path(output), Path(path))
-    weight, activation = weight_scheme(weight_text(weights, None)), activation_scheme(activation_text(activations))
+    weight, activation = (
+        weight_scheme(weight_text(weights, None)),
+        activation_scheme(activation_text(activations)),
+    )
     prepared = rewritten(load(path), parse_recipe("simplify | fold_batchnorm")).model
     layers = find_layers(prepared)
     if not layers:
@@ -112,5 +129,3 @@ def sensitivity(
     remark(f"{len(errors)} layers, {weight} weights and {activation} activations, {len(subset)} samples")
     if output:
         remark(f"drawn in {output}")
-
-

@@ -23,7 +23,15 @@ def _row(candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: 
     latency = f"{candidate.latency.ratio:.2f}" if candidate.latency else ""
     smaller = f"{float_bytes / candidate.bytes:.2f}x" if candidate.bytes else ""
     left = str(len(candidate.changed)) if candidate.mode != "float" else ""
-    return [candidate.name, value, megabytes(candidate.bytes), smaller, latency, left, picks.get(candidate.name, "")]
+    return [
+        candidate.name,
+        value,
+        megabytes(candidate.bytes),
+        smaller,
+        latency,
+        left,
+        picks.get(candidate.name, ""),
+    ]
 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:

@@ -59,9 +59,13 @@ def warn(text: str) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), title: str | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+    title: str | None = None,
 ) -> None:
-    """A plain table. right: columns of numbers. Without a terminal nothing is cut, so that it can be grepped."""
+    """A plain table. right: columns of numbers. Without a terminal nothing is cut, for grep."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

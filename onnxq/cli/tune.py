@@ -29,14 +29,17 @@ TIME_IS_UP = 4
 def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     """The options as the configuration of one model's run."""
     from onnxq.tune import TuneConfig
+    from passes.errors import UserError
 
     values = dict(settings)
     values["modes"] = splitted(values["modes"])
     values["weights"] = splitted(values["weights"])
-    for key in ("limit", "preprocess", "calibration_data", "metric"):
-        values[key] = values[key] or ("" if key != "limit" else 0)
+    for key in ("preprocess", "calibration_data", "metric"):
+        values[key] = values[key] or ""
     config = TuneConfig(model=model, **values)
     config.validate()
+    if config.metric_floor > 1 and config.metric in ("", "top1", "top5", "agreement"):
+        raise UserError(f"--metric-floor {config.metric_floor:g}: is a fraction here, as in 0.75 for 75 %")
     return config
 
 
@@ -46,10 +49,14 @@ def _folders(models: tuple[str, ...], output: str | None) -> list[Path]:
 
     stems = [Path(model.removeprefix("hub:").partition("@")[0]).stem for model in models]
     if len(models) == 1:
-        return [Path(output) if output else Path(models[0].removeprefix("hub:")).with_name(f"{stems[0]}.tune")]
+        return [
+            Path(output) if output else Path(models[0].removeprefix("hub:")).with_name(f"{stems[0]}.tune")
+        ]
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"two of the models are called '{twice}', so their run folders would be the same; rename one")
+        raise UserError(
+            f"two of the models are called '{twice}', so their run folders would be the same; rename one"
+        )
     return [Path(output or "runs") / stem for stem in stems]
 
 
@@ -75,44 +82,90 @@ def _document(result: TuneResult) -> dict[str, Any]:
 
 
 @click.command(
-    epilog="Exit codes: 0 done; 2 bad input; 3 done, but no candidate reaches --metric-floor; 4 the time budget "
-    "ended first (the report is valid, and the same command goes on); 130 interrupted."
+    epilog="Exit codes: 0 done; 2 bad input; 3 done, but no candidate reaches --metric-floor; 4 the time "
+    "budget ended first (the report is valid, and the same command goes on); 130 interrupted."
 )
 @models_argument
 @data_options(required=True)
-@click.option("--pareto", is_flag=True, help="Search the Pareto front: the default, and so far the only goal.")
-@click.option("-o", "--output", metavar="RUN", help="Run folder; default MODEL.tune. Several models: RUN/NAME each.")
+@click.option(
+    "--pareto", is_flag=True, help="Search the Pareto front: the default, and so far the only goal."
+)
+@click.option(
+    "-o", "--output", metavar="RUN", help="Run folder; default MODEL.tune. Several models: RUN/NAME each."
+)
 @click.option("--fresh", is_flag=True, help="Start over in a folder that holds another or an older run.")
-@click.option("--time-budget", type=Duration(), default=0.0, metavar="TIME", help="Stop after 90s, 20m, 1h30m; go on later.")
+@click.option(
+    "--time-budget",
+    type=Duration(),
+    default=0.0,
+    metavar="TIME",
+    help="Stop after 90s, 20m, 1h30m; go on later.",
+)
 @click.option("--strategy", default="ranking", show_default=True, help="How candidates are proposed.")
 @click.option(
-    "--mode", "modes", multiple=True, default=("static", "dynamic"), show_default=True,
+    "--mode",
+    "modes",
+    multiple=True,
+    default=("static", "dynamic"),
+    show_default=True,
     help="static, dynamic, weights (activations stay float); by commas or repeated.",
 )
 @click.option(
-    "--weights", multiple=True, default=("int8:channel",), show_default=True,
+    "--weights",
+    multiple=True,
+    default=("int8:channel",),
+    show_default=True,
     help="Weight schemes from cheapest to finest, as in int4:channel,int8:channel; float is always the end.",
 )
 @click.option("--activations", default="uint8", show_default=True, help="Scheme of static activations.")
-@click.option("--calibration", default="percentile:99.99", show_default=True, help="minmax, percentile[:P], entropy, mse.")
-@click.option("--smooth", type=click.Choice(["none", "output", "input"]), default="none", show_default=True, help="Smooth first.")
+@click.option(
+    "--calibration",
+    default="percentile:99.99",
+    show_default=True,
+    help="minmax, percentile[:P], entropy, mse.",
+)
+@click.option(
+    "--smooth",
+    type=click.Choice(["none", "output", "input"]),
+    default="none",
+    show_default=True,
+    help="Smooth first.",
+)
 @click.option("--smooth-layers", default="depthwise", show_default=True, help="Which layers, by commas.")
 @click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float in every candidate.")
-@click.option("--metric", help="top1 (default for labelled data), top5, agreement (default else), sqnr or mse.")
-@click.option("--metric-floor", type=float, default=0.0, help="Goal, as in 0.75: exit code 3 when nothing reaches it.")
-@click.option("--objectives", default="metric,bytes,latency", show_default=True, help="Of metric, bytes, latency, bops.")
-@click.option("--latency-runs", type=click.IntRange(min=1), default=20, show_default=True, help="Runs per timing.")
-@click.option("--ranking-samples", type=click.IntRange(min=1), default=32, show_default=True, help="For the layer errors.")
-@click.option("--chunk", type=click.IntRange(min=1), default=20, show_default=True, help="Samples per evaluation run.")
-@click.option("--cache-mb", type=click.IntRange(min=0), default=1024, show_default=True, help="Memory for activations.")
-@click.option("--racing/--no-racing", default=True, show_default=True, help="Give hopeless candidates up early.")
+@click.option(
+    "--metric", help="top1 (default for labelled data), top5, agreement (default else), sqnr or mse."
+)
+@click.option(
+    "--metric-floor", type=float, default=0.0, help="Goal, as in 0.75: exit code 3 when nothing reaches it."
+)
+@click.option(
+    "--objectives", default="metric,bytes,latency", show_default=True, help="Of metric, bytes, latency, bops."
+)
+@click.option(
+    "--latency-runs", type=click.IntRange(min=1), default=20, show_default=True, help="Runs per timing."
+)
+@click.option(
+    "--ranking-samples",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="For the layer errors.",
+)
+@click.option(
+    "--chunk", type=click.IntRange(min=1), default=20, show_default=True, help="Samples per evaluation run."
+)
+@click.option(
+    "--cache-mb", type=click.IntRange(min=0), default=1024, show_default=True, help="Memory for activations."
+)
+@click.option(
+    "--racing/--no-racing", default=True, show_default=True, help="Give hopeless candidates up early."
+)
 @click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; the report says so.")
 @json_option
 @config_option
 @hub_option
-@click.pass_context
 def tune(
-    ctx: click.Context,
     models: tuple[str, ...],
     output: str | None,
     fresh: bool,
@@ -124,8 +177,9 @@ def tune(
 ) -> None:
     """Search the Pareto front of quality, size and latency over the ways to quantize MODEL.
 
-    Layers are ranked by their errors; from fully quantized to float, one more layer stays float per step. Every
-    finished candidate is on the disk at once: the same command on the same RUN goes on where it was stopped.
+    Layers are ranked by their errors; from fully quantized to float, one more layer stays float per step.
+    Every finished candidate is on the disk at once: the same command on the same RUN goes on where it was
+    stopped.
     """
     from onnxq.cli.output import check_output
     from onnxq.cli.progress import Progress
@@ -136,6 +190,7 @@ def tune(
     from onnxq.report import load_report
     from onnxq.tune import tune as run_tune
 
+    ctx = click.get_current_context()
     folders = _folders(models, output)
     for folder in folders:
         check_output(folder / "report.json")
@@ -166,7 +221,9 @@ def _closing(result: TuneResult, config: TuneConfig) -> None:
     from onnxq.search import format_metric
 
     if result.resumed:
-        remark(f"{result.resumed} of {len(result.candidates)} candidates were measured before and taken over.")
+        remark(
+            f"{result.resumed} of {len(result.candidates)} candidates were measured before and taken over."
+        )
     if not result.finished:
         remark("The time budget ended before the search was complete; the same command goes on.")
     if result.goal_met is False:

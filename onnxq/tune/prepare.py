@@ -13,7 +13,7 @@ import onnx
 
 from onnxq.calibration import CalibratedRanges, StatisticsCache
 from onnxq.data import Dataset, check_labels, input_specs, materialise, open_dataset, random_dataset
-from onnxq.evaluation import load_session, logits_of
+from onnxq.evaluation import load_session, logits_of, refuse_unknown_ops
 from onnxq.files import canonical_json, sha256_bytes
 from onnxq.search.journal import Journal
 from onnxq.tune.config import TuneConfig
@@ -25,6 +25,7 @@ from passes.model import Model, is_large, load, serialize
 from passes.opset import upgrade
 from passes.policy import Policy
 from passes.quantize import required_policy_opset
+from passes.select import select_layers
 from passes.simplify import Simplify
 from passes.smooth import Smooth
 
@@ -63,6 +64,7 @@ def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Lay
     Raises UnsupportedModelError when no layer can be quantized.
     """
     source = load(config.model)
+    refuse_unknown_ops(source)
     model = base_recipe(config)(source, context).model
     layers = find_layers(model)
     if not layers:
@@ -182,6 +184,9 @@ class Prepared:
         config.validate()
         context = Context()
         model, layers = prepare_model(config, context)
+        if config.exclude:
+            # A selector that matches nothing is refused here, before the run folder is made.
+            select_layers(model, config.exclude)
         data, calibration = open_data(config, model)
         notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
         warnings = (
