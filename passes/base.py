@@ -8,6 +8,7 @@ which edits a graphsurgeon graph in place and says truthfully whether it changed
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +28,14 @@ __all__ = [
     "PassResult",
     "RangeProvider",
     "Sequential",
+    "format_pass",
     "pass_class",
     "pass_names",
     "register",
 ]
 
+# What needs no quotes in the text form of a pass (passes/recipe.py reads it).
+BARE_WORD = re.compile(r"[^\s{}|\"#=]+")
 # (model at that point, [(tensor name, bits)]) -> tensor name -> (low, high), the calibrated real range.
 RangeProvider = Callable[[Model, Sequence[tuple[str, int]]], Mapping[str, tuple[float, float]]]
 
@@ -103,8 +107,6 @@ class Pass(ABC):
         return Sequential((*_members(self), *_members(other)))
 
     def __str__(self) -> str:
-        from passes.recipe import format_pass  # the text form needs the registry, which needs this class
-
         return format_pass(self)
 
 
@@ -183,3 +185,27 @@ def pass_class(name: str) -> type[Pass] | None:
 
 def pass_names() -> list[str]:
     return sorted(_REGISTRY)
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        value = ",".join(str(item) for item in value)
+    text = str(value)
+    if BARE_WORD.fullmatch(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def format_pass(item: Pass) -> str:
+    """The pass as recipe text; `parse_recipe` gives the same pass back."""
+    if isinstance(item, Sequential):
+        return " | ".join(format_pass(member) for member in item.members)
+    options = []
+    for spec in dataclasses.fields(item):  # type: ignore[arg-type]
+        value = getattr(item, spec.name)
+        if spec.default is dataclasses.MISSING or value != spec.default:
+            options.append(f"{spec.name}={_format_value(value)}")
+    return item.name + (f"{{{' '.join(options)}}}" if options else "")

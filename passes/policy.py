@@ -123,6 +123,8 @@ class LayerPolicy:
         if smooth not in ("none", "input", "output"):
             raise PolicyError(f"smooth is '{smooth}'; it must be none, input or output")
         weights, activations = (data.get(key, "float") for key in ("weights", "activations"))
+        if not isinstance(weights, str) or not isinstance(activations, str):
+            raise PolicyError("schemes are texts such as int8:channel")
         return cls(Scheme.parse(weights), Scheme.parse(activations), cast(Site, smooth))
 
 

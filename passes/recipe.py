@@ -12,37 +12,12 @@ import re
 import typing
 from pathlib import Path
 
-from passes.base import Pass, Sequential, pass_class, pass_names
+from passes.base import BARE_WORD, Pass, Sequential, format_pass, pass_class, pass_names
 from passes.errors import RecipeError
 
 __all__ = ["format_pass", "load_recipe", "parse_recipe"]
 
-_BARE = re.compile(r"[^\s{}|\"#=]+")
 _TOKEN = re.compile(r'\s+|#[^\n]*|"(?:[^"\\]|\\.)*"|[{}|=]|[^\s{}|"#=]+')
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        value = ",".join(str(item) for item in value)
-    text = str(value)
-    if _BARE.fullmatch(text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def format_pass(item: Pass) -> str:
-    """The pass as recipe text; `parse_recipe` gives the same pass back."""
-    if isinstance(item, Sequential):
-        return " | ".join(format_pass(member) for member in item.members)
-    options = []
-    for spec in dataclasses.fields(item):  # type: ignore[arg-type]
-        value = getattr(item, spec.name)
-        if spec.default is dataclasses.MISSING or value != spec.default:
-            options.append(f"{spec.name}={_format_value(value)}")
-    return item.name + (f"{{{' '.join(options)}}}" if options else "")
 
 
 def _tokens(text: str, where: str) -> list[str]:
@@ -119,7 +94,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Sequential:
         index += 1
         if name == "|":
             continue
-        if not _BARE.fullmatch(name):
+        if not BARE_WORD.fullmatch(name):
             raise RecipeError(f"{where}: expected the name of a pass, found '{name}'")
         options: dict[str, str] = {}
         if index < len(tokens) and tokens[index] == "{":
