@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from passes.graph import consumers, is_constant, producer, values
+from passes.graph import consumers, is_constant, producer
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 
@@ -57,17 +57,18 @@ def activation_input(node: gs.Node) -> gs.Tensor:
 
 
 def quantized_input(node: gs.Node) -> tuple[gs.Tensor, gs.Node]:
-    """The tensor to quantize for a layer, and the node that reads it: the layer, or its smoothing Mul (rule 2)."""
+    """The tensor to quantize for a layer, and the node that reads it: the layer, or its smoothing Mul (rule 2).
+
+    The name that `smooth` gave the Mul tells it from a Mul of the model's own, or of the layer before it.
+    """
     data = activation_input(node)
     before = producer(data)
-    if before is None or before.op != "Mul" or node.op != "Conv" or len(consumers(data)) != 1:
+    if before is None or before.op != "Mul" or not before.name.startswith(f"{node.name}_smooth_"):
         return data, node
-    factors = [tensor for tensor in before.inputs if is_constant(tensor)]
-    weight = values(node.inputs[1])
-    depthwise = int(node.attrs.get("group", 1)) == weight.shape[0] and weight.shape[1] == 1
-    if len(factors) != 1 or not depthwise or values(factors[0]).size != weight.shape[0]:
+    sources = [tensor for tensor in before.inputs if not is_constant(tensor)]
+    if len(sources) != 1 or len(consumers(data)) != 1 or before.outputs[0] is not data:
         return data, node
-    return next(tensor for tensor in before.inputs if tensor is not factors[0]), before
+    return sources[0], before
 
 
 def _single_reader(tensor: gs.Tensor, outputs: set[int]) -> gs.Node | None:
