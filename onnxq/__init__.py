@@ -119,12 +119,14 @@ _PLACES = {
 _HOME = {name: module for module, names in _PLACES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'onnxq' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOME.get(name, "passes")), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'onnxq' has no attribute '{name}'")
+        value = getattr(importlib.import_module(_HOME.get(name, "passes")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

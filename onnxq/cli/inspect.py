@@ -155,11 +155,11 @@ def passes(as_json: bool) -> None:
         print_json(found)
         return
     for entry in found:
-        options = " ".join(
+        shown = " ".join(
             f"{key}=..." if value is None else f"{key}={_text(value)}"
             for key, value in entry["options"].items()
         )
-        click.echo(click.style(str(entry["name"]), bold=True) + (f"{{{options}}}" if options else ""))
+        click.echo(click.style(str(entry["name"]), bold=True) + (f"{{{shown}}}" if shown else ""))
         click.echo(f"    {entry['help']}")
 
 

@@ -6,6 +6,8 @@ Resumable: started again on the same folder it replays the journal and measures 
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.pareto import Pick
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.tune.config import TuneConfig
+from onnxq.tune.config import MODES, TuneConfig
 from onnxq.tune.measure import Measurer, build_model
 from onnxq.tune.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
 from passes.model import save
@@ -29,6 +31,9 @@ from passes.recipe import format_pass
 from passes.select import select_layers
 
 __all__ = ["Event", "TuneResult", "tune"]
+
+
+_OURS = re.compile(rf"((?:{'|'.join(MODES)})-\d{{3,}})\.(?:onnx|onnx\.data|recipe)")
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,18 @@ class _Run:
             finished=finished,
         )
         self.writer.write(document, final=finished)
-        keep = {member.name for member in members}
-        for name in sorted(self.saved - keep):
-            for suffix in (".onnx", ".onnx.data", ".recipe"):
-                (self.folder / "front" / f"{name}{suffix}").unlink(missing_ok=True)
-            self.saved.discard(name)
+        self._clean({member.name for member in members})
         return str(document["summary"])
+
+    def _clean(self, keep: set[str]) -> None:
+        """Remove what candidates that left the front, killed processes and older runs have left in front/."""
+        for path in (self.folder / "front").glob("*"):
+            if path.is_dir() and path.name.startswith(".onnxq-"):
+                shutil.rmtree(path, ignore_errors=True)
+            name = _OURS.fullmatch(path.name)
+            if name is not None and name[1] not in keep:
+                path.unlink(missing_ok=True)
+        self.saved &= keep
 
     def _save(self, member: Candidate) -> None:
         """front/NAME.onnx and the recipe that makes it from the original model."""

@@ -1,0 +1,224 @@
+"""Kill a tune again and again, resume it, and compare with one that was left alone.
+
+    python benchmarks/kill_resume.py [--kills 20] [--model M.onnx --data D] [--seed 0]
+
+Each round starts `onnxq tune` as a process, kills it (SIGKILL) at a random moment, and checks every file of
+the run folder. After the last kill the run is finished. Prints a table; exit code 1 when a candidate was
+measured twice, the front differs, or a file was broken. tests/onnxq/test_cli_kill.py runs a short version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+_ENDS = {".html": b"</html>", ".png": b"IEND"}
+ROOT = Path(__file__).resolve().parent.parent
+_GRAPH = """
+<ir_version: 8, opset_import: ["" : 17]>
+deep (float[N,3,16,16] x) => (float[N,10] y) {{
+  {body}
+  p = GlobalAveragePool(t{last})
+  f = Flatten(p)
+  y = Gemm<transB=1>(f, wf, bf)
+}}
+"""
+
+
+@dataclass
+class Outcome:
+    """What a killed and resumed run came to."""
+
+    kills: int
+    seconds: float
+    measured: int
+    twice: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    front_equal: bool = False
+    models_equal: bool = False
+
+    @property
+    def good(self) -> bool:
+        return not self.twice and not self.broken and self.front_equal and self.models_equal
+
+
+def make_inputs(folder: Path, layers: int, samples: int, seed: int = 0) -> tuple[Path, Path]:
+    """A random network of `layers` convolutions, and inputs that it labels itself."""
+    import onnxruntime as ort
+
+    rng = np.random.default_rng(seed)
+    body = "\n  ".join(
+        f"c{i} = Conv<pads=[1,1,1,1]>({'x' if i == 0 else f't{i - 1}'}, w{i})\n  t{i} = Relu(c{i})"
+        for i in range(layers)
+    )
+    model = parser.parse_model(_GRAPH.format(body=body, last=layers - 1))
+    shapes = {f"w{i}": (32, 3 if i == 0 else 32, 3, 3) for i in range(layers)} | {"wf": (10, 32), "bf": (10,)}
+    for name, shape in shapes.items():
+        spread = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
+        array = (rng.standard_normal(shape) * spread).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / "deep.onnx")
+    x = rng.standard_normal((samples, 3, 16, 16)).astype(np.float32)
+    session = ort.InferenceSession(str(folder / "deep.onnx"), providers=["CPUExecutionProvider"])
+    np.savez(folder / "data.npz", x=x, y=np.asarray(session.run(None, {"x": x})[0]).argmax(axis=1))
+    return folder / "deep.onnx", folder / "data.npz"
+
+
+def command(model: Path, data: Path, run: Path, *more: str) -> list[str]:
+    options = [
+        "--metric",
+        "sqnr",
+        "--objectives",
+        "metric,bytes",
+        "--calibration-samples",
+        "16",
+        "--threads",
+        "1",
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "onnxq",
+        "tune",
+        str(model),
+        "--data",
+        str(data),
+        "-o",
+        str(run),
+        *options,
+        *more,
+    ]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def finish(arguments: list[str]) -> float:
+    """Run to the end; the seconds it took."""
+    begin = time.monotonic()
+    process = start(arguments)
+    _, errors = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"tune ended with {process.returncode}: {errors.decode()[-500:]}")
+    return time.monotonic() - begin
+
+
+def candidates(run: Path) -> list[str]:
+    """Keys of the candidate records of a journal, whole lines only, in order."""
+    path = run / "journal.jsonl"
+    lines = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    return [record["key"] for record in records if record["kind"] == "candidate"]
+
+
+def broken_files(run: Path) -> list[str]:
+    """Files under their final names that are not whole."""
+    wrong = []
+    for path in sorted(run.rglob("*")):
+        if path.name.startswith(".") or any(part.startswith(".") for part in path.relative_to(run).parts):
+            continue  # temporaries of the killed process; nobody reads them
+        try:
+            if path.suffix == ".onnx":
+                onnx.checker.check_model(onnx.load(path), full_check=True)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix in _ENDS and _ENDS[path.suffix] not in path.read_bytes()[-20:]:
+                wrong.append(f"{path.name}: cut off")
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it is the finding
+            wrong.append(f"{path.name}: {error}")
+    return wrong
+
+
+def front(run: Path) -> list[tuple[str, int, str]]:
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    by_name = {entry["name"]: entry for entry in report["candidates"]}
+    return [(name, by_name[name]["bytes"], str(by_name[name]["metrics"]["sqnr"])) for name in report["front"]]
+
+
+def models(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "front").glob("*.onnx"))}
+
+
+def torture(model: Path, data: Path, folder: Path, kills: int, seed: int) -> Outcome:
+    """The whole experiment; see the module's docstring."""
+    alone, tortured = folder / "alone", folder / "tortured"
+    seconds = finish(command(model, data, alone))
+    rng, broken = random.Random(seed), list[str]()
+    done = 0
+    while done < kills:
+        process = start(command(model, data, tortured))
+        # Starting up takes about a second in which nothing can break; most of the moments lie behind it.
+        wait = rng.uniform(0.5, max(0.3 * seconds, 3.0))
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            done += 1
+        process.communicate()
+        broken += broken_files(tortured) if tortured.exists() else []
+        if process.returncode == 0:
+            # It finished between two kills: what it measured counts, and the torture starts over beside it.
+            if Counter(candidates(tortured)).most_common(1)[0][1] > 1 or front(tortured) != front(alone):
+                break
+            shutil.rmtree(tortured)
+    finish(command(model, data, tortured))
+    keys = Counter(candidates(tortured))
+    return Outcome(
+        kills=done,
+        seconds=seconds,
+        measured=len(keys),
+        twice=[key for key, times in keys.items() if times > 1],
+        broken=broken + broken_files(tortured),
+        front_equal=front(alone) == front(tortured) and sorted(keys) == sorted(set(candidates(alone))),
+        models_equal=models(alone) == models(tortured),
+    )
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--kills", type=int, default=20)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--layers", type=int, default=16)
+    arguments.add_argument("--samples", type=int, default=200)
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory(prefix="onnxq-kill-") as name:
+        folder = Path(name)
+        model, data = make_inputs(folder, options.layers, options.samples)
+        result = torture(model, data, folder, options.kills, options.seed)
+    yes = {True: "yes", False: "NO"}
+    row = {
+        "kills": result.kills,
+        "uninterrupted": f"{result.seconds:.1f} s",
+        "candidates": result.measured,
+        "measured twice": len(result.twice),
+        "front equal": yes[result.front_equal],
+        "models byte-equal": yes[result.models_equal],
+        "broken files": len(result.broken),
+    }
+    print(f"| {' | '.join(row)} |\n|{' --- |' * len(row)}\n| {' | '.join(map(str, row.values()))} |")
+    for text in result.broken:
+        print(f"broken: {text}")
+    raise SystemExit(0 if result.good else 1)
+
+
+if __name__ == "__main__":
+    main()
