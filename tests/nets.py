@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from onnxq.data.dataset import Batch, group
 from passes.base import Context, Pass, PassResult, RangeProvider
 from passes.model import Model, check, serialize
 
@@ -171,3 +172,30 @@ def sqnr(reference: Array, value: Array) -> float:
     noise = float(np.square(reference.astype(np.float64) - value).sum())
     signal = float(np.square(reference.astype(np.float64)).sum())
     return float("inf") if noise == 0 else 10 * np.log10(signal / noise)
+
+
+class Samples:
+    """A dataset over one array of samples, as the evaluator reads it."""
+
+    def __init__(self, name: str, array: Array, labels: Sequence[int] | None = None) -> None:
+        self.input, self.array, self.labels = name, array, labels
+        self.name = "samples"
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def fingerprint(self) -> str:
+        return "samples"
+
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        labels = [None] * len(self.array) if self.labels is None else list(self.labels)
+        rows = [({self.input: row}, label) for row, label in zip(self.array, labels, strict=True)]
+        return group(rows[start:stop], size)
+
+    def subset(self, indices: Sequence[int]) -> Samples:
+        labels = None if self.labels is None else [self.labels[index] for index in indices]
+        return Samples(self.input, self.array[list(indices)], labels)
