@@ -57,7 +57,8 @@ def fetch(spec: str, hub: str | None = None) -> Path:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts:
         raise DataError(f"{spec}: the hub's manifest has a path that leaves it: {path}")
-    target = _cache() / parts.parent / f"{wanted or 'unchecked'}_{parts.name}"
+    # In a folder of its own, so that reports and run folders show the model under its plain name.
+    target = _cache() / parts.parent / (wanted[:16] or "unchecked") / parts.name
     if wanted and target.is_file() and sha256_file(target) == wanted:
         return target
     data = _read(lfs, path, spec)

@@ -104,7 +104,7 @@ def data_options(*, required: bool = False, calibration: bool = True) -> Callabl
                 "--data",
                 metavar="D",
                 required=required,
-                help="Folder (labels.txt or class folders), .zip, .npz (x, y), .npy, module:function or hf:X.",
+                help="Folder (labels.txt or class folders), .zip, .npz (x, y), .npy, module:function, hf:X.",
             ),
             click.option(
                 "--preprocess",

@@ -33,11 +33,15 @@ def show_notes(notes: Sequence[Note], explain: bool) -> None:
             remark(f"  {note}")
         return
     for note in notes:
-        if note.kind == "info":
-            remark(f"  {note.reason}" if not note.node else f"  {note.node}: {note.reason}")
+        if not note.node and note.kind in ("info", "skipped"):
+            remark(f"  {note.reason}")
     refused = sum(note.kind == "refused" for note in notes)
-    if refused:
-        remark(f"  {refused} rewrite(s) refused; --explain says which and why")
+    about = sum(note.kind == "info" and bool(note.node) for note in notes)
+    counts = [f"{refused} rewrite(s) refused"] * bool(refused) + [f"{about} remark(s) on layers"] * bool(
+        about
+    )
+    if counts:
+        remark(f"  {', '.join(counts)}; --explain shows them")
 
 
 def rewritten(model: Model, item: Pass, context: Context | None = None) -> PassResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,11 @@ def make_data(model: Path, path: Path, samples: int = 40) -> Path:
 def _invoke(*args: object) -> Result:
     from onnxq.cli import cli
 
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
+    # Before click 8.2 stderr was mixed into stdout unless this was said; since then it cannot be said.
+    options: dict[str, Any] = (
+        {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    )
+    return CliRunner(**options).invoke(cli, [str(arg) for arg in args])
 
 
 @pytest.fixture(scope="session")
