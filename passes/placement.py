@@ -25,7 +25,7 @@ from passes.graph import consumers, is_constant, producer
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 
-__all__ = ["ActivationPlan", "activation_input", "epilogue_end", "plan_activations", "quantized_input"]
+__all__ = ["MOVE_OPS", "ActivationPlan", "activation_input", "epilogue_end", "plan_activations", "quantized_input"]
 
 # Operators with an integer kernel behind DQ -> op -> Q, each output with a scale of its own.
 COMPUTE_OPS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"})

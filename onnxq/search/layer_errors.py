@@ -23,7 +23,7 @@ from onnxq.evaluation.session import load_session
 from passes.graph import consumers, import_graph, producer, values
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
-from passes.placement import epilogue_end, quantized_input
+from passes.placement import MOVE_OPS, epilogue_end, quantized_input
 from passes.policy import Policy
 from passes.weights import encode_layer
 
@@ -89,6 +89,15 @@ def _pairs(graph: gs.Graph) -> dict[str, tuple[str, str]]:
     return pairs
 
 
+def _moved_from(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor before data movement: behind it the codes are the same, and quantizing again costs nothing."""
+    maker = producer(tensor)
+    while maker is not None and maker.op in MOVE_OPS:
+        tensor = maker.inputs[0]
+        maker = producer(tensor)
+    return tensor
+
+
 def _probes(model: Model, quantized: Model, policy: Policy) -> list[_Probe]:
     graph, other = import_graph(model), import_graph(quantized)
     outputs = {id(tensor) for tensor in graph.outputs}
@@ -97,7 +106,7 @@ def _probes(model: Model, quantized: Model, policy: Policy) -> list[_Probe]:
     for layer, node, home in graph_layers(graph):
         if home is not graph or policy[layer.name].is_float:
             continue
-        end, data = epilogue_end(node, outputs).name, quantized_input(node)[0].name
+        end, data = epilogue_end(node, outputs).name, _moved_from(quantized_input(node)[0]).name
         pair = pairs.get(end) or pairs.get(f"{end}_float") or pairs.get(data)
         behind = (pairs.get(end) or pairs.get(f"{end}_float") or (end, end))[1]
         if behind not in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from onnxq.search.layer_errors import LayerErrors, combine, measure_layer_errors
 from passes.layers import find_layers
@@ -70,8 +71,6 @@ def test_weights_only_takes_the_error_of_the_weights() -> None:
     found = _measure(model, "int4:channel", "float")
     layers = find_layers(model)
     held = {t.name: t for t in model.proto.graph.initializer}
-    from onnx import numpy_helper
-
     for layer, error in zip(layers, found, strict=True):
         weight = numpy_helper.to_array(held[layer.weight])
         decoded = encode_layer(layer, weight, weight_scheme("int4:channel")).decoded
