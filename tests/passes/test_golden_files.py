@@ -10,7 +10,7 @@ A file is plain text in sections, each opened by a line of its own:
 
 `pytest tests/passes/test_golden_files.py --update-golden` writes the last two anew; read the difference
 before committing it. A new case needs the first two sections only, and one run with that option.
-Beside the text, each case checks that the passes are idempotent, keep the signature, and keep the outputs.
+Every tensor's calibrated range is -1 to 2. Beside the text, each case checks that the passes are idempotent, keep the signature, and keep the outputs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_golden(file: Path, update_golden: bool) -> None:
     model = Model(proto, file.stem)
     before = proto.SerializeToString(deterministic=True)
     recipe = parse_recipe(parts["pass"], str(file))
-    context = Context()
+    context = Context(ranges=lambda _, wanted: {name: (-1.0, 2.0) for name, _ in wanted})
     result = recipe(model, context)
     notes = "".join(f"{note}\n" for note in context.notes)
     actual = canonical_text(result.model)
