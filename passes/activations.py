@@ -74,7 +74,9 @@ def _held_pair(tensor: gs.Tensor) -> gs.Node | None:
     if maker is not None and maker.op == "DequantizeLinear":
         return maker
     coders = [node for node in consumers(tensor) if node.op == "QuantizeLinear"]
-    readers = [node for coder in coders for node in consumers(coder.outputs[0]) if node.op == "DequantizeLinear"]
+    readers = [
+        node for coder in coders for node in consumers(coder.outputs[0]) if node.op == "DequantizeLinear"
+    ]
     # A guard's scales are one per channel; the pair itself is preferred.
     return min(readers, key=lambda node: "axis" in node.attrs, default=None)
 
@@ -123,12 +125,16 @@ def _without_guard(graph: gs.Graph, node: gs.Node, source: Range) -> gs.Node:
         add_constant(graph, node.inputs[2].name, source.zero_point),
     ]
     output = gs.Variable(unique_name(graph, real.name), real.dtype, real.shape)
-    plain = gs.Node("DequantizeLinear", unique_name(graph, node.name), {}, [node.inputs[0], *scalars], [output])
+    plain = gs.Node(
+        "DequantizeLinear", unique_name(graph, node.name), {}, [node.inputs[0], *scalars], [output]
+    )
     graph.nodes.append(plain)
     return plain
 
 
-def _insert(graph: gs.Graph, tensor: gs.Tensor, source: Range, dtype: Any, readers: list[gs.Node] | None) -> None:
+def _insert(
+    graph: gs.Graph, tensor: gs.Tensor, source: Range, dtype: Any, readers: list[gs.Node] | None
+) -> None:
     """One pair; readers None: everyone reads what it gives, the graph's outputs too."""
     name, shape = tensor.name, tensor.shape
     scale = add_constant(graph, f"{name}_scale", source.scale.astype(dtype))

@@ -1,9 +1,10 @@
 """Biases of integer layers: int32 with scale_bias = scale_x * scale_w, as ONNX Runtime's kernels add them.
 
-1. The bias is constant and of a Conv, or of a Gemm, where any shape that broadcasts over [M, N] is spread to [N].
-2. Codes stay below 2^30: a channel whose bias would leave that gets a wider scale_w instead (a dead channel with
-   weights of 1e-10 and a bias of 5 lost its bias otherwise; microsoft/onnxruntime PR #22020).
-3. alpha and beta of a Gemm are multiplied into its weight and its constant bias first: integer kernels know neither.
+1. The bias is constant and of a Conv, or of a Gemm, where a scalar or a row is spread to [N].
+2. Codes stay below 2^30: a channel whose bias would leave that gets a wider scale_w instead (a dead
+   channel with weights of 1e-10 and a bias of 5 lost its bias otherwise; microsoft/onnxruntime PR #22020).
+3. alpha and beta of a Gemm are multiplied into its weight and its constant bias first: integer kernels
+   know neither.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def constant_bias(node: gs.Node, channels: int) -> Float64 | None:
     if not is_constant(node.inputs[2]) or (node.op == "Gemm" and node.attrs.get("beta", 1.0) != 1.0):
         return None
     bias = np.asarray(values(node.inputs[2]), np.float64)
-    if bias.size not in (1, channels) or (bias.ndim == 2 and bias.shape[0] != 1) or not np.isfinite(bias).all():
+    if (
+        bias.size not in (1, channels)
+        or (bias.ndim == 2 and bias.shape[0] != 1)
+        or not np.isfinite(bias).all()
+    ):
         return None
     return np.array(np.broadcast_to(bias.reshape(-1), (channels,)))
 
@@ -61,11 +66,15 @@ def bias_floor(bias: Float64, input_scale: float) -> npt.NDArray[np.float32]:
 
 
 def write_bias(
-    graph: gs.Graph, node: gs.Node, bias: Float64, input_scale: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]
+    graph: gs.Graph,
+    node: gs.Node,
+    bias: Float64,
+    input_scale: npt.NDArray[np.float32],
+    scale: npt.NDArray[np.float32],
 ) -> None:
     """Replace the bias by int32 codes behind DequantizeLinear; scale: of the weight, [] or [C]."""
     steps = (input_scale * scale).astype(np.float32)
-    # Products of two small scales may leave float32; then the bias is zero beside them, or the floor has raised them.
+    # A product of two small scales may leave float32; a bias that it cannot hold has raised it.
     steps = np.maximum(steps, np.finfo(np.float32).tiny)
     codes = np.clip(np.rint(bias / steps), -(2**31), 2**31 - 1).astype(np.int32)
     name, dtype = node.inputs[2].name, values(node.inputs[2]).dtype

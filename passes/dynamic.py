@@ -51,7 +51,9 @@ def _dynamic_input(graph: gs.Graph, tensor: gs.Tensor) -> list[gs.Tensor]:
         ("scale", np.float32, []),
         ("zero_point", np.uint8, []),
     )
-    outputs = [gs.Variable(unique_name(graph, f"{tensor.name}_{k}"), dtype, shape) for k, dtype, shape in kinds]
+    outputs = [
+        gs.Variable(unique_name(graph, f"{tensor.name}_{k}"), dtype, shape) for k, dtype, shape in kinds
+    ]
     name = unique_name(graph, f"{tensor.name}_DynamicQuantizeLinear")
     graph.nodes.append(gs.Node("DynamicQuantizeLinear", name, {}, [tensor], outputs))
     return outputs
@@ -64,11 +66,15 @@ def _spread(array: npt.NDArray[Any], layer: Layer) -> npt.NDArray[Any]:
     return array.reshape([1, -1] + [1] * (len(layer.weight_shape) - 2))
 
 
-def quantize_dynamic(graph: gs.Graph, layer: Layer, node: gs.Node, choice: LayerPolicy, context: Context) -> bool:
+def quantize_dynamic(
+    graph: gs.Graph, layer: Layer, node: gs.Node, choice: LayerPolicy, context: Context
+) -> bool:
     """Rewrite the layer in place; False with a note when it has no integer form (weights only then)."""
     reason = _refusal(layer, node, choice)
     if reason is not None:
-        context.note("refused", layer.name, f"{reason}; its weights are quantized, its activations stay float")
+        context.note(
+            "refused", layer.name, f"{reason}; its weights are quantized, its activations stay float"
+        )
         return False
     index = weight_index(node)
     assert index is not None  # it is a layer
@@ -82,7 +88,9 @@ def quantize_dynamic(graph: gs.Graph, layer: Layer, node: gs.Node, choice: Layer
     coded, data_scale, data_zero = _dynamic_input(graph, data)
     output = node.outputs[0]
 
-    def emit(op: str, suffix: str, inputs: list[gs.Tensor], target: gs.Tensor | None, dtype: Any, **attrs: Any) -> Any:
+    def emit(
+        op: str, suffix: str, inputs: list[gs.Tensor], target: gs.Tensor | None, dtype: Any, **attrs: Any
+    ) -> Any:
         result = target or gs.Variable(unique_name(graph, f"{node.name}_{suffix}"), dtype)
         graph.nodes.append(gs.Node(op, unique_name(graph, f"{node.name}_{op}"), attrs, inputs, [result]))
         return result
@@ -94,7 +102,12 @@ def quantize_dynamic(graph: gs.Graph, layer: Layer, node: gs.Node, choice: Layer
     node.inputs.clear()
     node.outputs.clear()
     integer = emit(
-        "ConvInteger" if is_conv else "MatMulInteger", "integer", [coded, weight, data_zero, zero], None, np.int32, **attrs
+        "ConvInteger" if is_conv else "MatMulInteger",
+        "integer",
+        [coded, weight, data_zero, zero],
+        None,
+        np.int32,
+        **attrs,
     )
     real = emit("Cast", "real", [integer], None, np.float32, to=1)
     steps = emit("Mul", "scale", [data_scale, scale], None, np.float32)

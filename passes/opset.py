@@ -14,6 +14,8 @@ from passes.model import Model, is_large
 
 __all__ = ["upgrade"]
 
+_REFUSALS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
 
 def _named(model: Model) -> onnx.ModelProto:
     """A copy whose nodes bear the names that passes know them by: the converter adds nodes, so that a name
@@ -53,11 +55,11 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
             proto = inliner.inline_local_functions(proto)
             context.note("info", "", "model-local functions were inlined, to upgrade the opset")
         converted = version_converter.convert_version(proto, minimum)
-    except Exception as error:  # the converter raises bare RuntimeError and ConvertError
+    except _REFUSALS as error:
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedModelError(
-            f"{model.name}: {why} needs opset {minimum}, and the model at opset {current} cannot be converted "
-            f"({reason}); export it again at the newer opset"
+            f"{model.name}: {why} needs opset {minimum}, and the model at opset {current} cannot be "
+            f"converted ({reason}); export it again at the newer opset"
         ) from None
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.proto.metadata_props)

@@ -25,12 +25,21 @@ from passes.graph import consumers, is_constant, producer
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 
-__all__ = ["MOVE_OPS", "ActivationPlan", "activation_input", "epilogue_end", "plan_activations", "quantized_input"]
+__all__ = [
+    "MOVE_OPS",
+    "ActivationPlan",
+    "activation_input",
+    "epilogue_end",
+    "plan_activations",
+    "quantized_input",
+]
 
 # Operators with an integer kernel behind DQ -> op -> Q, each output with a scale of its own.
 COMPUTE_OPS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"})
 # Operators that move data: output scale = input scale. The data is their first input.
-MOVE_OPS = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "DepthToSpace", "Slice"})
+MOVE_OPS = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "DepthToSpace", "Slice"}
+)
 EPILOGUE_OPS = frozenset({"Relu", "Clip"})
 
 
@@ -57,7 +66,7 @@ def activation_input(node: gs.Node) -> gs.Tensor:
 
 
 def quantized_input(node: gs.Node) -> tuple[gs.Tensor, gs.Node]:
-    """The tensor to quantize for a layer, and the node that reads it: the layer, or its smoothing Mul (rule 2).
+    """The tensor to quantize for a layer, and the node that reads it: the layer or its smoothing Mul.
 
     The name that `smooth` gave the Mul tells it from a Mul of the model's own, or of the layer before it.
     """
@@ -91,7 +100,11 @@ def epilogue_end(node: gs.Node, outputs: set[int]) -> gs.Tensor:
     # A Mul that belongs to the next layer (smoothed at its input) is not this layer's.
     if reader is not None and reader.op == "Mul" and any(is_constant(t) for t in reader.inputs):
         following = _single_reader(reader.outputs[0], outputs)
-        if following is None or weight_index(following) is None or quantized_input(following)[1] is not reader:
+        if (
+            following is None
+            or weight_index(following) is None
+            or quantized_input(following)[1] is not reader
+        ):
             tensor = reader.outputs[0]
     return _behind_activation(tensor, outputs)
 
@@ -120,7 +133,8 @@ class _Planner:
         ]
         self.scheme_of = {id(n): policy[layers[id(n)].name].activations for n in self.layer_nodes}
         self.fuses = {
-            id(n): not policy[layers[id(n)].name].weights.is_float and n.op == "Conv" for n in self.layer_nodes
+            id(n): not policy[layers[id(n)].name].weights.is_float and n.op == "Conv"
+            for n in self.layer_nodes
         }
         self.plan = ActivationPlan()
 

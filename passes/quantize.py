@@ -92,8 +92,8 @@ class Quantize(Pass):
             return Policy()
         if not layers:
             raise UnsupportedModelError(
-                f"{model.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a constant "
-                "weight); run simplify first, if its weights are computed"
+                f"{model.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a "
+                "constant weight); run simplify first, if its weights are computed"
             )
         if self.policy:
             policy = self._given_policy()
@@ -120,9 +120,13 @@ class Quantize(Pass):
                 raise PolicyError(f"the policy is not JSON ({error.msg}, line {error.lineno})") from None
         for name, choice in policy.layers.items():
             if choice.weights.dynamic:
-                raise PolicyError(f"layer '{name}': weights are quantized ahead of time; dynamic is for activations")
+                raise PolicyError(
+                    f"layer '{name}': weights are quantized ahead of time; dynamic is for activations"
+                )
             if choice.activations.granularity != "tensor":
-                raise PolicyError(f"layer '{name}': activations have one scale per tensor, not {choice.activations}")
+                raise PolicyError(
+                    f"layer '{name}': activations have one scale per tensor, not {choice.activations}"
+                )
         return policy
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
@@ -131,10 +135,17 @@ class Quantize(Pass):
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
         if not policy.quantized:
-            context.note("skipped", "", "every layer is float in the policy" if not done else "nothing left to quantize")
+            context.note(
+                "skipped",
+                "",
+                "every layer is float in the policy" if not done else "nothing left to quantize",
+            )
             return model, False
         least = required_policy_opset(policy)
-        if any(values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(import_graph(model))):
+        if any(
+            values(node.inputs[weight_index(node)]).dtype == np.float16
+            for _, node, _ in graph_layers(import_graph(model))
+        ):
             least = max(least, 19)
         model = upgrade(model, least, "the policy", context)
         graph = import_graph(model)
@@ -157,7 +168,7 @@ def required_policy_opset(policy: Policy) -> int:
 
 
 def _quantized_already(model: Model) -> set[str]:
-    """Names of weighted nodes that carry quantized weights: from this pass (its metadata) or from elsewhere."""
+    """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
     held = model.metadata.get(POLICY_KEY)
     names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
     for graph, _ in subgraphs(import_graph(model)):
@@ -184,14 +195,22 @@ def _supported(policy: Policy, graph: gs.Graph, context: Context) -> Policy:
             continue
         dtype = values(node.inputs[index]).dtype
         if dtype == np.float64:
-            context.note("refused", layer.name, "its weights are float64, and ONNX has no scale of that type; stays float")
+            context.note(
+                "refused",
+                layer.name,
+                "its weights are float64, and ONNX has no scale of that type; stays float",
+            )
             changed[layer.name] = LayerPolicy()
             continue
         if dtype == np.float16 and not choice.activations.is_float:
-            context.note("refused", layer.name, "float16: its weights are quantized, its activations stay float16")
+            context.note(
+                "refused", layer.name, "float16: its weights are quantized, its activations stay float16"
+            )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
         if not choice.weights.is_float and container_bits(choice.weights.bits) != choice.weights.bits:
-            stored.add(f"{choice.weights.bits}-bit weights are stored in {container_bits(choice.weights.bits)} bits")
+            stored.add(
+                f"{choice.weights.bits}-bit weights are stored in {container_bits(choice.weights.bits)} bits"
+            )
     for text in sorted(stored):
         context.note("info", "", f"{text} each: ONNX has no narrower type that holds them")
     return Policy(changed)
@@ -240,7 +259,9 @@ class _Edit:
         index = weight_index(node)
         assert index is not None  # graph_layers found it
         if not choice.activations.is_float and home is not self.graph:
-            self.context.note("info", layer.name, "stands in a subgraph: weights only, activations stay float")
+            self.context.note(
+                "info", layer.name, "stands in a subgraph: weights only, activations stay float"
+            )
         fold_gemm_factors(self.graph, node, index)
         tensor = node.inputs[index]
         array = values(tensor)
@@ -252,13 +273,24 @@ class _Edit:
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
         encoded = encode_layer(layer, array, choice.weights, floor)
-        shield = layer.op == "MatMul" and choice.weights.granularity == "channel" and (index == 0 or array.ndim > 2)
-        node.inputs[index] = write_weight(home, self.graph, tensor.name, encoded, choice.weights, array.dtype, shield)
+        shield = (
+            layer.op == "MatMul"
+            and choice.weights.granularity == "channel"
+            and (index == 0 or array.ndim > 2)
+        )
+        node.inputs[index] = write_weight(
+            home, self.graph, tensor.name, encoded, choice.weights, array.dtype, shield
+        )
         if bias is not None and source is not None:
             write_bias(self.graph, node, bias, source.scale, encoded.scale)
 
     def _scale_floor(
-        self, layer: Layer, array: npt.NDArray[Any], bias: npt.NDArray[np.float64], source: Range, choice: LayerPolicy
+        self,
+        layer: Layer,
+        array: npt.NDArray[Any],
+        bias: npt.NDArray[np.float64],
+        source: Range,
+        choice: LayerPolicy,
     ) -> npt.NDArray[np.float32]:
         floor = bias_floor(bias, float(source.scale))
         top = np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != layer.channel_axis))

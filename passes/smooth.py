@@ -77,7 +77,7 @@ class Smooth(Pass):
                 context.note("skipped", layer.name, refusal)
                 counts["skipped"] += 1
                 continue
-            how = edit.apply(layer, node)
+            how = edit.apply(node)
             counts["absorbed" if how.startswith("absorbed") else "inserted"] += 1
             context.note("applied", layer.name, how)
             done[layer.name] = self.site
@@ -121,7 +121,7 @@ class _Smoother:
         relative = magnitude / magnitude.max()
         return np.asarray(np.maximum(relative, 1.0 / self.options.floor))
 
-    def apply(self, layer: Layer, node: gs.Node) -> str:
+    def apply(self, node: gs.Node) -> str:
         """Rewrite weights and bias and place the scale; says where it went."""
         weight = values(node.inputs[1])
         # Rounded first, so that w / s * s uses the scale that the graph will hold.
@@ -165,7 +165,12 @@ class _Smoother:
         if reader.op == "Mul":
             return self._into_mul(reader, tensor, scale)
         index = weight_index(reader)
-        if reader.op == "Conv" and index == 1 and reader.name not in self.smoothed and reader.inputs[0] is tensor:
+        if (
+            reader.op == "Conv"
+            and index == 1
+            and reader.name not in self.smoothed
+            and reader.inputs[0] is tensor
+        ):
             weight = values(reader.inputs[1])
             if int(reader.attrs.get("group", 1)) == 1:
                 factor = scale.reshape([1, -1] + [1] * (weight.ndim - 2))
@@ -184,7 +189,9 @@ class _Smoother:
             held = values(other)
             shape = tensor.shape
             rank = len(shape) if shape is not None else held.ndim
-            if held.size not in (1, len(scale)) or (held.size > 1 and (held.ndim != rank or held.shape[1] != held.size)):
+            if held.size not in (1, len(scale)) or (
+                held.size > 1 and (held.ndim != rank or held.shape[1] != held.size)
+            ):
                 return None
             if held.size == 1 and shape is None:
                 return None

@@ -67,7 +67,9 @@ class EncodedWeight:
 
 def weight_format(scheme: Scheme) -> IntegerFormat:
     """8- and 16-bit symmetric formats drop the most negative code, as ONNX Runtime's kernels expect."""
-    return IntegerFormat(scheme.bits, scheme.signed, narrow=scheme.symmetric and scheme.signed and scheme.bits >= 8)
+    return IntegerFormat(
+        scheme.bits, scheme.signed, narrow=scheme.symmetric and scheme.signed and scheme.bits >= 8
+    )
 
 
 def container_bits(bits: int) -> int:
@@ -136,7 +138,9 @@ def encode_weight(
     axes: tuple[int, ...] = {"block": (2,), "channel": (1,), "tensor": (0, 1)}[scheme.granularity]
     scale, zero = _parameters(grouped, scheme, axes)
     if floor is not None:
-        wanted = floor.reshape([-1] + [1] * (scale.ndim - 1)) if scheme.granularity != "tensor" else floor.max()
+        wanted = (
+            floor.reshape([-1] + [1] * (scale.ndim - 1)) if scheme.granularity != "tensor" else floor.max()
+        )
         scale = np.maximum(scale, wanted.astype(np.float32))
     scale = _representable(scale, np.asarray(array).dtype)
     coded = quantize(grouped, scale, zero, weight_format(scheme))
@@ -191,7 +195,13 @@ def _shaped(
 
 
 def write_weight(
-    graph: gs.Graph, root: gs.Graph, hint: str, encoded: EncodedWeight, scheme: Scheme, dtype: Any, shield: bool = False
+    graph: gs.Graph,
+    root: gs.Graph,
+    hint: str,
+    encoded: EncodedWeight,
+    scheme: Scheme,
+    dtype: Any,
+    shield: bool = False,
 ) -> gs.Variable:
     """Add initializers and DequantizeLinear to `graph`, and what brings its result into the weight's
     shape; the float tensor they give.
@@ -206,7 +216,9 @@ def write_weight(
             return packed_constant(root, f"{hint}_{suffix}", codes, getattr(onnx.TensorProto, packed[0]))
         return add_constant(root, f"{hint}_{suffix}", codes)
 
-    def emit(op: str, inputs: list[gs.Tensor], shape: tuple[int, ...], suffix: str, **attrs: Any) -> gs.Variable:
+    def emit(
+        op: str, inputs: list[gs.Tensor], shape: tuple[int, ...], suffix: str, **attrs: Any
+    ) -> gs.Variable:
         output = gs.Variable(unique_name(root, f"{hint}_{suffix}"), dtype, list(shape))
         graph.nodes.append(gs.Node(op, unique_name(root, f"{hint}_{op}"), attrs, inputs, [output]))
         return output
@@ -222,7 +234,9 @@ def write_weight(
     if encoded.block_size:
         attrs["block_size"] = encoded.block_size
     inputs = [constant("quantized", codes), add_constant(root, f"{hint}_scale", scale.astype(dtype))]
-    result = emit("DequantizeLinear", [*inputs, constant("zero_point", zero)], codes.shape, "dequantized", **attrs)
+    result = emit(
+        "DequantizeLinear", [*inputs, constant("zero_point", zero)], codes.shape, "dequantized", **attrs
+    )
     if codes.shape == target:
         return result
     turned = encoded.codes.shape != target and encoded.channel_axis != 0

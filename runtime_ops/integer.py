@@ -83,9 +83,7 @@ def affine_parameters(low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntegerForma
     return scale, zero_point.astype(fmt.container)
 
 
-def symmetric_scale(
-    values: Float, fmt: IntegerFormat, axes: tuple[int, ...], search: bool
-) -> Float:
+def symmetric_scale(values: Float, fmt: IntegerFormat, axes: tuple[int, ...], search: bool) -> Float:
     """Scale of a symmetric format over `axes` (dimensions kept): max|w|/highest, or by least squares.
 
     search: pick, per scale, the shrink factor of max|w| in [0.3, 1] with the least squared error.
@@ -120,4 +118,6 @@ def quantize(values: Float, scale: Float, zero_point: Codes, fmt: IntegerFormat)
 
 def dequantize(codes: Codes, scale: Float, zero_point: Codes) -> Float:
     """scale * (codes - zero_point) in float32, as DequantizeLinear computes it."""
-    return ((codes.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale).astype(np.float32)
+    return ((codes.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32) * scale).astype(
+        np.float32
+    )

@@ -23,7 +23,9 @@ FLOAT = onnx.TensorProto.FLOAT
 class Net:
     """Nodes and weights of one graph. Every method that adds a node returns the name of its output."""
 
-    def __init__(self, *, opset: int = 17, seed: int = 0, named: bool = True, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, *, opset: int = 17, seed: int = 0, named: bool = True, dtype: Any = np.float32
+    ) -> None:
         self.rng = np.random.default_rng(seed)
         self.opset, self.named, self.dtype = opset, named, np.dtype(dtype)
         self.nodes: list[onnx.NodeProto] = []
@@ -110,7 +112,9 @@ def feeds(model: Model, batch: int = 4, seed: int = 1) -> dict[str, Array]:
         tensor = value.type.tensor_type
         shape = [d.dim_value if d.HasField("dim_value") else batch for d in tensor.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        made[value.name] = np.asarray(rng.normal(0, 1, shape) if dtype.kind == "f" else np.ones(shape)).astype(dtype)
+        made[value.name] = np.asarray(
+            rng.normal(0, 1, shape) if dtype.kind == "f" else np.ones(shape)
+        ).astype(dtype)
     return made
 
 

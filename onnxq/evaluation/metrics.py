@@ -62,18 +62,22 @@ class Metrics:
         """
         if labels is not None and len(labels) != len(logits):
             raise DataError(
-                f"the model gave {len(logits)} rows of logits for {len(labels)} labels; its first output must be "
-                "[batch, classes]"
+                f"the model gave {len(logits)} rows of logits for {len(labels)} labels; its first output "
+                "must be [batch, classes]"
             )
         if reference is not None and reference.shape != logits.shape:
-            raise DataError(f"the model's logits are {logits.shape}, those of the float model {reference.shape}")
+            raise DataError(
+                f"the model's logits are {logits.shape}, those of the float model {reference.shape}"
+            )
         self.samples += len(logits)
         best = logits.argmax(axis=1)
         if labels is not None:
             classes = logits.shape[1]
             if labels.size and (labels.min() < 0 or labels.max() >= classes):
                 wrong = int(labels[(labels < 0) | (labels >= classes)][0])
-                raise DataError(f"label {wrong} is out of range: the model has {classes} outputs, 0 to {classes - 1}")
+                raise DataError(
+                    f"label {wrong} is out of range: the model has {classes} outputs, 0 to {classes - 1}"
+                )
             self._top1.append(best == labels)
             depth = min(5, classes)
             top = np.argpartition(logits, -depth, axis=1)[:, -depth:]

@@ -19,7 +19,16 @@ from passes.model import Model, is_large
 
 __all__ = ["Segment", "choose_anchors", "split"]
 
-_FUSED_READERS = {"Relu", "Clip", "BatchNormalization", "Mul", "LeakyRelu", "Sigmoid", "HardSwish", "HardSigmoid"}
+_FUSED_READERS = {
+    "Relu",
+    "Clip",
+    "BatchNormalization",
+    "Mul",
+    "LeakyRelu",
+    "Sigmoid",
+    "HardSwish",
+    "HardSigmoid",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,9 @@ class _Cut:
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
     """Tensors that depend on no graph input."""
-    known = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    known = {tensor.name for tensor in graph.initializer} | {
+        tensor.values.name for tensor in graph.sparse_initializer
+    }
     for node in graph.node:
         if all(name in known or not name for name in node.input) and not _has_subgraph(node):
             known.update(node.output)
@@ -59,7 +70,10 @@ def _fed(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def _has_subgraph(node: onnx.NodeProto) -> bool:
-    return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
+    return any(
+        attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+        for attribute in node.attribute
+    )
 
 
 def _unstated_type(node: onnx.NodeProto) -> int:
@@ -104,7 +118,8 @@ def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
                 element = zero_points[zero] if zero else _unstated_type(node)
                 cuts.append(_Cut(position, name, node.input[0], element))
         elif node.op_type != "DequantizeLinear" and not any(
-            reader.op_type in _FUSED_READERS or reader.op_type == "QuantizeLinear" for reader in readers.get(name, [])
+            reader.op_type in _FUSED_READERS or reader.op_type == "QuantizeLinear"
+            for reader in readers.get(name, [])
         ):
             cuts.append(_Cut(position, name, name, onnx.TensorProto.FLOAT))
     return cuts
@@ -188,8 +203,10 @@ def split(model: Model, anchors: dict[str, tuple[int, ...]]) -> list[Segment]:
 
 
 def _digest(proto: onnx.ModelProto) -> str:
-    """SHA-256 of the model, tensor by tensor, since a message over 2 GB has no bytes; metadata do not count."""
-    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    """SHA-256 of the model without metadata, tensor by tensor: a message over 2 GB has no bytes."""
+    light = onnx.ModelProto(
+        ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions
+    )
     light.graph.CopyFrom(_without_weights(proto.graph))
     digest = hashlib.sha256(light.SerializeToString(deterministic=True))
     for tensor in proto.graph.initializer:
@@ -207,7 +224,9 @@ def _without_weights(graph: onnx.GraphProto) -> onnx.GraphProto:
     )
 
 
-def _constant_nodes(nodes: Sequence[onnx.NodeProto], makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+def _constant_nodes(
+    nodes: Sequence[onnx.NodeProto], makers: dict[str, onnx.NodeProto]
+) -> list[onnx.NodeProto]:
     """The constant-only nodes (DequantizeLinear of weights ...) that `nodes` need, in topological order."""
     ordered: list[onnx.NodeProto] = []
     seen: set[int] = set()

@@ -15,7 +15,14 @@ from passes.model import Model, is_large, load, on_disk, serialize
 
 __all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
 
-_STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc", "ai.onnx.preview.training"}
+_STANDARD_DOMAINS = {
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "com.microsoft",
+    "com.ms.internal.nhwc",
+    "ai.onnx.preview.training",
+}
 
 
 def refuse_unknown_ops(model: Model) -> None:
@@ -30,8 +37,8 @@ def refuse_unknown_ops(model: Model) -> None:
             if unknown and (node.domain, node.op_type) not in known:
                 label = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
                 raise UnsupportedModelError(
-                    f"{model.name}: node '{node.name or node.output[0]}' uses the op {label}, which neither ONNX "
-                    "Runtime nor the file defines; replace it, or export its body as an ONNX function"
+                    f"{model.name}: node '{node.name or node.output[0]}' uses the op {label}, which neither "
+                    "ONNX Runtime nor the file defines; replace it, or export its body as an ONNX function"
                 )
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.GRAPH:
@@ -59,7 +66,9 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
     return options
 
 
-def load_session(model: Model | str | Path, *, threads: int | None = None, optimized: Path | None = None) -> Any:
+def load_session(
+    model: Model | str | Path, *, threads: int | None = None, optimized: Path | None = None
+) -> Any:
     """An ONNX Runtime CPU session of a model or file.
 
     Weights that are quantized alone are folded to float at load time, so that they cost nothing at run
@@ -81,7 +90,9 @@ def load_session(model: Model | str | Path, *, threads: int | None = None, optim
         raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         if type(error).__module__.startswith("onnxruntime"):
-            raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+            raise InvalidModelError(
+                f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}"
+            ) from None
         raise
 
 

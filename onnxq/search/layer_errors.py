@@ -90,7 +90,7 @@ def _pairs(graph: gs.Graph) -> dict[str, tuple[str, str]]:
 
 
 def _moved_from(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor before data movement: behind it the codes are the same, and quantizing again costs nothing."""
+    """The tensor before data movement, behind which quantizing again changes nothing."""
     maker = producer(tensor)
     while maker is not None and maker.op in MOVE_OPS:
         tensor = maker.inputs[0]

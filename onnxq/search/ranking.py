@@ -46,7 +46,9 @@ def ranking_proposals(mode: str, ladder: Sequence[LayerPolicy], order: Sequence[
         for moved, name in enumerate(order, start=1):
             policy = policy.set([name], target)
             step = len(proposals)
-            proposals.append(Proposal(f"{mode}-{step:03d}", "ranking", step, mode, policy, tuple(order[:moved])))
+            proposals.append(
+                Proposal(f"{mode}-{step:03d}", "ranking", step, mode, policy, tuple(order[:moved]))
+            )
     if ladder[-1].is_float and len(ladder) > 1:
         proposals.pop()
     return proposals

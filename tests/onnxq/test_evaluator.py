@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxq.evaluation import Evaluator, Score, evaluate_file
-from onnxq.evaluation import evaluator as module
+from onnxq.evaluation import Evaluator, Score, evaluate_file, load_session
 from passes.errors import DataError
 from passes.model import Model
 from passes.quantize import Quantize
@@ -47,8 +46,9 @@ class _Counted:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many times any session of the evaluator has run."""
     counter = [0]
-    load = module.load_session
-    monkeypatch.setattr(module, "load_session", lambda *a, **k: _Counted(load(*a, **k), counter))
+    monkeypatch.setattr(
+        "onnxq.evaluation.evaluator.load_session", lambda *a, **k: _Counted(load_session(*a, **k), counter)
+    )
     return counter
 
 

@@ -33,10 +33,10 @@ def _policy(model: Model, weights: str, activations: str) -> Policy:
     return Policy.uniform(find_layers(model), weight_scheme(weights), activation_scheme(activations))
 
 
-def _measure(model: Model, weights: str, activations: str, **options: int) -> list[LayerErrors]:
+def _measure(model: Model, weights: str, activations: str, *, batch: int = 2) -> list[LayerErrors]:
     policy = _policy(model, weights, activations)
     quantized = apply(Quantize.of(policy), model, {"x": ARRAY}).model
-    return measure_layer_errors(model, quantized, policy, Samples("x", ARRAY), **options)
+    return measure_layer_errors(model, quantized, policy, Samples("x", ARRAY), batch=batch)
 
 
 @pytest.mark.parametrize("activations", ["uint8", "uint4", "uint16", "uint8:dynamic", "float"])
@@ -63,7 +63,9 @@ def test_against_a_computation_by_hand() -> None:
     held = tensors(quantized, [name, f"{name}_dequantized"], inputs)
     before, after = held[name].astype(np.float64), held[f"{name}_dequantized"]
     assert found["c1"].qdq == pytest.approx(np.linalg.norm(before - after) / np.linalg.norm(before), rel=0.02)
-    assert found["c1"].xmodel == pytest.approx(np.linalg.norm(reference - after) / np.linalg.norm(reference), rel=0.02)
+    assert found["c1"].xmodel == pytest.approx(
+        np.linalg.norm(reference - after) / np.linalg.norm(reference), rel=0.02
+    )
 
 
 def test_weights_only_takes_the_error_of_the_weights() -> None:
@@ -99,6 +101,10 @@ def test_smoothed_layers_are_measured(site: str) -> None:
 
 
 def test_combined_score() -> None:
-    errors = [LayerErrors("a", "Conv", 1.0, 5.0), LayerErrors("b", "Conv", 3.0, 5.0), LayerErrors("c", "Conv", 2.0, 5.0)]
+    errors = [
+        LayerErrors("a", "Conv", 1.0, 5.0),
+        LayerErrors("b", "Conv", 3.0, 5.0),
+        LayerErrors("c", "Conv", 2.0, 5.0),
+    ]
     assert [e.score for e in combine(errors)] == [0.0, 0.5, 0.25]
     assert combine([]) == []

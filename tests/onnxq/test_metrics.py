@@ -18,7 +18,11 @@ RNG = np.random.default_rng(0)
 
 def _data(samples: int = 37, classes: int = 9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     logits = RNG.normal(size=(samples, classes)).astype(np.float32)
-    return logits, RNG.integers(0, classes, samples), logits + RNG.normal(0, 0.1, logits.shape).astype(np.float32)
+    return (
+        logits,
+        RNG.integers(0, classes, samples),
+        logits + RNG.normal(0, 0.1, logits.shape).astype(np.float32),
+    )
 
 
 def test_against_numpy() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,10 @@ KEEP = LayerPolicy(FLOAT, FLOAT)
 
 
 def test_worst_first_ties_in_graph_order() -> None:
-    errors = [LayerErrors(name, "Conv", 0, 0, score) for name, score in (("a", 0.2), ("b", 0.9), ("c", 0.2), ("d", 0.5))]
+    errors = [
+        LayerErrors(name, "Conv", 0, 0, score)
+        for name, score in (("a", 0.2), ("b", 0.9), ("c", 0.2), ("d", 0.5))
+    ]
     assert rank(errors) == ["b", "d", "a", "c"]
 
 
@@ -57,7 +62,7 @@ def test_coarse_to_fine_is_a_permutation_with_the_ends_first(count: int) -> None
         assert order[1] == count
     for size in (3, 5, 9, 17):
         prefix = sorted(order[:size])
-        gaps = [b - a for a, b in zip(prefix, prefix[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(prefix)]
         if len(prefix) == size:
             assert max(gaps) <= -(-count // (size - 1)) + 1
 

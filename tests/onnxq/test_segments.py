@@ -60,7 +60,9 @@ def test_chained_segments_are_the_model(variant: str, act: str) -> None:
     inputs = feeds(model)
     whole = run(candidate, inputs)[0]
     # Integer kernels round alike; float ones differ with the layouts that ONNX Runtime chooses.
-    np.testing.assert_allclose(chained(segments, inputs), whole, rtol=1e-3, atol=2e-2 * float(np.abs(whole).max()))
+    np.testing.assert_allclose(
+        chained(segments, inputs), whole, rtol=1e-3, atol=2e-2 * float(np.abs(whole).max())
+    )
     if variant == "float":
         np.testing.assert_allclose(chained(segments, inputs), whole, rtol=1e-4, atol=1e-5)
 
@@ -126,7 +128,11 @@ def test_quantizers_without_zero_point_and_dead_ends() -> None:
     out = net.add("Sin", net.conv(y, 4, 4))
     net.add("Sin", net.add("Sin", out))  # nobody reads it, and it stands behind the output
     model = net.model(out)
-    anchors = {"conv0_out": (4, 8, 8), "sin5_out": (4, 8, 8), "sin6_out": (4, 8, 8)}
+    anchors: dict[str, tuple[int, ...]] = {
+        "conv0_out": (4, 8, 8),
+        "sin5_out": (4, 8, 8),
+        "sin6_out": (4, 8, 8),
+    }
     segments = split(model, anchors)
     assert len(segments) == 2
     inputs = feeds(model)

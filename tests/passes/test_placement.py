@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -169,7 +170,7 @@ CASES = {
     "squeeze_excite": Case(squeeze_excite, (1, 1), {"QLinearConv": 4, "QLinearSigmoid": 1, "QLinearMul": 1}),
     # Each graph output is a float exit.
     "inner_output": Case(inner_output, (1, 2), {"QLinearConv": 2}),
-    # Exit to the output; one pair that changes the scale, for the Relu that is its zero point; exit at the end.
+    # Exit to the output; a pair that changes the scale (the Relu is its zero point); exit at the end.
     "conv_output_read_twice": Case(conv_output_read_twice, (2, 3), {"QLinearConv": 2}),
     # The Add lies behind the last layer and is float: the exit stands before it.
     "input_used_twice": Case(input_used_twice, (1, 1), {"QLinearConv": 1, "Add": 1}),
@@ -182,7 +183,9 @@ CASES = {
     "excluded_last": Case(three, (1, 1), {"QLinearConv": 2, "Conv": 1}, ("three",)),
     "excluded_all_but_one": Case(three, (1, 1), {"QLinearConv": 1}, ("one", "three")),
     # Entries: x, the attention's product, the Relu; the last sum is float and reads the sum before it.
-    "transformer": Case(transformer, (3, 1), {"MatMulIntegerToFloat": 5, "QLinearMatMul": 1, "QLinearAdd": 1}),
+    "transformer": Case(
+        transformer, (3, 1), {"MatMulIntegerToFloat": 5, "QLinearMatMul": 1, "QLinearAdd": 1}
+    ),
 }
 
 
@@ -199,7 +202,10 @@ def test_surviving_pairs(name: str, tmp_path: Path) -> None:
     ops = optimized_ops(result, tmp_path)
     assert (counts["QuantizeLinear"], counts["DequantizeLinear"]) == case.left, ops
     assert {op: ops.get(op, 0) for op in case.ops} == case.ops
-    for before, after in ((model.proto.graph.input, result.proto.graph.input), (model.proto.graph.output, result.proto.graph.output)):
+    for before, after in (
+        (model.proto.graph.input, result.proto.graph.input),
+        (model.proto.graph.output, result.proto.graph.output),
+    ):
         assert [v.name for v in before] == [v.name for v in after]
         assert [v.type.tensor_type.elem_type for v in before] == [v.type.tensor_type.elem_type for v in after]
 
@@ -234,7 +240,11 @@ def test_signed_activations_are_right() -> None:
     """ONNX Runtime on x86 turns signed codes into unsigned ones, not everywhere: no count is asserted."""
     model = inverted_residual()
     result = apply(Quantize(activations="int8"), model).model
-    kinds = {value.type.tensor_type.elem_type for value in result.proto.graph.value_info if "_quantized" in value.name}
+    kinds = {
+        value.type.tensor_type.elem_type
+        for value in result.proto.graph.value_info
+        if "_quantized" in value.name
+    }
     assert onnx.TensorProto.UINT8 not in kinds
     assert sqnr(run(model)[0], run(result)[0]) > 25
 
@@ -248,8 +258,10 @@ def test_excluded_layers_stay_float_in_onnxruntime(op: str, act: str, tmp_path: 
         net = Net()
         x = net.input("x", ["N", 6])
         y = net.activation(net.add("Gemm", x, net.weight(6, 8), net.weight(8)), "relu")
-        turned = {"transB": 1} if op == "Gemm_transB" else {}
-        y = net.add("Gemm", y, net.weight(*((5, 8) if turned else (8, 5))), net.weight(5), name="middle", **turned)
+        turned: dict[str, Any] = {"transB": 1} if op == "Gemm_transB" else {}
+        y = net.add(
+            "Gemm", y, net.weight(*((5, 8) if turned else (8, 5))), net.weight(5), name="middle", **turned
+        )
         model = net.model(net.add("Gemm", net.activation(y, act), net.weight(5, 6), net.weight(6)))
     else:
         y = net.conv(x, 4, 8, act="relu")
@@ -293,7 +305,13 @@ def test_move_operators_share_one_scale(tmp_path: Path) -> None:
     y = net.add("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
     y = net.add("Transpose", y, perm=[0, 1, 3, 2])
     y = net.add("DepthToSpace", y, blocksize=2)
-    y = net.add("Slice", y, net.constant(np.asarray([1])), net.constant(np.asarray([7])), net.constant(np.asarray([2])))
+    y = net.add(
+        "Slice",
+        y,
+        net.constant(np.asarray([1])),
+        net.constant(np.asarray([7])),
+        net.constant(np.asarray([2])),
+    )
     y = net.add("Unsqueeze", y, net.constant(np.asarray([1])))
     y = net.add("Squeeze", y, net.constant(np.asarray([1])))
     model = net.model(net.conv(y, 2, 6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,14 +35,18 @@ def _ops(model: Model) -> list[str]:
 # --- biases -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", ["int8:channel", "int8", "uint8:channel", "int16:channel", "int4:channel"])
+@pytest.mark.parametrize(
+    "weights", ["int8:channel", "int8", "uint8:channel", "int16:channel", "int4:channel"]
+)
 def test_dead_channel_keeps_its_bias(weights: str) -> None:
     """Weights of 1e-10 with a bias of 5: the bias leaves int32 at the weights' own scale (PR #22020)."""
     net = Net()
     x = net.input("x", ["N", 4, 8, 8])
     w = net.rng.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32)
     w[1], w[2] = 1e-10, -1e-10
-    y = net.add("Conv", x, net.constant(w), net.constant(np.asarray([0.1, 5, -5, 0], np.float32)), pads=[1] * 4)
+    y = net.add(
+        "Conv", x, net.constant(w), net.constant(np.asarray([0.1, 5, -5, 0], np.float32)), pads=[1] * 4
+    )
     model = net.model(net.conv(y, 4, 4))
     result = apply(Quantize(weights=weights), model)
     assert sqnr(run(model)[0], run(result.model)[0]) > (12 if weights.startswith("int4") else 25)
@@ -50,10 +55,12 @@ def test_dead_channel_keeps_its_bias(weights: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 1), (1, 5)])
-@pytest.mark.parametrize("attributes", [{}, {"alpha": 2.0}, {"beta": 0.5}, {"alpha": 0.5, "beta": 2.0}, {"transA": 1}])
+@pytest.mark.parametrize(
+    "attributes", [{}, {"alpha": 2.0}, {"beta": 0.5}, {"alpha": 0.5, "beta": 2.0}, {"transA": 1}]
+)
 @pytest.mark.parametrize("activations", ["uint8", "uint8:dynamic", "float"])
 def test_gemm_biases_and_factors(
-    shape: tuple[int, ...], attributes: dict[str, float], activations: str, tmp_path: Path
+    shape: tuple[int, ...], attributes: dict[str, Any], activations: str, tmp_path: Path
 ) -> None:
     net = Net()
     x = net.input("x", [6, "N"] if "transA" in attributes else ["N", 6])
@@ -91,7 +98,9 @@ def test_activation_bits(activations: str, least: float) -> None:
     assert sqnr(run(model)[0], run(result)[0]) > least
 
 
-@pytest.mark.parametrize("text", ["uint8", "int8", "uint8:sym", "int8:sym", "uint4", "int4:sym", "uint16", "int16:sym"])
+@pytest.mark.parametrize(
+    "text", ["uint8", "int8", "uint8:sym", "int8:sym", "uint4", "int4:sym", "uint16", "int16:sym"]
+)
 def test_ranges_hold_zero_and_both_ends(text: str) -> None:
     scheme = activation_scheme(text)
     for low, high in ((-1.5, 3.0), (0.0, 6.0), (2.0, 3.0), (-3.0, -1.0), (0.0, 0.0), (-1e-40, 1e-40)):
@@ -268,7 +277,12 @@ def test_layers_in_subgraphs_get_weights_only() -> None:
     result = apply(Quantize(), model)
     told = [note.node for note in result.notes if "subgraph" in note.reason]
     assert len(told) == 2
-    graphs = [attribute.g for node in result.model.proto.graph.node for attribute in node.attribute if attribute.g.node]
+    graphs = [
+        attribute.g
+        for node in result.model.proto.graph.node
+        for attribute in node.attribute
+        if attribute.g.node
+    ]
     assert len(graphs) == 2
     for graph in graphs:
         assert [node.op_type for node in graph.node] == ["DequantizeLinear", "Conv"]
@@ -319,7 +333,9 @@ def test_weight_that_is_a_default_of_an_input() -> None:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     for tensor in proto.graph.initializer:
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
     listed = Model(proto)
     result = apply(Quantize(), listed, feeds(model)).model
     assert sqnr(run(model)[0], run(result, feeds(model))[0]) > 28

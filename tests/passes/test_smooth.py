@@ -18,14 +18,34 @@ from tests.nets import Array, Net, apply, feeds, run, sqnr
 
 def _uneven(net: Net, *shape: int, decades: float = 1.0) -> str:
     """A weight whose channels spread over so many decades."""
-    array = net.rng.normal(0, 0.5, shape) * 10 ** np.linspace(0, -decades, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    array = net.rng.normal(0, 0.5, shape) * 10 ** np.linspace(0, -decades, shape[0]).reshape(
+        -1, *[1] * (len(shape) - 1)
+    )
     return net.constant(array.astype(np.float32))
 
 
-def _conv(net: Net, x: str, cin: int, cout: int, k: int = 3, *, groups: int = 1, decades: float = 1.0, name: str = "") -> str:
+def _conv(
+    net: Net,
+    x: str,
+    cin: int,
+    cout: int,
+    k: int = 3,
+    *,
+    groups: int = 1,
+    decades: float = 1.0,
+    name: str = "",
+) -> str:
     bias = net.constant(net.rng.normal(0, 0.1, cout).astype(np.float32))
     pads = [k // 2] * 4
-    return net.add("Conv", x, _uneven(net, cout, cin // groups, k, k, decades=decades), bias, name=name, group=groups, pads=pads)
+    return net.add(
+        "Conv",
+        x,
+        _uneven(net, cout, cin // groups, k, k, decades=decades),
+        bias,
+        name=name,
+        group=groups,
+        pads=pads,
+    )
 
 
 def separable(act: str = "relu", decades: float = 1.0) -> Model:
@@ -65,7 +85,9 @@ def channel_mul() -> Model:
     net = Net()
     x = net.input("x", ["N", 4, 8, 8])
     y = net.add("Relu", _conv(net, x, 4, 4, groups=4))
-    return net.model(net.add("Mul", y, net.constant(np.asarray([1, -2, 3, 4], np.float32).reshape(1, 4, 1, 1))))
+    return net.model(
+        net.add("Mul", y, net.constant(np.asarray([1, -2, 3, 4], np.float32).reshape(1, 4, 1, 1)))
+    )
 
 
 NETS: dict[str, Callable[[], Model]] = {
@@ -163,7 +185,12 @@ def test_refusals_say_why() -> None:
     assert not result.modified
     reasons = {note.node: note.reason for note in result.notes if note.kind == "skipped"}
     assert reasons.keys() == {"before_bn", "runtime_bias", "zero", "up"}
-    for name, word in (("before_bn", "fold"), ("runtime_bias", "run time"), ("zero", "zero"), ("up", "ConvTranspose")):
+    for name, word in (
+        ("before_bn", "fold"),
+        ("runtime_bias", "run time"),
+        ("zero", "zero"),
+        ("up", "ConvTranspose"),
+    ):
         assert word in reasons[name]
 
 

@@ -1,4 +1,4 @@
-"""Weights: what is written runs, in ONNX Runtime and in the reference evaluator, as `encoded.decoded` says."""
+"""Weights: what is written runs, in ONNX Runtime and in the reference evaluator, as it was encoded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from passes.base import Context
 from passes.errors import UserError
 from passes.graph import export_graph, import_graph
 from passes.layers import graph_layers, weight_index
 from passes.model import Model, check, serialize
 from passes.opset import upgrade
-from passes.base import Context
 from passes.policy import Scheme
 from passes.quantize import Quantize
 from passes.weights import container_bits, encode_weight, required_opset, write_weight
@@ -58,7 +58,9 @@ def _layer(kind: str, **options: Any) -> Model:
     if kind == "grouped":
         return net.model(net.conv(x, 4, 6, groups=2))
     groups = 2 if kind == "transposed_grouped" else 1
-    return net.model(net.add("ConvTranspose", x, net.weight(4, 3, 3, 3), net.weight(3 * groups), group=groups))
+    return net.model(
+        net.add("ConvTranspose", x, net.weight(4, 3, 3, 3), net.weight(3 * groups), group=groups)
+    )
 
 
 KINDS = (
@@ -102,19 +104,25 @@ def _unoptimised(model: Model) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", SCHEMES)
 def test_written_weight_is_the_decoded_one(kind: str, text: str) -> None:
-    model, decoded = _written(_layer(kind), Scheme.parse(text), shield=kind in ("matmul_left", "matmul_rank3"))
+    model, decoded = _written(
+        _layer(kind), Scheme.parse(text), shield=kind in ("matmul_left", "matmul_rank3")
+    )
     check(model)
     found = np.asarray(_unoptimised(model).run(None, feeds(model))[1])
     np.testing.assert_array_equal(found, decoded)
     assert found.shape == decoded.shape
 
 
-@pytest.mark.parametrize("text", ["int8", "int8:channel", "uint8:channel", "int4:channel", "int16:channel", "int4:block8"])
+@pytest.mark.parametrize(
+    "text", ["int8", "int8:channel", "uint8:channel", "int4:channel", "int16:channel", "int4:block8"]
+)
 @pytest.mark.parametrize("kind", ["conv", "transposed", "gemm", "matmul_rank3"])
 def test_reference_evaluator_agrees(kind: str, text: str) -> None:
     model, decoded = _written(_layer(kind), Scheme.parse(text), opset=21)
     weights = {value.name for value in model.proto.graph.output} - {model.proto.graph.output[0].name}
-    found = ReferenceEvaluator(model.proto).run(sorted(weights), feeds(model))[0]
+    inputs: dict[str, Any] = feeds(model)
+    evaluator: Any = ReferenceEvaluator(model.proto)
+    found = np.asarray(evaluator.run(sorted(weights), inputs)[0])
     np.testing.assert_array_equal(found, decoded)
 
 
@@ -134,7 +142,9 @@ def test_ragged_last_block(bits: int, size: int) -> None:
             np.testing.assert_array_equal(encoded.decoded.reshape(3, 12)[row, piece], alone.decoded[0])
 
 
-@pytest.mark.parametrize("text", ["int8:channel", "int8", "int4:channel", "int4:block32", "int2:block32", "int16:channel"])
+@pytest.mark.parametrize(
+    "text", ["int8:channel", "int8", "int4:channel", "int4:block32", "int2:block32", "int16:channel"]
+)
 @pytest.mark.parametrize("op", ["Conv", "MatMul", "ConvTranspose"])
 def test_file_is_as_small_as_its_bits(op: str, text: str) -> None:
     net = Net()
@@ -151,7 +161,9 @@ def test_file_is_as_small_as_its_bits(op: str, text: str) -> None:
     result = apply(Quantize(weights=text, activations="float"), model).model
     weights = 256 * 256 if op == "MatMul" else 64 * 96 * 9
     channels = 256 if op == "MatMul" else 96
-    scales = {"tensor": 1, "channel": channels, "block": channels * -(-weights // channels // 32)}[scheme.granularity]
+    scales = {"tensor": 1, "channel": channels, "block": channels * -(-weights // channels // 32)}[
+        scheme.granularity
+    ]
     graph = 1500  # names and structure of a net of one layer
     assert len(serialize(result)) <= (weights * container_bits(scheme.bits) / 8 + 4 * scales) * 1.05 + graph
 
@@ -169,7 +181,9 @@ def test_not_finite_is_refused_naming_node_and_weight(value: float, activations:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", ["int8", "int8:channel", "uint8:channel", "int4:block8", "int2", "int2:block8", "int16"])
+@pytest.mark.parametrize(
+    "text", ["int8", "int8:channel", "uint8:channel", "int4:block8", "int2", "int2:block8", "int16"]
+)
 @pytest.mark.parametrize("activations", ["float", "uint8", "uint8:dynamic"])
 def test_quantized_layer_runs_optimised_as_unoptimised(kind: str, text: str, activations: str) -> None:
     """ONNX Runtime's fusions neither fail nor change what the file says (they do, without the shield)."""

@@ -51,7 +51,9 @@ def test_affine_round_trip_is_within_half_a_step(values: Array, fmt: IntegerForm
     assert codes.max() <= fmt.highest
     real = dequantize(codes, scale, zero)
     # Ranges below the smallest normal number have no scale of their own: they decode to zero.
-    held = (np.maximum(high, 0) - np.minimum(low, 0)) / (fmt.highest - fmt.lowest) >= np.finfo(np.float32).tiny
+    held = (np.maximum(high, 0) - np.minimum(low, 0)) / (fmt.highest - fmt.lowest) >= np.finfo(
+        np.float32
+    ).tiny
     assert (np.abs(real - values) <= np.where(held, _error_bound(scale, values), np.abs(values))).all()
     np.testing.assert_array_equal(quantize(real, scale, zero, fmt), codes)
 
@@ -105,7 +107,9 @@ def test_zero_groups_and_denormals(bits: int, search: bool) -> None:
     scale = symmetric_scale(values, fmt, (1,), search)
     assert np.isfinite(scale).all()
     assert (scale >= np.finfo(np.float32).tiny).all()
-    real = dequantize(quantize(values, scale, np.zeros_like(scale, fmt.container), fmt), scale, np.zeros((), np.int8))
+    real = dequantize(
+        quantize(values, scale, np.zeros_like(scale, fmt.container), fmt), scale, np.zeros((), np.int8)
+    )
     assert real[0].tolist() == [0, 0, 0]
     assert np.abs(real[1]).max() <= 1e-37
     assert np.isfinite(real).all()
@@ -127,5 +131,7 @@ def test_known_codes() -> None:
     scale, zero = affine_parameters(-1.0, 1.55, fmt)
     assert float(scale) == pytest.approx(0.01)
     assert int(zero) == 100
-    codes = quantize(np.asarray([-9, -1, 0, 0.005, 0.015, 1.55, 9], np.float32), np.float32(0.01), zero, fmt)
+    codes = quantize(
+        np.asarray([-9, -1, 0, 0.005, 0.015, 1.55, 9], np.float32), np.asarray(0.01, np.float32), zero, fmt
+    )
     assert codes.tolist() == [0, 0, 100, 100, 102, 255, 255]  # half to even, saturated
