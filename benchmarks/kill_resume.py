@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -66,9 +67,12 @@ def make_inputs(folder: Path, layers: int, samples: int, seed: int = 0) -> tuple
         for i in range(layers)
     )
     model = parser.parse_model(_GRAPH.format(body=body, last=layers - 1))
-    shapes = {f"w{i}": (32, 3 if i == 0 else 32, 3, 3) for i in range(layers)} | {"wf": (10, 32), "bf": (10,)}
+    shapes: dict[str, tuple[int, ...]] = {f"w{i}": (32, 3 if i == 0 else 32, 3, 3) for i in range(layers)} | {
+        "wf": (10, 32),
+        "bf": (10,),
+    }
     for name, shape in shapes.items():
-        spread = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
+        spread = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else 0.1
         array = (rng.standard_normal(shape) * spread).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     folder.mkdir(parents=True, exist_ok=True)

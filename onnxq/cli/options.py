@@ -170,8 +170,16 @@ def hub_option(function: F) -> F:
     )(function)
 
 
+def _some_models(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The models, from --config where the line names none; click before 8.2 does not look there itself."""
+    found = value or tuple(ctx.lookup_default("models") or ())
+    if not found:
+        raise click.MissingParameter(ctx=ctx, param=param)
+    return found
+
+
 def models_argument(function: F) -> F:
-    return click.argument("models", metavar="MODEL...", nargs=-1, required=True)(function)
+    return click.argument("models", metavar="MODEL...", nargs=-1, callback=_some_models)(function)
 
 
 def resolve_threads(threads: int) -> int:

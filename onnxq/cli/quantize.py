@@ -226,9 +226,7 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
         f"{left['DequantizeLinear']} DequantizeLinear"
     )
     if left["DequantizeLinear"] >= max(len(quantized), 2):
-        remark(
-            "  ONNX Runtime has no integer kernels for this scheme: the layers run in float, no faster than before"
-        )
+        remark("  ONNX Runtime has no integer kernels for this scheme; the layers run in float, no faster")
     if padded:
         first = padded[0]
         bits = first.policy.split("/")[0]

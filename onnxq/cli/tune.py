@@ -162,6 +162,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     "--racing/--no-racing", default=True, show_default=True, help="Give hopeless candidates up early."
 )
 @click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; the report says so.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
 @json_option
 @config_option
 @hub_option
@@ -170,6 +171,7 @@ def tune(
     output: str | None,
     fresh: bool,
     pareto: bool,  # noqa: ARG001 - there is no other goal yet
+    dry_run: bool,
     as_json: bool,
     hub: str | None,
     threads: int,
@@ -182,6 +184,7 @@ def tune(
     stopped.
     """
     from onnxq.cli.output import check_output
+    from onnxq.cli.plan import show_plan
     from onnxq.cli.progress import Progress
     from onnxq.cli.show import print_report
     from onnxq.cli.terminal import print_json, remark
@@ -197,6 +200,9 @@ def tune(
     paths = [str(resolve(model, hub)) for model in models]
     settings["threads"] = threads or default_threads()
     configs = [_config(path, settings) for path in paths]
+    if dry_run:
+        show_plan(configs, folders, as_json)
+        return
     results = []
     for config, folder in zip(configs, folders, strict=True):
         ctx.find_root().meta["onnxq.resume"] = (

@@ -214,6 +214,13 @@ def test_tune_several_models(invoke: Invoke, work: Path) -> None:
     assert Path("runs/b/report.json").exists()
 
 
+def test_tune_dry_run(invoke: Invoke, work: Path) -> None:
+    plan = json.loads(ok(invoke("tune", "tiny.onnx", "-o", "run", *TUNE, "--dry-run", "--json")).stdout)
+    assert (plan["layers"], plan["candidates"], plan["finished"]) == (4, 8, 0)
+    assert "Nothing was written" in ok(invoke("tune", "tiny.onnx", *TUNE, "--dry-run")).stdout
+    assert sorted(path.name for path in Path().iterdir()) == ["data.npz", "tiny.onnx"]
+
+
 def test_tune_exit_codes(invoke: Invoke, work: Path) -> None:
     result = invoke("tune", "tiny.onnx", "-o", "r1", *TUNE, "--metric-floor", "500")
     assert result.exit_code == 3, result.output

@@ -1,0 +1,47 @@
+"""`tune --dry-run`: what a run would do, after all checks of model, data and options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxq.cli.terminal import print_json
+from onnxq.search import read_journal
+from onnxq.tune import TuneConfig
+from onnxq.tune.prepare import Prepared
+
+__all__ = ["show_plan"]
+
+
+def _plan(config: TuneConfig, folder: Path) -> dict[str, Any]:
+    prepared = Prepared.of(config)
+    journal = read_journal(folder)
+    held = journal.kinds.get("candidate", {}) if journal else {}
+    return {
+        "model": config.model,
+        "run": str(folder),
+        "layers": len(prepared.layers),
+        "modes": list(config.modes),
+        "candidates": len(prepared.layers) * len(config.modes) * len(config.weights),
+        "finished": sum(entry["mode"] != "float" for entry in held.values()),
+        "samples": len(prepared.data),
+        "calibration_samples": len(prepared.calibration),
+        "config": config.to_json(),
+    }
+
+
+def show_plan(configs: list[TuneConfig], folders: list[Path], as_json: bool) -> None:
+    """Print the plan of each model's run. Raises UserError as the run itself would."""
+    plans = [_plan(config, folder) for config, folder in zip(configs, folders, strict=True)]
+    if as_json:
+        print_json(plans[0] if len(plans) == 1 else {"runs": plans})
+        return
+    for plan in plans:
+        click.echo(
+            f"{plan['model']} -> {plan['run']}: {plan['layers']} layers, modes {', '.join(plan['modes'])}\n"
+            f"  at most {plan['candidates']} candidates of {plan['samples']} samples each, "
+            f"{plan['finished']} already measured; ranges from {plan['calibration_samples']} samples"
+        )
+    click.echo("Nothing was written.")
