@@ -78,6 +78,9 @@ def quantize_dynamic(
         return False
     index = weight_index(node)
     assert index is not None  # it is a layer
+    if choice.weights.bits in (2, 4):
+        reason = "is stored in 8 bits a weight: integer operators take no narrower type"
+        context.note("info", layer.name, reason)
     fold_gemm_factors(graph, node, index)
     encoded = encode_layer(layer, values(node.inputs[index]), choice.weights)
     codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
