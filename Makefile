@@ -11,7 +11,8 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/.run
-	$(BIN)/onnxq tune models/resnet20.onnx --data models/cifar10/test --preprocess cifar --pareto -o runs/demo
+	$(BIN)/onnxq tune models/resnet20.onnx --data models/cifar10/test --calibration-data models/cifar10/calibration \
+	  --preprocess cifar --mode static --weights int4:channel,int8:channel --pareto -o runs/demo
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -q -n 2

@@ -62,7 +62,9 @@ class Scheme:
             parts.append(f"block{self.block_size}")
         elif self.granularity == "channel":
             parts.append("channel")
-        if not self.symmetric:
+        if self.symmetric != self.signed:
+            parts.append("sym" if self.symmetric else "asym")
+        elif not self.signed:
             parts.append("asym")
         if self.dynamic:
             parts.append("dynamic")
