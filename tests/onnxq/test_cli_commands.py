@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,17 +43,18 @@ def test_help(invoke: Invoke, name: str) -> None:
 
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from onnxq.cli import cli\n"
+        "import sys, time; from onnxq.cli import cli\n"
         "try: cli(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert not {'onnx', 'numpy', 'rich', 'passes'} & set(sys.modules), 'heavy import'"
+        "assert not {'onnx', 'numpy', 'rich', 'passes'} & set(sys.modules), 'heavy import'\n"
+        "print(time.process_time(), file=sys.stderr)"
     )
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 1.0, "0.1 s on an idle machine"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+        for _ in range(2)
+    ]
+    # CPU time of the process, as the machine may be busy.
+    assert min(float(run.stderr) for run in runs) < 0.3
 
 
 def test_unknown_command_names_the_near_one(invoke: Invoke) -> None:
