@@ -24,7 +24,7 @@ from imagenet import DATA, MODEL, prepared, quantize_with_onnxruntime, split
 
 
 def ours(folder: Path) -> None:
-    from onnxq.tune import TuneConfig, tune
+    from onnxq.tuning import TuneConfig, tune
 
     config = TuneConfig(
         model=str(MODEL),

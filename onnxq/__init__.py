@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from onnxq.public import evaluate as evaluate
     from onnxq.public import open_dataset as open_dataset
     from onnxq.report import load_report as load_report
-    from onnxq.tune import TuneConfig as TuneConfig
-    from onnxq.tune import TuneResult as TuneResult
-    from onnxq.tune import build_candidate as build_candidate
-    from onnxq.tune import tune as tune
+    from onnxq.tuning import TuneConfig as TuneConfig
+    from onnxq.tuning import TuneResult as TuneResult
+    from onnxq.tuning import build_candidate as build_candidate
+    from onnxq.tuning import tune as tune
     from passes import FLOAT as FLOAT
     from passes import Context as Context
     from passes import Exclude as Exclude
@@ -111,7 +111,7 @@ _PLACES = {
     "onnxq.inspection": ("describe",),
     "onnxq.public": ("calibrate", "evaluate", "open_dataset"),
     "onnxq.report": ("load_report",),
-    "onnxq.tune": ("TuneConfig", "TuneResult", "build_candidate", "tune"),
+    "onnxq.tuning": ("TuneConfig", "TuneResult", "build_candidate", "tune"),
     "passes.fold_batchnorm": ("FoldBatchNorm",),
     "passes.golden": ("GoldenMismatch", "canonical_text", "check_golden"),
     "passes.simplify": ("Simplify",),

@@ -1,4 +1,4 @@
-"""The one error tree. A `UserError` is one sentence for a person; the CLI prints it and exits with its code."""
+"""The one error tree. A `UserError` is one sentence for a person; the CLI prints it, exits with its code."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Scheme:
             return FLOAT
         match = re.fullmatch(r"(u?)(int|gse)(\d+)", head)
         if match is None:
-            raise PolicyError(f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel ...")
+            raise PolicyError(f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel")
         if match.group(2) == "gse":
             raise PolicyError(f"'{text}': GSE weights are not built into this version yet; use int2 to int8")
         granularity: Granularity = "tensor"
@@ -93,7 +93,9 @@ class Scheme:
             elif part == "dynamic":
                 dynamic = True
             else:
-                raise PolicyError(f"'{text}': '{part}' is not one of tensor, channel, blockN, sym, asym, dynamic")
+                raise PolicyError(
+                    f"'{text}': '{part}' is none of tensor, channel, blockN, sym, asym, dynamic"
+                )
         return cls("int", int(match.group(3)), granularity, block, symmetric, match.group(1) == "", dynamic)
 
 
@@ -120,7 +122,7 @@ class LayerPolicy:
     def from_json(cls, data: Mapping[str, str]) -> LayerPolicy:
         unknown = set(data) - {"weights", "activations", "smooth"}
         if unknown:
-            raise PolicyError(f"unknown key '{sorted(unknown)[0]}'; known: weights, activations, smooth")
+            raise PolicyError(f"unknown key '{min(unknown)}'; known: weights, activations, smooth")
         smooth = data.get("smooth", "none")
         if smooth not in ("none", "input", "output"):
             raise PolicyError(f"smooth is '{smooth}'; it must be none, input or output")

@@ -9,8 +9,8 @@ import click
 
 from onnxq.cli.terminal import print_json
 from onnxq.search import read_journal
-from onnxq.tune import TuneConfig
-from onnxq.tune.prepare import Prepared
+from onnxq.tuning import TuneConfig
+from onnxq.tuning.prepare import Prepared
 
 __all__ = ["show_plan"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from onnxq.tune import Event
+    from onnxq.tuning import Event
 
 __all__ = ["Progress"]
 

@@ -23,7 +23,7 @@ def build(run: str, candidate: str, output: str | None, model: str | None, hub: 
     from onnxq.cli.terminal import megabytes
     from onnxq.hub import resolve
     from onnxq.search import format_metric
-    from onnxq.tune import build_candidate
+    from onnxq.tuning import build_candidate
 
     target = Path(output or f"{candidate}.onnx")
     if target.is_dir():

@@ -18,7 +18,7 @@ from onnxq.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from onnxq.tune import TuneConfig, TuneResult
+    from onnxq.tuning import TuneConfig, TuneResult
 
 __all__ = ["tune"]
 
@@ -28,7 +28,7 @@ TIME_IS_UP = 4
 
 def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     """The options as the configuration of one model's run."""
-    from onnxq.tune import TuneConfig
+    from onnxq.tuning import TuneConfig
     from passes.errors import UserError
 
     values = dict(settings)
@@ -191,7 +191,7 @@ def tune(
     from onnxq.hub import resolve
     from onnxq.machine import default_threads
     from onnxq.report import load_report
-    from onnxq.tune import tune as run_tune
+    from onnxq.tuning import tune as run_tune
 
     ctx = click.get_current_context()
     folders = _folders(models, output)

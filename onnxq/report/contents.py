@@ -20,11 +20,11 @@ _PACKAGES = ("onnxq", "onnx", "onnxruntime", "numpy")
 
 @dataclass(frozen=True)
 class LayerError:
-    """What quantizing one layer alone costs; None where it was not measured.
+    """Relative errors of one layer in the fully quantized network; None where it was not measured.
 
     Attributes:
         qdq_error: distance of the layer's own output before and after quantization.
-        xmodel_error: distance of the model's output with this layer quantized and with float.
+        xmodel_error: distance of the layer's output in the quantized network from that in the float one.
         score: the combined, normalised error that ranks the layers (0 to 1).
     """
 

@@ -330,7 +330,7 @@ def test_unexpected_errors_name_the_type(invoke: Invoke, work: Path, monkeypatch
 
 
 def test_interrupt_says_how_to_resume(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxq.tune import measure
+    from onnxq.tuning import measure
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

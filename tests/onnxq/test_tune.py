@@ -16,8 +16,8 @@ from onnxq.evaluation import load_session
 from onnxq.files import sha256_bytes, sha256_file
 from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
-from onnxq.tune import Event, TuneConfig, TuneResult, build_candidate, tune
-from onnxq.tune.measure import Measurer
+from onnxq.tuning import Event, TuneConfig, TuneResult, build_candidate, tune
+from onnxq.tuning.measure import Measurer
 from passes.errors import ResumeError, UnsupportedModelError, UserError
 from passes.model import serialize
 

@@ -10,7 +10,8 @@ A file is plain text in sections, each opened by a line of its own:
 
 `pytest tests/passes/test_golden_files.py --update-golden` writes the last two anew; read the difference
 before committing it. A new case needs the first two sections only, and one run with that option.
-Every tensor's calibrated range is -1 to 2. Beside the text, each case checks that the passes are idempotent, keep the signature, and keep the outputs.
+Every tensor's calibrated range is -1 to 2. Beside the text, each case checks that the passes are
+idempotent, keep the signature, and keep the outputs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.journal import Journal
 from onnxq.search.objectives import Objective
 from onnxq.search.ranking import Proposal
-from onnxq.tune.prepare import Prepared, RecordedRanges
+from onnxq.tuning.prepare import Prepared, RecordedRanges
 from passes.base import Context
 from passes.errors import UserError
 from passes.layers import macs

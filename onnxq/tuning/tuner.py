@@ -6,6 +6,7 @@ Resumable: started again on the same folder it replays the journal and measures 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import time
@@ -21,9 +22,9 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.pareto import Pick
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.tune.config import MODES, TuneConfig
-from onnxq.tune.measure import Measurer, build_model
-from onnxq.tune.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
+from onnxq.tuning.config import MODES, TuneConfig
+from onnxq.tuning.measure import Measurer, build_model
+from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -33,6 +34,8 @@ from passes.select import select_layers
 __all__ = ["Event", "TuneResult", "tune"]
 
 
+# A mode whose fully quantized candidate takes this many times as long as float is given up.
+_CRAWLING = 3.0
 _OURS = re.compile(rf"((?:{'|'.join(MODES)})-\d{{3,}})\.(?:onnx|onnx\.data|recipe)")
 
 
@@ -215,7 +218,10 @@ class _Run:
         proposals = self.proposals()
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
+        given_up: set[str] = set()
         for done, (index, proposal) in enumerate(self.ordered(proposals), start=1):
+            if proposal.mode in given_up:
+                continue
             held = self.measurer.finished(proposal)
             if held is None:
                 if self.out_of_time():
@@ -229,6 +235,25 @@ class _Run:
                 self.resumed += 1
                 self.candidates.append(held)
             self.emit(Event("measure", done, total, held.name, self.best_text()))
+            if self._crawls(held):
+                given_up.add(held.mode)
+        return True
+
+    def _crawls(self, first: Candidate) -> bool:
+        """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
+
+        Only where another mode is left and latency counts: integer convolutions with dynamic ranges have no
+        fast kernel in ONNX Runtime, and measuring all their steps would take most of the run.
+        """
+        if first.step or first.latency is None or len(self.prepared.config.modes) < 2:
+            return False
+        if first.latency.ratio <= _CRAWLING:
+            return False
+        note = (
+            f"{first.mode}: given up after {first.name}, which takes {first.latency.ratio:.1f} times as long as "
+            f"float here; --mode {first.mode} alone measures every step"
+        )
+        self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
         return True
 
     def confirm(self) -> None:

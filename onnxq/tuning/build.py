@@ -8,9 +8,9 @@ from pathlib import Path
 from onnxq.files import sha256_bytes
 from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
-from onnxq.tune.config import TuneConfig
-from onnxq.tune.measure import build_model
-from onnxq.tune.prepare import model_hash, prepare_model, recorded_ranges
+from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.measure import build_model
+from onnxq.tuning.prepare import model_hash, prepare_model, recorded_ranges
 from passes.base import Context
 from passes.errors import ResumeError, UserError
 from passes.model import Model, check, is_large, serialize
@@ -53,7 +53,7 @@ def build_candidate(run: str | Path, name: str, model: str | None = None) -> tup
     prepared, _ = prepare_model(TuneConfig.from_json(settings), Context())
     if model_hash(prepared) != journal.fingerprint["model"]:
         raise ResumeError(
-            f"{settings['model']}: is not the model that {folder} was tuned from; give it with --model"
+            f"{settings['model']}: is not the model that {folder} was tuned from; give that one with --model"
         )
     ranges = recorded_ranges(journal.kinds.get("ranges", {}))
     result = (

@@ -16,7 +16,7 @@ from onnxq.data import Dataset, check_labels, input_specs, materialise, open_dat
 from onnxq.evaluation import load_session, logits_of, refuse_unknown_ops
 from onnxq.files import canonical_json, sha256_bytes
 from onnxq.search.journal import Journal
-from onnxq.tune.config import TuneConfig
+from onnxq.tuning.config import TuneConfig
 from passes.base import Context, Pass, Sequential
 from passes.errors import DataError, UnsupportedModelError
 from passes.fold_batchnorm import FoldBatchNorm
@@ -69,7 +69,8 @@ def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Lay
     layers = find_layers(model)
     if not layers:
         raise UnsupportedModelError(
-            f"{source.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with constant weight)"
+            f"{source.name}: has no quantizable layer "
+            "(Conv, ConvTranspose, Gemm or MatMul with a constant weight)"
         )
     steps = [step for mode in config.modes for step in config.ladder(mode)]
     opset = max(required_policy_opset(Policy({"": step})) for step in steps)

@@ -1,0 +1,9 @@
+"""The main job: from one float model to a Pareto front of quantized ones."""
+
+from __future__ import annotations
+
+from onnxq.tuning.build import build_candidate
+from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.tuner import Event, TuneResult, tune
+
+__all__ = ["Event", "TuneConfig", "TuneResult", "build_candidate", "tune"]
