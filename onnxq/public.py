@@ -48,7 +48,7 @@ def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int |
 
 
 def evaluate(
-    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1
+    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 0, threads: int = 1
 ) -> Score:
     """Metrics of a model on labelled data, or against `reference` (agreement, MSE, SQNR)."""
     return evaluate_file(model, dataset, reference, chunk=chunk, threads=threads)

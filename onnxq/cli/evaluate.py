@@ -36,7 +36,9 @@ def _row(path: Path, score: Score, size: int) -> dict[str, Any]:
 @models_argument
 @data_options(required=True, calibration=False)
 @click.option("--reference", metavar="FLOAT", help="Model that agreement, MSE and SQNR are against.")
-@click.option("--chunk", type=click.IntRange(min=1), default=20, show_default=True, help="Samples per run.")
+@click.option(
+    "--chunk", type=click.IntRange(min=0), default=0, help="Samples per run; default by their size."
+)
 @json_option
 @config_option
 @hub_option

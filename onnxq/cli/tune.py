@@ -153,7 +153,10 @@ def _document(result: TuneResult) -> dict[str, Any]:
     help="For the layer errors.",
 )
 @click.option(
-    "--chunk", type=click.IntRange(min=1), default=20, show_default=True, help="Samples per evaluation run."
+    "--chunk",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Samples per evaluation run; default by their size.",
 )
 @click.option(
     "--cache-mb", type=click.IntRange(min=0), default=1024, show_default=True, help="Memory for activations."

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.data import Dataset, fit_batch, input_specs
+from onnxq.data import Dataset, InputSpec, fit_batch, input_specs
 from onnxq.evaluation.metrics import Logits, Metrics, Score, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, split
 from onnxq.evaluation.session import load_session
@@ -33,6 +33,17 @@ __all__ = ["Evaluator", "evaluate_file"]
 _SESSIONS = 128
 
 
+# Inputs of about 5 MB a run: enough to fill the kernels, little enough that activations stay in the caches.
+_CHUNK_NUMBERS = 1_310_720
+_MOST_SAMPLES = 64
+
+
+def _chunk_for(specs: Sequence[InputSpec]) -> int:
+    """Samples per run by the size of one; dimensions that the model leaves open count as 1."""
+    size = sum(math.prod(d if isinstance(d, int) else 1 for d in spec.shape[1:]) for spec in specs)
+    return min(max(_CHUNK_NUMBERS // max(size, 1), 1), _MOST_SAMPLES)
+
+
 @dataclass(frozen=True)
 class _Chunk:
     index: int
@@ -43,15 +54,15 @@ class _Chunk:
 class Evaluator:
     """Evaluates candidates of one float model on one dataset.
 
-    chunk: samples per run. budget: bytes of cached activations (0 turns the cache off).
+    chunk: samples per run, 0 chooses by their size. budget: bytes of cached activations (0 turns the cache off).
     threads: chunks at a time.
     """
 
     def __init__(
-        self, model: Model, dataset: Dataset, *, chunk: int = 20, threads: int = 1, budget: int = 2**30
+        self, model: Model, dataset: Dataset, *, chunk: int = 0, threads: int = 1, budget: int = 2**30
     ) -> None:
         specs = input_specs(model.proto)
-        self.chunk = fit_batch(chunk, specs)
+        self.chunk = fit_batch(chunk or _chunk_for(specs), specs)
         self.dataset, self.threads, self.model = dataset, threads, model
         if len(dataset) == 0:
             raise DataError(f"{dataset.name}: holds no sample to evaluate on")
@@ -76,7 +87,7 @@ class Evaluator:
     def _session(self, segment: Segment) -> Any:
         held = self._sessions.get(segment.digest)
         if held is None:
-            held = load_session(Model(segment.proto, self.model.name), threads=1)
+            held = load_session(Model(segment.proto, self.model.name), threads=1, arena=False)
             self._sessions[segment.digest] = held
             while len(self._sessions) > _SESSIONS:
                 self._sessions.popitem(last=False)
@@ -174,7 +185,7 @@ class Evaluator:
         """Score over all samples of a model run whole, as a user will run it: no segments, no cache."""
         self.reference()
         assert self._reference is not None
-        session, metrics = load_session(model, threads=self.threads), Metrics()
+        session, metrics = load_session(model, threads=self.threads, arena=False), Metrics()
         for chunk in self._chunks(0, len(self.dataset)):
             metrics.update(
                 logits_of(session.run(None, chunk.inputs)), chunk.labels, self._reference[chunk.index]
@@ -183,11 +194,11 @@ class Evaluator:
 
 
 def evaluate_file(
-    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 20, threads: int = 1
+    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 0, threads: int = 1
 ) -> Score:
     """Score of a model as saved, run whole; against `reference` where one is given."""
     specs = input_specs(model.proto)
-    size = fit_batch(chunk, specs)
+    size = fit_batch(chunk or _chunk_for(specs), specs)
     session = load_session(model, threads=threads)
     against = load_session(reference, threads=threads) if reference is not None else None
     metrics = Metrics()

@@ -67,17 +67,23 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
 
 
 def load_session(
-    model: Model | str | Path, *, threads: int | None = None, optimized: Path | None = None
+    model: Model | str | Path,
+    *,
+    threads: int | None = None,
+    optimized: Path | None = None,
+    arena: bool = True,
 ) -> Any:
     """An ONNX Runtime CPU session of a model or file.
 
     Weights that are quantized alone are folded to float at load time, so that they cost nothing at run
-    time. optimized: where to write ONNX Runtime's own optimised graph.
+    time. optimized: where to write ONNX Runtime's own optimised graph. arena: False for one of many
+    sessions that live side by side: each arena keeps the peak of its session.
     Raises UnsupportedModelError for unknown ops, InvalidModelError when ONNX Runtime refuses the model.
     """
     held = model if isinstance(model, Model) else load(model)
     refuse_unknown_ops(held)
     options = session_options(threads, float_weights_only(held))
+    options.enable_cpu_mem_arena = arena
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     providers = ["CPUExecutionProvider"]

@@ -28,7 +28,7 @@ class TuneConfig:
     metric: empty means top1 for labelled data, agreement otherwise. metric_floor: the goal to report on.
     calibration_samples: taken out of `data` (and then not evaluated on) unless `calibration_data` is given.
     ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
-    chunk: samples per evaluation run. cache_mb: memory for cached activations.
+    chunk: samples per evaluation run, 0 chooses by the size of a sample. cache_mb: memory for cached activations.
     """
 
     model: str
@@ -52,7 +52,7 @@ class TuneConfig:
     objectives: str = "metric,bytes,latency"
     latency_runs: int = 20
     time_budget: float = 0.0
-    chunk: int = 20
+    chunk: int = 0
     threads: int = 0
     cache_mb: int = 1024
     racing: bool = True
@@ -73,7 +73,7 @@ class TuneConfig:
             raise UserError("nothing to tune: give at least one --mode and one --weights")
         if self.smooth not in ("none", "input", "output"):
             raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
-        for name in ("calibration_samples", "ranking_samples", "chunk", "latency_runs"):
+        for name in ("calibration_samples", "ranking_samples", "latency_runs"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         for mode in self.modes:

@@ -250,8 +250,8 @@ class _Run:
         if first.latency.ratio <= _CRAWLING:
             return False
         note = (
-            f"{first.mode}: given up after {first.name}, which takes {first.latency.ratio:.1f} times as long as "
-            f"float here; --mode {first.mode} alone measures every step"
+            f"{first.mode}: given up after {first.name}, which takes {first.latency.ratio:.1f} times as long "
+            f"as float here; --mode {first.mode} alone measures every step"
         )
         self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
         return True
