@@ -88,7 +88,8 @@ class Quantize(Pass):
         """The policy for this model, layer by layer."""
         found = graph_layers(graph)
         layers = [layer for layer, _, _ in found]
-        if not layers and _quantized_already(model):
+        done = _quantized_already(model, graph)
+        if not layers and done:
             return Policy()
         if not layers:
             raise UnsupportedModelError(
@@ -97,7 +98,6 @@ class Quantize(Pass):
             )
         if self.policy:
             policy = self._given_policy()
-            done = _quantized_already(model)
             policy = Policy({name: choice for name, choice in policy.layers.items() if name not in done})
             policy.check_names(layers)
         else:
@@ -130,8 +130,9 @@ class Quantize(Pass):
         return policy
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
-        policy = _supported(self.resolve(import_graph(model), model), import_graph(model), context)
-        done = _quantized_already(model)
+        graph = import_graph(model)
+        policy = _supported(self.resolve(graph, model), graph, context)
+        done = _quantized_already(model, graph)
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
         if not policy.quantized:
@@ -143,12 +144,12 @@ class Quantize(Pass):
             return model, False
         least = required_policy_opset(policy)
         if any(
-            values(node.inputs[weight_index(node)]).dtype == np.float16
-            for _, node, _ in graph_layers(import_graph(model))
+            values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
         ):
             least = max(least, 19)
-        model = upgrade(model, least, "the policy", context)
-        graph = import_graph(model)
+        upgraded = upgrade(model, least, "the policy", context)
+        if upgraded is not model:
+            model, graph = upgraded, import_graph(upgraded)
         _Edit(graph, model, policy, context).run()
         result = export_graph(graph, model)
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
@@ -167,12 +168,12 @@ def required_policy_opset(policy: Policy) -> int:
     return max((max(required_opset(c.weights), activations(c.activations)) for c in chosen), default=0)
 
 
-def _quantized_already(model: Model) -> set[str]:
+def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
     """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
     held = model.metadata.get(POLICY_KEY)
     names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
-    for graph, _ in subgraphs(import_graph(model)):
-        for node in graph.nodes:
+    for current, _ in subgraphs(graph):
+        for node in current.nodes:
             if node.op in LAYER_OPS and weight_index(node) is None:
                 names.update(node.name for tensor in node.inputs[:2] if _dequantized_constant(tensor))
     return names

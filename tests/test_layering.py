@@ -20,7 +20,7 @@ FLOORS = (
     ("evaluation",),
     ("search",),
     ("report",),
-    ("tune", "pipeline", "public"),
+    ("tuning", "public"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -54,7 +54,7 @@ class _Chunk:
 class Evaluator:
     """Evaluates candidates of one float model on one dataset.
 
-    chunk: samples per run, 0 chooses by their size. budget: bytes of cached activations (0 turns the cache off).
+    chunk: samples per run, 0 chooses by their size. budget: bytes of cached activations, 0 for no cache.
     threads: chunks at a time.
     """
 

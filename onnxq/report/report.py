@@ -8,6 +8,7 @@ cost milliseconds, so they are drawn at most every few seconds and at the end.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import shlex
@@ -48,6 +49,7 @@ class ReportWriter:
     Args:
         folder: the run folder.
         plot_every_s: draw the figures at most this often; `write(..., final=True)` always draws them.
+        first_plot_after_s: the first figures wait this long, for a plot of one candidate shows nothing.
         clock: seconds, monotonic (for tests).
     """
 
@@ -56,12 +58,13 @@ class ReportWriter:
         folder: str | PathLike[str],
         *,
         plot_every_s: float = 20.0,
+        first_plot_after_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = Path(folder)
         self._every = plot_every_s
         self._clock = clock
-        self._next_drawing = -math.inf
+        self._next_drawing = clock() + first_plot_after_s
         self._figures: dict[str, bytes] = {}
 
     def write(self, report: Mapping[str, Any], *, final: bool = False) -> None:
@@ -148,8 +151,9 @@ def render_html(report: Mapping[str, Any], run: str, figures: Mapping[str, bytes
     )
 
 
-def page(**context: Any) -> str:
-    """The template, filled in; everything is escaped."""
+@functools.lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    """The template, compiled once: a run renders it after every candidate."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -158,7 +162,12 @@ def page(**context: Any) -> str:
     environment.filters["number"] = _float
     environment.filters["pretty"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["label"] = lambda name: METRICS[name].label if name in METRICS else name
-    return environment.get_template("template.html").render(**context)
+    return environment.get_template("template.html")
+
+
+def page(**context: Any) -> str:
+    """The template, filled in; everything is escaped."""
+    return _template().render(**context)
 
 
 def _build_command(run: str, candidate: str) -> str:

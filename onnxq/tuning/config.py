@@ -28,7 +28,7 @@ class TuneConfig:
     metric: empty means top1 for labelled data, agreement otherwise. metric_floor: the goal to report on.
     calibration_samples: taken out of `data` (and then not evaluated on) unless `calibration_data` is given.
     ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
-    chunk: samples per evaluation run, 0 chooses by the size of a sample. cache_mb: memory for cached activations.
+    chunk: samples per evaluation run, 0 chooses by their size. cache_mb: memory for cached activations.
     """
 
     model: str

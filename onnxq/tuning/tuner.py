@@ -307,7 +307,7 @@ def tune(
         ranges = RecordedRanges.of(journal, provider)
         measurer = Measurer(prepared, journal, ranges, metric, fingerprint)
         deadline = start + config.time_budget if config.time_budget else None
-        writer = ReportWriter(run_folder)
+        writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()

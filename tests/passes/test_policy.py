@@ -72,9 +72,9 @@ def test_scheme_texts(text: str, scheme: Scheme) -> None:
         ("quick", "'quick' is no scheme"),
         ("int9", "2 to 8 or 16 bits, not 9"),
         ("int1", "2 to 8 or 16 bits, not 1"),
-        ("int8:fast", "'fast' is not one of"),
+        ("int8:fast", "'fast' is none of"),
         ("int4:block0", "block size"),
-        ("int8:block", "'block' is not one of"),
+        ("int8:block", "'block' is none of"),
         ("", "is no scheme"),
     ],
 )
