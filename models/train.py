@@ -148,18 +148,21 @@ def train(args: argparse.Namespace) -> nn.Module:
     model = BUILD[args.model]().to(memory_format=torch.channels_last)
     if args.bf16:
         keep_depthwise_float(model)
+    if args.init:
+        model.load_state_dict(torch.load(args.init)["model"])
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
         [{"params": decay, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=args.lr, momentum=0.9, nesterov=True,
     )
+    forward = torch.compile(model) if args.compile else model  # twice as fast on a CPU
     steps = len(train_x) // args.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.2, final_div_factor=1e3
+        optimizer, args.lr, total_steps=steps * args.epochs, pct_start=args.warm_up, final_div_factor=1e3
     )
     generator = torch.Generator().manual_seed(args.seed)
-    checkpoint = Path("/tmp") / f"{args.model}.{args.epochs}.pt"
+    checkpoint = Path("/tmp") / f"{args.model}.{args.tag}.pt"
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
@@ -176,7 +179,7 @@ def train(args: argparse.Namespace) -> nn.Module:
             index = order[step * args.batch : (step + 1) * args.batch]
             x = normalise(augment(train_x[index], generator)).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-                loss = F.cross_entropy(model(x).float(), train_y[index], label_smoothing=args.smoothing)
+                loss = F.cross_entropy(forward(x).float(), train_y[index], label_smoothing=args.smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -218,7 +221,11 @@ def main() -> None:
     parser.add_argument("--smoothing", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warm-up", type=float, default=0.2, help="share of the steps in which the rate rises")
+    parser.add_argument("--init", type=Path, help="checkpoint whose weights start this phase")
+    parser.add_argument("--tag", default="1", help="name of this phase, for its checkpoint in /tmp")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--probe", action="store_true", help="time 30 steps and stop")
     args = parser.parse_args()
     model = train(args)
