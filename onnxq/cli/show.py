@@ -22,7 +22,7 @@ def _row(candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: 
         value = f"{value.removesuffix(' %')} ± {100 * spread:.2f} %"
     latency = f"{candidate.latency.ratio:.2f}" if candidate.latency else ""
     smaller = f"{float_bytes / candidate.bytes:.2f}x" if candidate.bytes else ""
-    left = str(len(candidate.changed)) if candidate.mode != "float" else ""
+    left = str(candidate.float_layers) if candidate.mode != "float" else ""
     return [
         candidate.name,
         value,

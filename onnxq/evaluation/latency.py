@@ -19,6 +19,9 @@ class Timing:
     def __init__(self, times: list[float]) -> None:
         self.times = np.asarray(times, np.float64)
 
+    def __add__(self, other: Timing) -> Timing:
+        return Timing([*self.times.tolist(), *other.times.tolist()])
+
     @property
     def median(self) -> float:
         return float(np.median(self.times))

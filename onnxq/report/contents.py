@@ -121,7 +121,11 @@ def headline(
         within = [
             c for c in pool if kind.gap(c.metrics[metric], baseline.metrics[metric]) <= tolerance + 1e-9
         ]
+        # The sentence that people quote: not the one that is small and takes many times as long.
+        within = [c for c in within if not c.crawls] or within
         chosen = min(within, key=lambda c: c.bytes, default=picks["best-accuracy"].candidate)
+    if chosen.mode == "float":
+        return "No quantized candidate stands on the front: float is at least as small and as good as each."
     facts = " and ".join(fact for fact in (_smaller(chosen, baseline), _faster(chosen)) if fact)
     quality = f"{format_metric(metric, chosen.metrics[metric])} {_short_label(kind.label)}"
     if metric in baseline.metrics and kind.percent and metric != "agreement":

@@ -57,7 +57,8 @@ def pareto_figure(report: Mapping[str, Any]) -> Figure:
     axes.margins(x=0.08, y=0.1)
     if not view.candidates:
         say_empty(axes, _NOTHING_YET)
-    add_legend(figure, axes, handles=[mode_handle(mode) for mode, _ in view.by_mode(view.candidates)])
+    quantized = [c for c in view.candidates if c.mode != "float"]
+    add_legend(figure, axes, handles=[mode_handle(mode) for mode, _ in view.by_mode(quantized)])
     _annotate_picks(figure, axes, view, stars)
     return figure
 

@@ -22,6 +22,7 @@ import jinja2
 
 from onnxq.files import atomic_write, atomic_write_json, make_folder
 from onnxq.report.contents import REPORT_SCHEMA
+from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import METRICS, format_metric
 from passes.errors import UserError
 
@@ -161,6 +162,7 @@ def _template() -> jinja2.Template:
     environment.filters["metric"] = lambda value, name: format_metric(name, _float(value), digits=2)
     environment.filters["number"] = _float
     environment.filters["pretty"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.globals["float_layers"] = lambda c: Candidate.from_json(c).float_layers
     environment.globals["label"] = lambda name: METRICS[name].label if name in METRICS else name
     return environment.get_template("template.html")
 

@@ -80,6 +80,17 @@ class Candidate:
         return hash(self.key)
 
     @property
+    def float_layers(self) -> int:
+        """Layers of the policy whose weights stay float."""
+        layers = self.policy.get("layers", {})
+        return sum(entry.get("weights", "float") == "float" for entry in layers.values())
+
+    @property
+    def crawls(self) -> bool:
+        """Whether it takes more than twice as long as float, which no size makes up for."""
+        return self.latency is not None and self.latency.ratio > 2.0
+
+    @property
     def usable(self) -> bool:
         """Whether it may stand on a front: measured, and to the end."""
         return self.status == "ok" and self.complete

@@ -92,7 +92,7 @@ def pick_three(
     picks["smallest"] = Pick("smallest", smallest, reason)
 
     open_to = [member for member in rest if member is not smallest] or pool
-    open_to = [member for member in open_to if not _crawls(member)] or open_to
+    open_to = [member for member in open_to if not member.crawls] or open_to
     knee = _knee(pool, open_to, objectives, metric)
     picks["balanced"] = Pick("balanced", knee, _balanced_reason(knee, base, kind, objectives))
     return picks
@@ -147,11 +147,6 @@ def _smallest(
         return chosen, f"Smallest file that stays within {allowed} of {than}, {_size(chosen, base)}."
     lost = _loss(overall, base, kind)
     return overall, f"Smallest file of the front; nothing else stays within {allowed}: {lost}."
-
-
-def _crawls(member: Candidate) -> bool:
-    """Whether it is so slow that no size makes up for it; such a point must not pass for a compromise."""
-    return member.latency is not None and member.latency.ratio > _SLOWEST_RATIO
 
 
 def _knee(

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxq._version import __version__
 from onnxq.data import fit_batch, input_specs
-from onnxq.evaluation import Evaluator, Score, hits_from_text, hits_to_text, interleaved, load_session
+from onnxq.evaluation import Evaluator, Score, Timing, hits_from_text, hits_to_text, interleaved, load_session
 from onnxq.files import sha256_bytes
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.journal import Journal
@@ -30,6 +30,9 @@ __all__ = ["Measurer", "build_model", "policy_bops", "saved_bytes"]
 # One-sided 95 %: a candidate is given up when it is worse than a smaller one beyond this many deviations.
 _RACING_Z = 1.645
 _FLOAT_BITS = 32
+# A timing is repeated while the quartiles of its ratio to float are further apart than this share of it.
+_STEADY = 0.2
+_TIMING_ROUNDS = 4
 
 
 def build_model(
@@ -259,13 +262,18 @@ class Measurer:
             self._float_session = load_session(self.model, threads=threads)
         size = fit_batch(1, input_specs(self.model.proto))
         feed = next(self.prepared.data.batches(size)).inputs
-        ours, theirs = interleaved(
-            [load_session(model, threads=threads), self._float_session], feed, runs=config.latency_runs
-        )
+        sessions = [load_session(model, threads=threads), self._float_session]
+        ours, theirs = Timing([]), Timing([])
+        for _ in range(_TIMING_ROUNDS):
+            one, other = interleaved(sessions, feed, runs=config.latency_runs)
+            ours, theirs = ours + one, theirs + other
+            # Of runs side by side, so that a burst of other load strikes both.
+            ratios = Timing((ours.times / theirs.times).tolist())
+            low, high = ratios.quartiles
+            if high - low <= _STEADY * ratios.median:
+                break
         low, high = ours.quartiles
-        return Latency(
-            ours.median, low, high, theirs.median, ours.median / theirs.median, config.latency_runs
-        )
+        return Latency(ours.median, low, high, theirs.median, ratios.median, len(ours.times))
 
     def confirm(self, candidate: Candidate, path: Path) -> Candidate:
         """Check a front member with onnx.checker and measure it again in full from its saved file; once."""
