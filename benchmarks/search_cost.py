@@ -3,7 +3,7 @@
     python benchmarks/search_cost.py [--steps 51] [--plain-steps 51]
 
 Plain: for each step onnxruntime's quantize_static with nodes_to_exclude (calibration included), a new
-session, a full evaluation; batches of 20 held in memory, one thread. The ranking is taken from ours, so
+session, a full evaluation; batches of 8 held in memory, one thread. The ranking is taken from ours, so
 that both measure the same 50 steps. Ours: everything from the model file to the finished run folder.
 Both in process CPU seconds of a fresh process each.
 """
@@ -60,7 +60,7 @@ def plain(folder: Path, limit: int) -> None:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         hits = sum(
             int((session.run(None, batch.inputs)[0].argmax(axis=1) == batch.labels).sum())
-            for batch in evaluation.batches(20)
+            for batch in evaluation.batches(8)
         )
         found.append({"top1": hits / len(evaluation), "cpu": time.process_time() - start})
         print(len(found), found[-1], flush=True)

@@ -33,6 +33,7 @@ _WAIT_PER_COST = 19.0
 
 _JSON_NAME = "report.json"
 _HTML_NAME = "report.html"
+_FRONT_FIGURE = "pareto.png"
 _FIGURE_NAMES = ("pareto.png", "objectives.png", "errors.png")
 _CAPTIONS = {
     "pareto.png": "Quality over file size. Bars are one standard error; what the line leaves out is on the "
@@ -77,15 +78,18 @@ class ReportWriter:
         make_folder(self.folder)
         atomic_write_json(self.folder / _JSON_NAME, report)
         if final or self._clock() >= self._next_drawing:
-            self._draw(report)
+            self._draw(report, whole=final or not self._figures)
         atomic_write(self.folder / _HTML_NAME, render_html(report, str(self.folder), self._figures))
 
-    def _draw(self, report: Mapping[str, Any]) -> None:
+    def _draw(self, report: Mapping[str, Any], *, whole: bool) -> None:
+        """Draw the figures; in the middle of a run only the front, which is what people watch."""
         # Imported late: matplotlib takes a second, which `onnxq --help` need not wait for.
         from onnxq.report.plots import FIGURES, png
 
         start = self._clock()
         for name, draw in FIGURES.items():
+            if not whole and name != _FRONT_FIGURE:
+                continue
             self._figures[name] = png(draw(report))
             atomic_write(self.folder / name, self._figures[name])
         # On a slow machine figures may cost seconds; the search keeps most of its time.

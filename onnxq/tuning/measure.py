@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxq._version import __version__
 from onnxq.data import fit_batch, input_specs
 from onnxq.evaluation import Evaluator, Score, Timing, hits_from_text, hits_to_text, interleaved, load_session
@@ -20,15 +18,15 @@ from onnxq.search.ranking import Proposal
 from onnxq.tuning.prepare import Prepared, RecordedRanges
 from passes.base import Context
 from passes.errors import UserError
-from passes.layers import macs
+from passes.graph import import_graph
+from passes.layers import graph_layers, macs
 from passes.model import Model, check, is_large, load, on_disk, serialize
+from passes.placement import plan_activations
 from passes.policy import Policy
 from passes.quantize import Quantize
 
 __all__ = ["Measurer", "build_model", "policy_bops", "saved_bytes"]
 
-# One-sided 95 %: a candidate is given up when it is worse than a smaller one beyond this many deviations.
-_RACING_Z = 1.645
 _FLOAT_BITS = 32
 # A timing is repeated while the quartiles of its ratio to float are further apart than this share of it.
 _STEADY = 0.2
@@ -94,7 +92,19 @@ class Measurer:
         # metric could be traded against.
         self.races = config.racing and Objective.LATENCY.value not in self.objectives and samples >= 100
         self.races = self.races and metric in ("top1", "agreement")
-        self.stages = [samples // 4, samples // 2] if self.races else []
+        self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if self.races else []
+
+    def calibrate_once(self, policy: Policy) -> None:
+        """Calibrate in one pass whatever a policy of the search may ask for.
+
+        Where `policy` quantizes everything, tensors share ranges behind data movement that get ranges of their
+        own once a neighbour is excluded; asked for one by one, each would cost a pass over the data.
+        """
+        graph = import_graph(self.model)
+        found = {id(node): layer for layer, node, home in graph_layers(graph) if home is graph}
+        plan = plan_activations(graph, found, policy)
+        if plan.tensors:
+            self.ranges(self.model, sorted((name, plan.schemes[name].bits) for name in plan.tensors))
 
     def key(self, policy: Mapping[str, Any], mode: str) -> str:
         """The candidate's identity in the journal."""
@@ -190,7 +200,7 @@ class Measurer:
         against = self._rival(size, bops, rivals)
 
         def hopeless(score: Score) -> bool:
-            return against is not None and self._is_worse(score, against)
+            return against is not None and self._is_dominated(score, against)
 
         score = self.evaluator.evaluate(model, stages=self.stages, hopeless=hopeless, progress=progress)
         complete = score.samples == len(self.prepared.data)
@@ -201,7 +211,7 @@ class Measurer:
         return dataclasses.replace(
             candidate,
             metrics=score.values if complete else self._extrapolated(score),
-            stderr=score.stderr,
+            stderr=score.stderr if complete else {},
             samples=score.samples,
             complete=complete,
             bytes=size,
@@ -232,27 +242,25 @@ class Measurer:
             self._hits[candidate.key] = hits_from_text(text, candidate.samples)
         return self._hits[candidate.key]
 
-    def _is_worse(self, score: Score, rival: Any) -> bool:
-        """Whether even the upper confidence bound of the paired difference over all samples is below zero.
+    @staticmethod
+    def _is_dominated(score: Score, rival: Any) -> bool:
+        """Whether the candidate cannot get more right than a smaller one, whatever the rest brings.
 
-        The part already seen is exact; only the rest is uncertain.
+        Exact: all that it can still gain are the unseen samples that the rival got wrong, and those stand
+        first in the evaluator's order.
         """
-        total, seen = len(self.prepared.data), score.samples
-        difference = score.hits.astype(np.float64) - rival[:seen].astype(np.float64)
-        rest = total - seen
-        expected = difference.sum() + rest * min(difference.mean(), 0.0)
-        # One more disagreement than seen keeps the deviation of a quiet start from being zero.
-        variance = (np.square(difference).sum() + 1) / seen
-        return bool(expected + _RACING_Z * np.sqrt(rest * variance) < 0)
+        seen = score.samples
+        ahead = int(score.hits.sum()) - int(rival[:seen].sum())
+        return ahead + int((~rival[seen:]).sum()) <= 0
 
     def _extrapolated(self, score: Score) -> dict[str, float]:
-        """Metrics over all samples, estimated by the difference to float on the samples seen."""
-        reference = self.evaluator.reference()
-        values = dict(score.values)
-        shift = reference.hits.mean() - reference.hits[: score.samples].mean()
-        if score.headline == "top1":
-            values["top1"] = float(np.clip(values["top1"] + shift, 0.0, 1.0))
-        return values
+        """The metric over all samples, the unseen ones counted as float has them (they are the sure ones).
+
+        Other metrics of a subset that was chosen for being fragile would mislead, and are left out.
+        """
+        unseen = self.evaluator.reference().hits[score.samples :]
+        total = len(self.prepared.data)
+        return {score.headline: (int(score.hits.sum()) + int(unseen.sum())) / total}
 
     def time(self, model: Model) -> Latency:
         """Latency of one sample, in turns with the float model, on the threads of the configuration."""

@@ -159,6 +159,7 @@ class _Run:
         config, prepared = self.prepared.config, self.prepared
         names = self.layer_names()
         policy = Policy(dict.fromkeys(names, config.ladder(mode)[0]))
+        self.measurer.calibrate_once(policy)
         quantized = build_model(prepared.model, policy, self.measurer.ranges)
         count = min(config.ranking_samples, len(prepared.calibration))
         subset = prepared.calibration.subset(range(count))

@@ -82,7 +82,22 @@ def test_replayed_equals_the_whole_model(index: int) -> None:
     assert replayed.samples == whole.samples == len(data)
     assert replayed.values["top1"] == whole.values["top1"]
     assert replayed.values["mse"] == pytest.approx(whole.values["mse"], rel=0.02)
-    _same(whole, evaluate_file(CANDIDATES[index], data, MODEL, chunk=8, threads=1))
+    _same(whole, evaluate_file(CANDIDATES[index], evaluator.dataset, MODEL, chunk=8, threads=1))
+
+
+def test_samples_that_float_gets_wrong_come_first_then_the_unsure_ones() -> None:
+    evaluator = Evaluator(MODEL, Samples("x", ARRAY, LABELS), chunk=8)
+    score = evaluator.reference()
+    wrong = int((~score.hits).sum())
+    assert 0 < wrong < len(ARRAY)
+    assert not score.hits[:wrong].any()
+    assert score.hits[wrong:].all()
+    margins = []
+    for _, logits in evaluator.logits(MODEL):
+        ranked = np.sort(logits, axis=1)
+        margins.extend((ranked[:, -1] - ranked[:, -2]).tolist())
+    assert margins[wrong:] == sorted(margins[wrong:])
+    assert evaluator.reference() is score
 
 
 def test_the_reference_agrees_with_itself() -> None:
