@@ -97,8 +97,8 @@ class Measurer:
     def calibrate_once(self, policy: Policy) -> None:
         """Calibrate in one pass whatever a policy of the search may ask for.
 
-        Where `policy` quantizes everything, tensors share ranges behind data movement that get ranges of their
-        own once a neighbour is excluded; asked for one by one, each would cost a pass over the data.
+        Where `policy` quantizes everything, tensors share ranges behind data movement that get ranges of
+        their own once a neighbour is excluded; asked for one by one, each would cost a pass over the data.
         """
         graph = import_graph(self.model)
         found = {id(node): layer for layer, node, home in graph_layers(graph) if home is graph}
