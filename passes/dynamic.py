@@ -85,8 +85,12 @@ def quantize_dynamic(
     encoded = encode_layer(layer, values(node.inputs[index]), choice.weights)
     codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
     hint, data = node.inputs[index].name, node.inputs[0]
+    zero_code = np.zeros((), codes.dtype)
+    if node.op == "Conv" and codes.dtype == np.int8:
+        # The same weights as uint8 around 128: ONNX Runtime before 1.24 has no ConvInteger for int8.
+        codes, zero_code = (codes.astype(np.int16) + 128).astype(np.uint8), np.asarray(128, np.uint8)
     weight = add_constant(graph, f"{hint}_quantized", codes)
-    zero = add_constant(graph, f"{hint}_zero_point", np.zeros((), codes.dtype))
+    zero = add_constant(graph, f"{hint}_zero_point", zero_code)
     scale = add_constant(graph, f"{hint}_scale", _spread(encoded.scale, layer))
     coded, data_scale, data_zero = _dynamic_input(graph, data)
     output = node.outputs[0]

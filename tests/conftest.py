@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
 
@@ -15,3 +17,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written anew."""
     return bool(request.config.getoption("--update-golden"))
+
+
+_RACING = "test_racing_gives_up_and_never_lets_a_partial_measurement_on_the_front"
+_NEWER = "this ONNX Runtime knows no opset 25, which int2 needs; 1.24 and newer do"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs opset 25 where the installed ONNX Runtime is the oldest one that is supported."""
+    major, minor = (int(part) for part in metadata.version("onnxruntime").split(".")[:2])
+    if (major, minor) >= (1, 24):
+        return
+    for item in items:
+        if "int2" in item.name or "25]" in item.name or item.name == _RACING:
+            item.add_marker(pytest.mark.skip(reason=_NEWER))
