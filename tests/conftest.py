@@ -29,5 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if (major, minor) >= (1, 24):
         return
     for item in items:
+        if "uint8:channel" in item.name and "dynamic" not in item.name:
+            item.add_marker(pytest.mark.skip(reason="this ONNX Runtime cannot run unsigned per-channel weights"))
         if "int2" in item.name or "25]" in item.name or item.name == _RACING:
             item.add_marker(pytest.mark.skip(reason=_NEWER))
