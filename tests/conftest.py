@@ -20,6 +20,7 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 
 _RACING = "test_racing_gives_up_and_never_lets_a_partial_measurement_on_the_front"
+_UNSIGNED = "this ONNX Runtime cannot run unsigned per-channel weights; 1.24 and newer can"
 _NEWER = "this ONNX Runtime knows no opset 25, which int2 needs; 1.24 and newer do"
 
 
@@ -30,6 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if "uint8:channel" in item.name and "dynamic" not in item.name:
-            item.add_marker(pytest.mark.skip(reason="this ONNX Runtime cannot run unsigned per-channel weights"))
+            item.add_marker(pytest.mark.skip(reason=_UNSIGNED))
         if "int2" in item.name or "25]" in item.name or item.name == _RACING:
             item.add_marker(pytest.mark.skip(reason=_NEWER))
