@@ -124,6 +124,13 @@ class _Reader:
         scale = maker.input[1] if maker is not None else self._dynamic_scale(node)
         zero = maker.input[2] if maker is not None and len(maker.input) > 2 else ""
         block = next((a.i for a in maker.attribute if a.name == "block_size"), 0) if maker is not None else 0
+        middle = node.input[3] if node.op_type.endswith("Integer") and len(node.input) > 3 else ""
+        if (
+            kind == "uint8"
+            and middle in self.held
+            and np.all(numpy_helper.to_array(self.held[middle]) == 128)
+        ):
+            kind = "int8"  # the same symmetric weights, around 128 (passes/dynamic.py)
         parts = [kind]
         if block:
             parts.append(f"block{block}")
