@@ -91,7 +91,8 @@ class Measurer:
         # Racing compares hits with smaller candidates: it needs a metric of hits, and nothing that a hopeless
         # metric could be traded against.
         self.races = config.racing and Objective.LATENCY.value not in self.objectives and samples >= 100
-        self.races = self.races and metric in ("top1", "agreement")
+        # The recorded hits are those of the headline metric (Score.headline), and only it can be raced on.
+        self.races = self.races and metric == ("top1" if prepared.data.labelled else "agreement")
         self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if self.races else []
 
     def calibrate_once(self, policy: Policy) -> None:
