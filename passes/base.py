@@ -27,6 +27,7 @@ __all__ = [
     "Pass",
     "PassResult",
     "RangeProvider",
+    "RepeatedPass",
     "Sequential",
     "format_pass",
     "pass_class",
@@ -34,6 +35,7 @@ __all__ = [
     "register",
 ]
 
+OLDEST_OPSET = 7
 # What needs no quotes in the text form of a pass (passes/recipe.py reads it).
 BARE_WORD = re.compile(r"[^\s{}|\"#=]+")
 # (model at that point, [(tensor name, bits)]) -> tensor name -> (low, high), the calibrated real range.
@@ -129,6 +131,28 @@ class GraphPass(Pass):
     @abstractmethod
     def run(self, graph: gs.Graph, context: Context) -> bool:
         """Edit `graph` in place; True if and only if anything changed."""
+
+
+class RepeatedPass(GraphPass):
+    """A graph pass that runs until it changes nothing, for one rewrite may make another possible.
+
+    Opsets before OLDEST_OPSET broadcast and train differently; such a model is left untouched.
+    """
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        if model.opset() < OLDEST_OPSET:
+            raise GraphError(f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; left untouched")
+        modified, applied = False, list[Note]()
+        while True:
+            # Every round refuses the same rewrites again; only the last one's refusals count.
+            own = dataclasses.replace(context, notes=[])
+            model, changed = super().transform(model, own)
+            applied.extend(note for note in own.notes if note.kind == "applied")
+            if not changed:
+                context.notes.extend(applied)
+                context.notes.extend(note for note in own.notes if note.kind != "applied")
+                return model, modified
+            modified = True
 
 
 def _members(item: Pass) -> tuple[Pass, ...]:

@@ -33,12 +33,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.affine import WEIGHTED, Affine, merge_before, merge_behind
-from passes.base import Context, GraphPass, Note, register
-from passes.errors import GraphError
+from passes.base import Context, RepeatedPass, register
 from passes.graph import add_constant, consumers, is_constant, subgraphs, values
 from passes.inference import Types, infer_types
-from passes.model import Model
-from passes.simplify import OLDEST_OPSET
 
 __all__ = ["FoldBatchNorm"]
 
@@ -186,7 +183,7 @@ class _Folder:
 
 @register
 @dataclass(frozen=True)
-class FoldBatchNorm(GraphPass):
+class FoldBatchNorm(RepeatedPass):
     """Fold BatchNormalization into its neighbours.
 
     standalone: what becomes of one with no neighbour to take it. fold_affine: fold per-channel
@@ -196,21 +193,6 @@ class FoldBatchNorm(GraphPass):
     standalone: Literal["depthwise", "keep"] = "depthwise"
     fold_affine: bool = False
     name: ClassVar[str] = "fold_batchnorm"
-
-    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
-        if model.opset() < OLDEST_OPSET:
-            raise GraphError(f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; left untouched")
-        modified, applied = False, list[Note]()
-        while True:
-            # Folding one may make another foldable; refusals count once, when nothing moves any more.
-            own = replace(context, notes=[])
-            model, changed = super().transform(model, own)
-            applied.extend(note for note in own.notes if note.kind == "applied")
-            if not changed:
-                context.notes.extend(applied)
-                context.notes.extend(note for note in own.notes if note.kind != "applied")
-                return model, modified
-            modified = True
 
     def run(self, graph: gs.Graph, context: Context) -> bool:
         types = infer_types(graph)

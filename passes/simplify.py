@@ -29,7 +29,7 @@ such a model is refused.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,18 +38,15 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.base import Context, GraphPass, Note, register
-from passes.errors import GraphError
+from passes.base import Context, RepeatedPass, register
 from passes.graph import add_constant, is_constant, source_model, subgraphs, values
 from passes.inference import Types, infer_types
-from passes.model import Model
 from passes.noops import remove_noops
 from passes.pad_folding import fold_pads
 from passes.shape_folding import fold_shapes
 
 __all__ = ["Simplify"]
 
-OLDEST_OPSET = 7
 _RANDOM = frozenset(
     {
         "Bernoulli",
@@ -216,7 +213,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
 
 @register
 @dataclass(frozen=True)
-class Simplify(GraphPass):
+class Simplify(RepeatedPass):
     """Fold constants and shapes, drop what does nothing.
 
     size_limit: bytes above which a folded result must not exceed its inputs.
@@ -224,21 +221,6 @@ class Simplify(GraphPass):
 
     size_limit: int = 1 << 20
     name: ClassVar[str] = "simplify"
-
-    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
-        if model.opset() < OLDEST_OPSET:
-            raise GraphError(f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; left untouched")
-        modified, applied = False, list[Note]()
-        while True:
-            # Every round refuses the same rewrites again; only the last one's refusals count.
-            own = replace(context, notes=[])
-            model, changed = super().transform(model, own)
-            applied.extend(note for note in own.notes if note.kind == "applied")
-            if not changed:
-                context.notes.extend(applied)
-                context.notes.extend(note for note in own.notes if note.kind != "applied")
-                return model, modified
-            modified = True
 
     def run(self, graph: gs.Graph, context: Context) -> bool:
         types = infer_types(graph)
