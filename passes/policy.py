@@ -1,7 +1,8 @@
 """The policy: layer -> (weight scheme, activation scheme, smoothing). The one thing that a search
 returns and the one thing that quantizing passes obey. Excluding a layer is the policy `float` for it.
 
-A scheme as text: `float`, `int8`, `int4:block32`, `uint8:tensor:asym`, `int8:channel`, `int8:dynamic`.
+A scheme as text: `float`, `int8`, `int4:block32`, `uint8:tensor:asym`, `int8:channel`, `int8:dynamic`,
+`gse6`, `gse4:block16`, `gse8:block32:paper` (runtime_ops/gse.py has the format and its encoders).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Literal, cast
 
 from passes.errors import PolicyError
 from passes.layers import Layer
+from runtime_ops.gse import Encoder
 
 __all__ = ["FLOAT", "LayerPolicy", "Policy", "Scheme", "load_policy"]
 
@@ -25,6 +27,8 @@ Format = Literal["float", "int", "gse"]
 Granularity = Literal["tensor", "channel", "block"]
 Site = Literal["none", "input", "output"]
 INTEGER_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+GSE_BITS = (2, 3, 4, 5, 6, 7, 8)
+GSE_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Scheme:
     bits: 2-8 or 16. granularity: one scale per tensor, output channel or block of `block_size`
     weights along the flattened row of an output channel. signed: two's complement codes.
     symmetric: zero point 0. dynamic (activations): the range is found at run time.
+    GSE has blocks (a shared exponent each), signed and symmetric; `encoder` says how it rounds. Activations
+    in GSE are simulated: `block_size` channels share an exponent that is found at run time.
     """
 
     format: Format = "float"
@@ -43,12 +49,25 @@ class Scheme:
     symmetric: bool = True
     signed: bool = True
     dynamic: bool = False
+    encoder: Encoder = "nearest"
 
     def __post_init__(self) -> None:
         if self.format == "int" and self.bits not in INTEGER_BITS:
             raise PolicyError(f"an integer scheme has 2 to 8 or 16 bits, not {self.bits}")
         if (self.granularity == "block") != (self.block_size > 0):
             raise PolicyError("a block scheme, and only that, has a block size, as in int4:block32")
+        if self.format == "gse":
+            self._check_gse()
+        elif self.encoder != "nearest":
+            raise PolicyError("only GSE has the paper's encoder, as in gse8:paper")
+
+    def _check_gse(self) -> None:
+        if self.bits not in GSE_BITS:
+            raise PolicyError(f"a GSE scheme has 2 to 8 bits, not {self.bits}")
+        if self.granularity != "block" or not self.signed or not self.symmetric or self.dynamic:
+            raise PolicyError(
+                "GSE has groups that share an exponent and nothing else to choose: gse6:block32"
+            )
 
     @property
     def is_float(self) -> bool:
@@ -68,6 +87,8 @@ class Scheme:
             parts.append("asym")
         if self.dynamic:
             parts.append("dynamic")
+        if self.encoder != "nearest":
+            parts.append(self.encoder)
         return ":".join(parts)
 
     @classmethod
@@ -78,25 +99,30 @@ class Scheme:
             return FLOAT
         match = re.fullmatch(r"(u?)(int|gse)(\d+)", head)
         if match is None:
-            raise PolicyError(f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel")
-        if match.group(2) == "gse":
-            raise PolicyError(f"'{text}': GSE weights are not built into this version yet; use int2 to int8")
-        granularity: Granularity = "tensor"
-        block, symmetric, dynamic = 0, match.group(1) == "", False
+            raise PolicyError(
+                f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel, gse6"
+            )
+        form: Format = "gse" if match.group(2) == "gse" else "int"
+        signed = match.group(1) == ""
+        granularity: Granularity = "block" if form == "gse" else "tensor"
+        block, symmetric, dynamic = GSE_BLOCK if form == "gse" else 0, signed, False
+        encoder: Encoder = "nearest"
         for part in rest:
             if part in ("tensor", "channel"):
-                granularity = "tensor" if part == "tensor" else "channel"
+                granularity, block = ("tensor" if part == "tensor" else "channel"), 0
             elif re.fullmatch(r"block\d+", part):
                 granularity, block = "block", int(part[5:])
             elif part in ("sym", "asym"):
                 symmetric = part == "sym"
             elif part == "dynamic":
                 dynamic = True
+            elif part in ("nearest", "paper"):
+                encoder = "paper" if part == "paper" else "nearest"
             else:
                 raise PolicyError(
-                    f"'{text}': '{part}' is none of tensor, channel, blockN, sym, asym, dynamic"
+                    f"'{text}': '{part}' is none of tensor, channel, blockN, sym, asym, dynamic, paper"
                 )
-        return cls("int", int(match.group(3)), granularity, block, symmetric, match.group(1) == "", dynamic)
+        return cls(form, int(match.group(3)), granularity, block, symmetric, signed, dynamic, encoder)
 
 
 FLOAT = Scheme()

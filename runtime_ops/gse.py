@@ -186,8 +186,8 @@ def quantize_groups(
 ) -> Float:
     """Values as GSE would hold them when groups of `group_size` along `axis` share an exponent at run time.
 
-    The exponent is the smallest e with max|x| < 2^e (no search, as it is found anew for every input), k is kept
-    in normal float32, mantissas are rounded as the encoder does. The last group along the axis may be short.
+    The exponent is the smallest e with max|x| < 2^e (no search, as it is found anew for every input), with k
+    kept in normal float32; mantissas are rounded as the encoder does. The last group of an axis may be short.
     """
     moved = np.moveaxis(np.asarray(values, np.float32), axis, -1)
     grouped = _groups(moved.reshape(-1, moved.shape[-1]).astype(np.float64), group_size)
