@@ -13,6 +13,7 @@ from passes.base import (
     pass_names,
     register,
 )
+from passes.decoding import Decode
 from passes.errors import UserError
 from passes.exclude import Exclude, exclude
 from passes.fold_batchnorm import FoldBatchNorm
@@ -28,6 +29,7 @@ from passes.smooth import Smooth
 __all__ = [
     "FLOAT",
     "Context",
+    "Decode",
     "Exclude",
     "FoldBatchNorm",
     "GraphPass",

@@ -23,10 +23,12 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.errors import GraphError
 from passes.model import Model
+from runtime_ops.functions import DOMAIN, function
 
 __all__ = [
     "add_constant",
     "consumers",
+    "declare_functions",
     "export_graph",
     "import_graph",
     "is_constant",
@@ -243,7 +245,18 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     _strip_outer(proto.graph, set())
     del proto.functions[:]
     proto.functions.extend(source.functions)
+    declare_functions(proto)
     return model.with_proto(proto)
+
+
+def declare_functions(proto: onnx.ModelProto) -> None:
+    """Bring along the functions of `ai.onnxq` that the model calls, each once, at the model's opset."""
+    calls = {node.op_type for graph in _graphs(proto.graph) for node in graph.node if node.domain == DOMAIN}
+    missing = calls - {held.name for held in proto.functions if held.domain == DOMAIN}
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    proto.functions.extend(function(name, opset) for name in sorted(missing))
+    if calls and not any(o.domain == DOMAIN for o in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
 def _needs(node: gs.Node) -> Iterator[Any]:

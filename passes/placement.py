@@ -140,7 +140,7 @@ class _Planner:
 
     @staticmethod
     def _static(scheme: Scheme) -> bool:
-        return not scheme.is_float and not scheme.dynamic
+        return scheme.format == "int" and not scheme.dynamic
 
     def _result(self, node: gs.Node) -> gs.Tensor:
         """What an operator between layers gives, its epilogue included."""

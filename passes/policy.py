@@ -65,9 +65,7 @@ class Scheme:
         if self.bits not in GSE_BITS:
             raise PolicyError(f"a GSE scheme has 2 to 8 bits, not {self.bits}")
         if self.granularity != "block" or not self.signed or not self.symmetric or self.dynamic:
-            raise PolicyError(
-                "GSE has groups that share an exponent and nothing else to choose: gse6:block32"
-            )
+            raise PolicyError("GSE has groups that share an exponent, and nothing else: gse6:block32")
 
     @property
     def is_float(self) -> bool:

@@ -1,12 +1,15 @@
-"""The policy made real: integer schemes as QuantizeLinear and DequantizeLinear.
+"""The policy made real: integer schemes as QuantizeLinear and DequantizeLinear, GSE as nodes of its own.
 
-1. Weights become integer initializers behind DequantizeLinear (passes/weights.py).
+1. Weights become integer initializers behind DequantizeLinear (passes/weights.py), or bit streams where ONNX
+   has no type for them (passes/packed.py); `standard` keeps to ONNX's types.
 2. Activations get Q/DQ pairs where ONNX Runtime fuses them (passes/placement.py, passes/activations.py).
 3. Biases of layers with quantized weights and activations become int32 (passes/biases.py).
 4. Layers with dynamic activations go to passes/dynamic.py; layers in subgraphs get weights only.
 5. float64 layers stay float: ONNX has no scale of that type. float16 layers get weights only, since ONNX
    Runtime has no integer kernel that gives float16.
-6. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
+6. GSE activations are simulated: what a layer reads goes through GSEQuantizeDequantize first, in float
+   (passes/simulated.py).
+7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
@@ -34,10 +37,13 @@ from passes.inference import infer_types
 from passes.layers import LAYER_OPS, Layer, graph_layers, weight_index
 from passes.model import Model
 from passes.opset import upgrade
+from passes.packed import LEAST_OPSET, is_packed, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
-from passes.weights import container_bits, encode_layer, required_opset, write_weight
+from passes.simulated import simulate_input
+from passes.weights import EncodedWeight, container_bits, encode_layer, required_opset, write_weight
+from runtime_ops.functions import GSE_OP, PACKED_OP
 
 __all__ = ["POLICY_KEY", "Quantize", "activation_scheme", "required_policy_opset", "weight_scheme"]
 
@@ -55,6 +61,8 @@ def weight_scheme(text: str) -> Scheme:
 def activation_scheme(text: str) -> Scheme:
     """Scheme of activations from text: asymmetric unless `sym` is said; one scale per tensor."""
     scheme = Scheme.parse(text)
+    if scheme.format == "gse":
+        return scheme
     if not scheme.is_float and "sym" not in text.lower().split(":"):
         scheme = Scheme.parse(text if "asym" in text else f"{text}:asym")
     if scheme.granularity != "tensor":
@@ -68,7 +76,8 @@ class Quantize(Pass):
     """Quantize layers by a policy, or uniformly.
 
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
-    exclude: selectors of layers that stay float.
+    exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
+    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8.
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -77,6 +86,7 @@ class Quantize(Pass):
     activations: str = "uint8"
     exclude: tuple[str, ...] = ()
     policy: str = ""
+    standard: bool = False
     name: ClassVar[str] = "quantize"
 
     @classmethod
@@ -123,7 +133,7 @@ class Quantize(Pass):
                 raise PolicyError(
                     f"layer '{name}': weights are quantized ahead of time; dynamic is for activations"
                 )
-            if choice.activations.granularity != "tensor":
+            if choice.activations.granularity != "tensor" and choice.activations.format != "gse":
                 raise PolicyError(
                     f"layer '{name}': activations have one scale per tensor, not {choice.activations}"
                 )
@@ -131,7 +141,7 @@ class Quantize(Pass):
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         graph = import_graph(model)
-        policy = _supported(self.resolve(graph, model), graph, context)
+        policy = _supported(self.resolve(graph, model), graph, self.standard, context)
         done = _quantized_already(model, graph)
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
@@ -142,7 +152,7 @@ class Quantize(Pass):
                 "every layer is float in the policy" if not done else "nothing left to quantize",
             )
             return model, False
-        least = required_policy_opset(policy)
+        least = required_policy_opset(policy, self.standard)
         if any(
             values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
         ):
@@ -150,22 +160,33 @@ class Quantize(Pass):
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
             model, graph = upgraded, import_graph(upgraded)
-        _Edit(graph, model, policy, context).run()
+        _Edit(graph, model, policy, self.standard, context).run()
         result = export_graph(graph, model)
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
 
 
-def required_policy_opset(policy: Policy) -> int:
+def required_policy_opset(policy: Policy, standard: bool = False) -> int:
     """The least opset that holds every scheme of the policy.
 
     Static activations take 13: ONNX Runtime runs MaxPool on integers from 12 on.
     """
 
+    def weights(choice: LayerPolicy) -> int:
+        packed = is_packed(choice.weights, _on_integers(choice.activations), standard)
+        return LEAST_OPSET if packed else required_opset(choice.weights)
+
     def activations(scheme: Scheme) -> int:
+        if scheme.format == "gse":
+            return LEAST_OPSET
         return 0 if scheme.is_float else 21 if scheme.bits == 16 else 11 if scheme.dynamic else 13
 
     chosen = [policy[name] for name in policy.quantized]
-    return max((max(required_opset(c.weights), activations(c.activations)) for c in chosen), default=0)
+    return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
+
+
+def _on_integers(activations: Scheme) -> bool:
+    """Whether a layer with such activations is meant for an integer kernel."""
+    return activations.format == "int"
 
 
 def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
@@ -181,12 +202,13 @@ def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
 
 def _dequantized_constant(tensor: gs.Tensor) -> bool:
     maker = producer(tensor)
-    while maker is not None and maker.op in ("Reshape", "Transpose"):
+    while maker is not None and maker.op in ("Reshape", "Transpose", "Slice", "Cast"):
         maker = producer(maker.inputs[0])
-    return maker is not None and maker.op == "DequantizeLinear" and is_constant(maker.inputs[0])
+    coded = maker is not None and maker.op in ("DequantizeLinear", GSE_OP, PACKED_OP)
+    return maker is not None and coded and is_constant(maker.inputs[0])
 
 
-def _supported(policy: Policy, graph: gs.Graph, context: Context) -> Policy:
+def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context) -> Policy:
     """The policy without what the layers' float types do not allow (rule 5), each with a note."""
     changed = dict(policy.layers)
     stored: set[str] = set()
@@ -208,20 +230,29 @@ def _supported(policy: Policy, graph: gs.Graph, context: Context) -> Policy:
                 "refused", layer.name, "float16: its weights are quantized, its activations stay float16"
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
-        if not choice.weights.is_float and container_bits(choice.weights.bits) != choice.weights.bits:
+        packed = is_packed(choice.weights, _on_integers(choice.activations), standard)
+        if (
+            not packed
+            and not choice.weights.is_float
+            and (container_bits(choice.weights.bits) != choice.weights.bits)
+        ):
             stored.add(
                 f"{choice.weights.bits}-bit weights are stored in {container_bits(choice.weights.bits)} bits"
             )
     for text in sorted(stored):
-        context.note("info", "", f"{text} each: ONNX has no narrower type that holds them")
+        why = "the integer kernels read no narrower type" if not standard else "ONNX has no narrower type"
+        context.note("info", "", f"{text} each: {why}")
     return Policy(changed)
 
 
 class _Edit:
     """One quantization of one graph."""
 
-    def __init__(self, graph: gs.Graph, model: Model, policy: Policy, context: Context) -> None:
+    def __init__(
+        self, graph: gs.Graph, model: Model, policy: Policy, standard: bool, context: Context
+    ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
+        self.standard = standard
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
@@ -237,6 +268,8 @@ class _Edit:
             dynamic = choice.activations.dynamic and home is self.graph
             if dynamic and quantize_dynamic(home, layer, node, choice, self.context):
                 continue
+            if choice.activations.format == "gse":
+                simulate_input(home, self.graph, layer, node, choice.activations, self.types, self.context)
             if not choice.weights.is_float:
                 self._encode(layer, node, home, choice)
         insert_pairs(self.graph, plan, self.ranges, self.types)
@@ -259,7 +292,7 @@ class _Edit:
     def _encode(self, layer: Layer, node: gs.Node, home: gs.Graph, choice: LayerPolicy) -> None:
         index = weight_index(node)
         assert index is not None  # graph_layers found it
-        if not choice.activations.is_float and home is not self.graph:
+        if _on_integers(choice.activations) and home is not self.graph:
             self.context.note(
                 "info", layer.name, "stands in a subgraph: weights only, activations stay float"
             )
@@ -273,7 +306,14 @@ class _Edit:
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
-        encoded = encode_layer(layer, array, choice.weights, floor)
+        packed = is_packed(choice.weights, _on_integers(choice.activations), self.standard)
+        encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
+        self._tell_loss(layer, encoded)
+        if packed:
+            node.inputs[index] = write_packed(
+                home, self.graph, tensor.name, encoded, choice.weights, array.dtype
+            )
+            return
         shield = (
             layer.op == "MatMul"
             and choice.weights.granularity == "channel"
@@ -284,6 +324,15 @@ class _Edit:
         )
         if bias is not None and source is not None:
             write_bias(self.graph, node, bias, source.scale, encoded.scale)
+
+    def _tell_loss(self, layer: Layer, encoded: EncodedWeight) -> None:
+        """GSE's exponents have 5 bits a tensor; what falls below them is told."""
+        if encoded.gse is not None and encoded.gse.raised:
+            what = f"{encoded.gse.raised} group(s) have exponents below the 5-bit window of the tensor"
+            cost = (
+                f"their weights were rounded on its coarsest step, off by up to {encoded.gse.loss:.3g} more"
+            )
+            self.context.note("info", layer.name, f"{what}; {cost}")
 
     def _scale_floor(
         self,

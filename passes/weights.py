@@ -1,4 +1,4 @@
-"""Weights as integers: from a float array and a scheme to initializers and a DequantizeLinear node.
+"""Weights as codes: from a float array and a scheme to initializers and a DequantizeLinear node.
 
 Layouts. Per tensor: scalar scale. Per channel: scale [C] along the channel axis. Per block: the
 weights of one output channel are laid out flat (input channels x kernel) as a row of a matrix
@@ -6,6 +6,8 @@ weights of one output channel are laid out flat (input channels x kernel) as a r
 Matrices (Gemm, MatMul) keep their own layout, with the blocks along the other axis than the channels
 and the scales laid out alike; others are reshaped (and transposed where the channels are not the
 first axis) behind the DequantizeLinear.
+GSE groups are such blocks, with powers of two as scales. Bit streams, for which ONNX has no type, are
+written by passes/packed.py.
 Containers: 2 bits INT2 (opset 25), 4 bits INT4 (opset 21), 3 and 5-8 bits INT8, 16 bits INT16.
 Shielded weights get a Reshape behind the DequantizeLinear, which keeps ONNX Runtime (seen in 1.31) from
 fusing it into a kernel that fails or computes nonsense: INT2 anywhere, and scales per channel of a
@@ -14,7 +16,7 @@ MatMul whose weight stands on the left or has more than two axes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,15 @@ from passes.errors import UnsupportedModelError
 from passes.graph import add_constant, packed_constant, unique_name
 from passes.layers import Layer
 from passes.policy import Scheme
-from runtime_ops import IntegerFormat, affine_parameters, dequantize, quantize, symmetric_scale
+from runtime_ops import (
+    GSETensor,
+    IntegerFormat,
+    affine_parameters,
+    dequantize,
+    encode_gse,
+    quantize,
+    symmetric_scale,
+)
 
 __all__ = [
     "EncodedWeight",
@@ -47,13 +57,24 @@ _PACKED = {
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A weight's codes with one row an output channel: codes [C, K]; scale and zero_point [C, groups]."""
+
+    codes: npt.NDArray[Any]
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[Any]
+    group_size: int
+
+
+@dataclass(frozen=True)
 class EncodedWeight:
-    """Integer codes of one weight.
+    """Codes of one weight.
 
     codes, int8/int16 or unsigned: [C, K] for blocks of what is no matrix, else the weight's own shape.
     scale, float32: [], [C], or as many as there are blocks, laid out as the codes are. zero_point: as
     scale, None where it is 0. axis: of DequantizeLinear. channel_axis: of the weight.
     decoded, float32: the weight's own shape, what the network will compute with.
+    rows: the same codes and scales by output channel. gse: the weight as GSE; None for integers.
     """
 
     codes: npt.NDArray[Any]
@@ -63,6 +84,8 @@ class EncodedWeight:
     block_size: int
     channel_axis: int
     decoded: npt.NDArray[np.float32]
+    rows: Rows
+    gse: GSETensor | None = None
 
 
 def weight_format(scheme: Scheme) -> IntegerFormat:
@@ -78,7 +101,7 @@ def container_bits(bits: int) -> int:
 
 
 def required_opset(scheme: Scheme) -> int:
-    """The least opset whose DequantizeLinear holds the scheme."""
+    """The least opset whose DequantizeLinear holds the scheme (bit streams: passes/packed.py)."""
     if scheme.is_float:
         return 0
     packed = _PACKED.get((scheme.bits, scheme.signed))
@@ -94,7 +117,7 @@ def _rows(array: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
-def _blocks(rows: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+def _blocks(rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     """[C, blocks, size], the last block padded with zeros, which change neither ranges nor errors."""
     count = -(-rows.shape[1] // size)
     padded = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1])))
@@ -123,17 +146,24 @@ def _representable(scale: npt.NDArray[np.float32], dtype: Any) -> npt.NDArray[np
 
 
 def encode_weight(
-    array: npt.NDArray[Any], scheme: Scheme, axis: int, floor: npt.NDArray[np.float32] | None = None
+    array: npt.NDArray[Any],
+    scheme: Scheme,
+    axis: int,
+    floor: npt.NDArray[np.float32] | None = None,
+    half: bool = False,
 ) -> EncodedWeight:
     """Encode a weight, float16 or float32 of any shape, with output channels on `axis`.
 
-    floor: least scale per channel [C] (or scalar), used to keep int32 biases in range.
-    Scales below 8 bits are chosen by least squares. Raises UnsupportedModelError for NaN or Inf.
+    floor: least scale per channel [C] (or scalar), used to keep int32 biases in range. half: scales that
+    float16 holds, as bit streams have them. Scales below 8 bits are chosen by least squares.
+    Raises UnsupportedModelError for NaN or Inf.
     """
     weight = np.asarray(array, np.float32)
     if not np.isfinite(weight).all():
         raise UnsupportedModelError("holds NaN or Inf")
     rows = _rows(weight, axis)
+    if scheme.format == "gse":
+        return _encode_gse(weight, rows, scheme, axis, np.asarray(array).dtype)
     grouped = _blocks(rows, scheme.block_size) if scheme.granularity == "block" else rows
     axes: tuple[int, ...] = {"block": (2,), "channel": (1,), "tensor": (0, 1)}[scheme.granularity]
     scale, zero = _parameters(grouped, scheme, axes)
@@ -143,6 +173,9 @@ def encode_weight(
         )
         scale = np.maximum(scale, wanted.astype(np.float32))
     scale = _representable(scale, np.asarray(array).dtype)
+    if half:
+        # The least float16 may be denormal: a coarse scale is better than one that is far too large.
+        scale = np.clip(scale, 2.0**-24, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
     coded = quantize(grouped, scale, zero, weight_format(scheme))
     real = dequantize(coded, scale, zero)
     if np.asarray(array).dtype == np.float16:
@@ -150,12 +183,28 @@ def encode_weight(
     return _shaped(weight, axis, scheme, coded, real, scale, zero if zero.any() else None)
 
 
+def _encode_gse(
+    weight: npt.NDArray[np.float32], rows: npt.NDArray[np.float32], scheme: Scheme, axis: int, dtype: Any
+) -> EncodedWeight:
+    gse = encode_gse(rows, scheme.bits, scheme.block_size, scheme.encoder)
+    real = gse.decoded()
+    if dtype == np.float16:
+        real = real.astype(np.float16).astype(np.float32)
+    coded, decoded = _blocks(gse.mantissas, scheme.block_size), _blocks(real, scheme.block_size)
+    shaped = _shaped(weight, axis, scheme, coded, decoded, gse.steps[..., np.newaxis], None)
+    return replace(shaped, gse=gse)
+
+
 def encode_layer(
-    layer: Layer, array: npt.NDArray[Any], scheme: Scheme, floor: npt.NDArray[np.float32] | None = None
+    layer: Layer,
+    array: npt.NDArray[Any],
+    scheme: Scheme,
+    floor: npt.NDArray[np.float32] | None = None,
+    half: bool = False,
 ) -> EncodedWeight:
     """`encode_weight` for a layer. Its errors name the layer and the weight."""
     try:
-        return encode_weight(array, scheme, layer.channel_axis, floor)
+        return encode_weight(array, scheme, layer.channel_axis, floor, half)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"weight '{layer.weight}' of {layer.name} {error}") from None
 
@@ -178,11 +227,17 @@ def _shaped(
         return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
 
     flat = coded.reshape(channels, -1)[:, :rows]
+
+    def by_row(item: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.broadcast_to(item.reshape(len(scale), -1), (channels, scale.size // len(scale)))
+
+    held_zero = np.zeros(scale.shape, coded.dtype) if zero is None else zero
+    held = Rows(flat, by_row(scale), by_row(held_zero), scheme.block_size or rows)
     decoded = restore(real.reshape(channels, -1)[:, :rows])
     if scheme.granularity != "block":
         dims = (channels,) if scheme.granularity == "channel" else ()
         zeros = None if zero is None else zero.reshape(dims)
-        return EncodedWeight(restore(flat), scale.reshape(dims), zeros, axis, 0, axis, decoded)
+        return EncodedWeight(restore(flat), scale.reshape(dims), zeros, axis, 0, axis, decoded, held)
 
     def layout(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         turned = matrix.T if weight.ndim == 2 and axis == 1 else matrix
@@ -191,7 +246,7 @@ def _shaped(
     zeros = None if zero is None else layout(zero.reshape(scale.shape[:2]))
     across = 1 - axis if weight.ndim == 2 else 1
     scales = layout(scale.reshape(scale.shape[:2]))
-    return EncodedWeight(layout(flat), scales, zeros, across, scheme.block_size, axis, decoded)
+    return EncodedWeight(layout(flat), scales, zeros, across, scheme.block_size, axis, decoded, held)
 
 
 def write_weight(

@@ -1,7 +1,16 @@
-"""The number formats: numpy references (and, later, the ONNX function body and C++ kernel of GSE)."""
+"""The number formats: numpy references, the ONNX functions of `ai.onnxq`, and their C++ kernels."""
 
 from __future__ import annotations
 
+from runtime_ops.bitpack import pack_bits, unpack_bits
+from runtime_ops.gse import (
+    GSETensor,
+    decode_affine,
+    decode_gse,
+    encode_gse,
+    gse_bits,
+    quantize_groups,
+)
 from runtime_ops.integer import (
     IntegerFormat,
     QuantizedTensor,
@@ -12,10 +21,18 @@ from runtime_ops.integer import (
 )
 
 __all__ = [
+    "GSETensor",
     "IntegerFormat",
     "QuantizedTensor",
     "affine_parameters",
+    "decode_affine",
+    "decode_gse",
     "dequantize",
+    "encode_gse",
+    "gse_bits",
+    "pack_bits",
     "quantize",
+    "quantize_groups",
     "symmetric_scale",
+    "unpack_bits",
 ]

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
 from passes.model import Model, is_large, load, on_disk, serialize
 
@@ -66,6 +68,29 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
     return options
 
 
+def _hand_over(model: Model, options: ort.SessionOptions) -> tuple[Model, list[Any]]:
+    """The model without its bit streams, and the decoded weights, which `options` hands to ONNX Runtime.
+
+    External initializers are what ONNX Runtime fuses, lays out and prepacks like weights of the file.
+    The values must live as long as the session.
+    """
+    held, arrays = decode_weights(model)
+    for name, array in arrays.items():
+        held.proto.graph.initializer.append(_placeholder(name, array))
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
+    return held, values
+
+
+def _placeholder(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
+    """An initializer whose values somebody else brings."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="decoded by onnxq")
+    return tensor
+
+
 def load_session(
     model: Model | str | Path,
     *,
@@ -75,9 +100,10 @@ def load_session(
 ) -> Any:
     """An ONNX Runtime CPU session of a model or file.
 
-    Weights that are quantized alone are folded to float at load time, so that they cost nothing at run
-    time. optimized: where to write ONNX Runtime's own optimised graph. arena: False for one of many
-    sessions that live side by side: each arena keeps the peak of its session.
+    Weights that are quantized alone are folded to float at load time, so that they cost nothing at run time;
+    those that stand as bit streams are decoded here and handed over as float. optimized: where to write ONNX
+    Runtime's own optimised graph. arena: False for one of many sessions that live side by side: each arena
+    keeps the peak of its session.
     Raises UnsupportedModelError for unknown ops, InvalidModelError when ONNX Runtime refuses the model.
     """
     held = model if isinstance(model, Model) else load(model)
@@ -86,12 +112,13 @@ def load_session(
     options.enable_cpu_mem_arena = arena
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    providers = ["CPUExecutionProvider"]
+    kept: list[Any] = []
+    if has_packed_weights(held.proto):
+        held, kept = _hand_over(held, options)
     try:
-        if is_large(held.proto):
-            with on_disk(held) as path:
-                return ort.InferenceSession(str(path), options, providers=providers)
-        return ort.InferenceSession(serialize(held), options, providers=providers)
+        session = _open(held, options)
+        session._onnxq_weights = kept
+        return session
     except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
         raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
@@ -100,6 +127,14 @@ def load_session(
                 f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}"
             ) from None
         raise
+
+
+def _open(model: Model, options: ort.SessionOptions) -> Any:
+    providers = ["CPUExecutionProvider"]
+    if is_large(model.proto):
+        with on_disk(model) as path:
+            return ort.InferenceSession(str(path), options, providers=providers)
+    return ort.InferenceSession(serialize(model), options, providers=providers)
 
 
 def _first_line(error: BaseException) -> str:

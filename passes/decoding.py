@@ -1,0 +1,175 @@
+"""Weights that stand as bit streams, as plain float again: what a loader hands over, and the pass `decode`.
+
+A stream's node and the Slice, Cast and Transpose that passes/packed.py puts behind it are computed here; what
+comes out is bit for bit what the function in the file gives. Nodes whose streams are no constants stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from passes.base import Context, Pass, register
+from passes.errors import InvalidModelError
+from passes.model import Model
+from runtime_ops.decode import decode_packed_affine, decode_packed_gse
+from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP
+
+__all__ = ["Decode", "decode_weights", "has_packed_weights"]
+
+Array = npt.NDArray[Any]
+_BEHIND = ("Slice", "Cast", "Transpose")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _is_packed(node: onnx.NodeProto) -> bool:
+    return node.domain == DOMAIN and node.op_type in (GSE_OP, PACKED_OP)
+
+
+def has_packed_weights(proto: onnx.ModelProto) -> bool:
+    """Whether any weight of the model stands as a bit stream."""
+    return any(_is_packed(node) for graph in _graphs(proto.graph) for node in graph.node)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _decoded(node: onnx.NodeProto, held: dict[str, onnx.TensorProto], name: str) -> Array:
+    """The array that a stream's node gives. Raises InvalidModelError naming it where it is malformed."""
+    attributes = _attributes(node)
+    count = 2 if node.op_type == GSE_OP else 3
+    arrays = [numpy_helper.to_array(held[tensor]) for tensor in node.input[:count]]
+    try:
+        geometry = (attributes["bits"], attributes["group_size"])
+        if node.op_type == GSE_OP:
+            return decode_packed_gse(
+                arrays[0], arrays[1], *geometry, attributes["exponent_base"], attributes["shape"]
+            )
+        return decode_packed_affine(arrays[0], arrays[1], arrays[2], *geometry, attributes["shape"])
+    except (KeyError, ValueError, TypeError) as error:
+        what = f"attribute {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InvalidModelError(
+            f"{name}: node '{node.name}' ({node.op_type}) is malformed: {what}; write the file again"
+        ) from None
+
+
+def _moved(node: onnx.NodeProto, array: Array, held: dict[str, onnx.TensorProto]) -> Array:
+    """What one of the nodes behind a stream makes of its array."""
+    attributes = _attributes(node)
+    if node.op_type == "Cast":
+        kind = onnx.helper.tensor_dtype_to_np_dtype(attributes["to"])
+        return array.astype(kind)
+    if node.op_type == "Transpose":
+        return np.transpose(array, attributes.get("perm"))
+    begin, end = (int(numpy_helper.to_array(held[name])[0]) for name in node.input[1:3])
+    return array[begin:end]
+
+
+@dataclass
+class _Uses:
+    """Who reads each tensor, over all graphs of a model."""
+
+    readers: dict[str, list[onnx.NodeProto]]
+    outputs: set[str]
+
+    @classmethod
+    def of(cls, proto: onnx.ModelProto) -> _Uses:
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        outputs: set[str] = set()
+        for graph in _graphs(proto.graph):
+            outputs.update(value.name for value in graph.output)
+            for node in graph.node:
+                for name in node.input:
+                    readers.setdefault(name, []).append(node)
+        return cls(readers, outputs)
+
+    def behind(self, name: str, held: dict[str, onnx.TensorProto]) -> onnx.NodeProto | None:
+        """The only reader of a tensor, where it is one that `_moved` knows."""
+        found = self.readers.get(name, [])
+        if len(found) != 1 or name in self.outputs or found[0].op_type not in _BEHIND:
+            return None
+        node = found[0]
+        known = all(tensor in held for tensor in node.input[1:])
+        return node if known and (node.op_type != "Slice" or len(node.input) == 3) else None
+
+
+def decode_weights(model: Model) -> tuple[Model, dict[str, Array]]:
+    """The model without its streams, and the arrays that belong in their place, by tensor name.
+
+    The tensors have no maker in the model that is returned: they become initializers of its main graph, with
+    their values or as external data. The given model is not touched.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    held = {tensor.name: tensor for graph in _graphs(proto.graph) for tensor in graph.initializer}
+    uses = _Uses.of(proto)
+    arrays: dict[str, Array] = {}
+    gone: set[int] = set()
+    for graph in list(_graphs(proto.graph)):
+        for node in graph.node:
+            if not _is_packed(node) or not all(name in held for name in node.input if name):
+                continue
+            name, array = node.output[0], _decoded(node, held, model.name)
+            gone.add(id(node))
+            while (follower := uses.behind(name, held)) is not None:
+                array, name = _moved(follower, array, held), follower.output[0]
+                gone.add(id(follower))
+            arrays[name] = np.ascontiguousarray(array)
+    _drop(proto, gone)
+    return model.with_proto(proto), arrays
+
+
+def _drop(proto: onnx.ModelProto, gone: set[int]) -> None:
+    """Remove nodes, the initializers that only they read, and functions that nobody calls any more."""
+    for graph in list(_graphs(proto.graph)):
+        kept = [node for node in graph.node if id(node) not in gone]
+        if len(kept) < len(graph.node):
+            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+            del graph.node[:]
+            graph.node.extend(copies)
+    used = _Uses.of(proto)
+    for graph in _graphs(proto.graph):
+        for index in range(len(graph.initializer) - 1, -1, -1):
+            name = graph.initializer[index].name
+            if name not in used.readers and name not in used.outputs:
+                del graph.initializer[index]
+    calls = {(node.domain, node.op_type) for graph in _graphs(proto.graph) for node in graph.node}
+    for index in range(len(proto.functions) - 1, -1, -1):
+        function = proto.functions[index]
+        if function.domain == DOMAIN and (DOMAIN, function.name) not in calls:
+            del proto.functions[index]
+    if not any(domain == DOMAIN for domain, _ in calls):
+        for index in range(len(proto.opset_import) - 1, -1, -1):
+            if proto.opset_import[index].domain == DOMAIN:
+                del proto.opset_import[index]
+
+
+@register
+@dataclass(frozen=True)
+class Decode(Pass):
+    """Turn weights that stand as bit streams into plain float initializers."""
+
+    name: ClassVar[str] = "decode"
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        if not has_packed_weights(model.proto):
+            return model, False
+        result, arrays = decode_weights(model)
+        for name, array in arrays.items():
+            result.proto.graph.initializer.append(numpy_helper.from_array(array, name))
+            context.note("applied", "", f"{name}: float again")
+        return result, bool(arrays)

@@ -1,0 +1,121 @@
+// Which instruction sets this processor and its operating system offer, and which one is taken.
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "decode.h"
+#include "kernel_types.h"
+
+#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)
+#define ONNXQ_X86 1
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace onnxq {
+namespace {
+
+#if defined(ONNXQ_X86)
+
+struct Registers {
+  unsigned a, b, c, d;
+};
+
+Registers cpuid(unsigned leaf) {
+  Registers r{};
+#if defined(_MSC_VER)
+  int found[4];
+  __cpuid(found, 0);
+  if (static_cast<unsigned>(found[0]) >= leaf) {
+    __cpuidex(found, static_cast<int>(leaf), 0);
+    r = {static_cast<unsigned>(found[0]), static_cast<unsigned>(found[1]), static_cast<unsigned>(found[2]),
+         static_cast<unsigned>(found[3])};
+  }
+#else
+  __get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d);
+#endif
+  return r;
+}
+
+// The register states that the operating system saves; an instruction set without its state must not be used.
+unsigned saved_states() {
+#if defined(_MSC_VER)
+  return static_cast<unsigned>(_xgetbv(0));
+#else
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+#endif
+}
+
+struct X86 {
+  bool avx2 = false, avx512 = false;
+
+  X86() {
+    const Registers first = cpuid(1), seventh = cpuid(7);
+    const auto has = [](unsigned word, int bit) { return ((word >> bit) & 1u) != 0; };
+    if (!has(first.c, 27)) return;  // OSXSAVE
+    const unsigned states = saved_states();
+    if ((states & 0x6u) != 0x6u) return;  // XMM and YMM
+    avx2 = has(first.c, 28) && has(first.c, 29) && has(seventh.b, 5);  // AVX, F16C, AVX2
+    // Opmask and ZMM; F, BW, VL.
+    avx512 = avx2 && (states & 0xE6u) == 0xE6u && has(seventh.b, 16) && has(seventh.b, 30) && has(seventh.b, 31);
+  }
+};
+
+bool processor_has(int isa) {
+  static const X86 x86;
+  return isa == kAvx2 ? x86.avx2 : isa == kAvx512 && x86.avx512;
+}
+
+#else
+
+bool processor_has(int isa) { return isa == kNeon; }  // its kernel is only compiled in for 64-bit ARM
+
+#endif
+
+const char* const kNames[kIsaCount] = {"scalar", "avx2", "avx512", "neon"};
+
+bool compiled_in(int isa) {
+  switch (isa) {
+    case kScalar:
+      return true;
+    case kAvx2:
+      return avx2_kernel() != nullptr;
+    case kAvx512:
+      return avx512_kernel() != nullptr;
+    default:
+      return neon_kernel() != nullptr;
+  }
+}
+
+}  // namespace
+
+const char* isa_name(int isa) { return isa >= 0 && isa < kIsaCount ? kNames[isa] : nullptr; }
+
+bool isa_supported(int isa) {
+  if (isa < 0 || isa >= kIsaCount || !compiled_in(isa)) return false;
+  return isa == kScalar || processor_has(isa);
+}
+
+Status resolve_isa(int wished, Isa* isa) {
+  if (wished == kBestIsa) {
+    const char* name = std::getenv("ONNXQ_ISA");
+    if (name == nullptr || *name == '\0') {
+      for (const Isa best : {kNeon, kAvx512, kAvx2, kScalar}) {
+        if (!isa_supported(best)) continue;
+        *isa = best;
+        return kOk;
+      }
+    }
+    for (wished = 0; wished < kIsaCount && std::strcmp(name, kNames[wished]) != 0;) ++wished;
+  }
+  if (!isa_supported(wished)) return kBadIsa;
+  *isa = static_cast<Isa>(wished);
+  return kOk;
+}
+
+}  // namespace onnxq

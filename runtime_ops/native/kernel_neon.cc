@@ -1,0 +1,80 @@
+// NEON of 64-bit ARM, which every such processor has: 8 values at a time from one 64-bit load.
+#include "kernel_types.h"
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+
+#include <arm_neon.h>
+
+#include "kernel.h"
+
+namespace onnxq {
+namespace {
+
+struct Neon {
+  static constexpr size_t kWidth = 8;
+  static constexpr size_t kLoadBytes = 8;
+  struct Plan {
+    uint8x16_t bytes[2];
+    int32x4_t shift[2];
+  };
+  struct Codes {
+    int32x4_t half[2];
+  };
+
+  static Plan plan(const Table& table, unsigned remainder) {
+    const Lanes& lanes = table.lanes[remainder];
+    return {{vld1q_u8(lanes.bytes), vld1q_u8(lanes.bytes + 16)},
+            {vld1q_s32(lanes.shift), vld1q_s32(lanes.shift + 4)}};
+  }
+  static int32x4_t width(int bits) { return vdupq_n_s32(bits - 32); }  // negative: to the right
+  static float32x4_t broadcast(float value) { return vdupq_n_f32(value); }
+
+  static Codes codes(const uint8_t* source, const Plan& plan) {
+    const uint8x8_t word = vld1_u8(source);
+    const uint8x16_t twice = vcombine_u8(word, word);
+    return {{vshlq_s32(vreinterpretq_s32_u8(vqtbl1q_u8(twice, plan.bytes[0])), plan.shift[0]),
+             vshlq_s32(vreinterpretq_s32_u8(vqtbl1q_u8(twice, plan.bytes[1])), plan.shift[1])}};
+  }
+
+  template <bool kAffine>
+  static void store_signed(float* out, const Codes& codes, int32x4_t width, float32x4_t scale,
+                           float32x4_t zero) {
+    for (int i = 0; i < 2; ++i) {
+      float32x4_t value = vcvtq_f32_s32(vshlq_s32(codes.half[i], width));
+      if (kAffine) value = vsubq_f32(value, zero);
+      vst1q_f32(out + 4 * i, vmulq_f32(value, scale));
+    }
+  }
+
+  static void store_powers(float* out, const Codes& codes, int base) {
+    for (int i = 0; i < 2; ++i) {
+      const uint32x4_t code = vshrq_n_u32(vreinterpretq_u32_s32(codes.half[i]), 32 - kExponentBits);
+      const uint32x4_t biased = vaddq_u32(code, vdupq_n_u32(static_cast<uint32_t>(base + 127)));
+      vst1q_f32(out + 4 * i, vreinterpretq_f32_u32(vshlq_n_u32(biased, 23)));
+    }
+  }
+
+  static void store_halves(float* out, const uint16_t* halves) {
+    for (int i = 0; i < 2; ++i) {
+      vst1q_f32(out + 4 * i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + 4 * i))));
+    }
+  }
+};
+
+constexpr Kernel kKernel = kernel_of<Neon>();
+
+}  // namespace
+
+const Kernel* neon_kernel() { return &kKernel; }
+
+}  // namespace onnxq
+
+#else
+
+namespace onnxq {
+
+const Kernel* neon_kernel() { return nullptr; }
+
+}  // namespace onnxq
+
+#endif
