@@ -60,7 +60,7 @@ struct X86 {
     if (!has(first.c, 27)) return;  // OSXSAVE
     const unsigned states = saved_states();
     if ((states & 0x6u) != 0x6u) return;  // XMM and YMM
-    avx2 = has(first.c, 28) && has(first.c, 29) && has(seventh.b, 5);  // AVX, F16C, AVX2
+    avx2 = has(first.c, 12) && has(first.c, 28) && has(first.c, 29) && has(seventh.b, 5);  // FMA, AVX, F16C, AVX2
     // Opmask and ZMM; F, BW, VL.
     avx512 = avx2 && (states & 0xE6u) == 0xE6u && has(seventh.b, 16) && has(seventh.b, 30) && has(seventh.b, 31);
   }

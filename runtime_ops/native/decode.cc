@@ -8,7 +8,9 @@ namespace {
 
 constexpr size_t kStretch = 512;  // groups; a multiple of 8
 
-const Kernel* kernel_for(Isa isa) {
+const Kernel* kernel_for(Isa isa, const Layout& layout) {
+  // A group shorter than a vector of AVX-512 fills one of AVX2 better, and every processor with one has both.
+  if (isa == kAvx512 && layout.group_size < 16 && avx2_kernel() != nullptr) isa = kAvx2;
   switch (isa) {
     case kAvx2:
       return avx2_kernel();
@@ -30,7 +32,7 @@ Status begin(const Weight& weight, float* out, size_t out_count, int isa, const 
   Isa found;
   const Status status = resolve_isa(isa, &found);
   if (status != kOk) return status;
-  *kernel = kernel_for(found);
+  *kernel = kernel_for(found, layout);
   // Bytes beyond the codes may be read with them where there are any, but no more than a vector's.
   const uint64_t useful = layout.packed_bytes + 64;
   const size_t bytes = weight.packed_bytes < useful ? weight.packed_bytes : static_cast<size_t>(useful);
@@ -63,7 +65,7 @@ Status decode(const GseWeight& weight, float* out, size_t out_count, int isa) {
     const uint64_t left = layout.groups - first;
     const size_t count = left < kStretch ? static_cast<size_t>(left) : kStretch;
     kernel->fill_powers(weight.exponents, bytes, first, count, weight.exponent_base, scales);
-    kernel->gse(stream, first, count, scales, nullptr);
+    kernel->decode(Form::kScaled, stream, first, count, scales, nullptr);
   }
   return kOk;
 }
@@ -76,16 +78,17 @@ Status decode(const AffineWeight& weight, float* out, size_t out_count, int isa)
   const Layout& layout = weight.layout;
   if (weight.scale == nullptr || weight.zero_point == nullptr) return kNullPointer;
   if (weight.groups < layout.groups) return kScalesTooShort;
-  const Status finite = check_scales(weight.scale, layout.groups);
-  if (finite != kOk) return finite;
   join_rows(layout, &stream);
   float scales[kStretch];
   float zeros[kStretch];
   for (uint64_t first = 0; first < layout.groups; first += kStretch) {
     const uint64_t left = layout.groups - first;
     const size_t count = left < kStretch ? static_cast<size_t>(left) : kStretch;
-    kernel->fill_halves(weight.scale + first, weight.zero_point + first, count, scales, zeros);
-    kernel->affine(stream, first, count, scales, zeros);
+    Form form;
+    if (!kernel->fill_affine(weight.scale + first, weight.zero_point + first, count, scales, zeros, &form)) {
+      return kBadScale;
+    }
+    kernel->decode(form, stream, first, count, scales, zeros);
   }
   return kOk;
 }

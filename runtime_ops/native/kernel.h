@@ -5,7 +5,7 @@
 //   V::Plan                      where the codes of one vector lie, for bits and the bit of the first byte that
 //                                code 0 starts at; V::plan(table, remainder) loads it
 //   V::Codes                     codes of a vector; V::codes(address, plan) has them in the top bits
-//   V::store_signed<Affine>(...) sign-extends, converts, subtracts the zero point, scales, stores
+//   V::store_signed<form>(...)   sign-extends, converts, scales and shifts as `form` says, stores
 //   V::store_powers(...)         5-bit exponent codes to powers of two; V::store_halves: float16 to float32
 //
 // Everything stands in an unnamed namespace and uses no inline function of the standard library: the linker
@@ -57,6 +57,12 @@ inline float half_to_float(uint16_t half) {
   return value;
 }
 
+template <Form kForm>
+float formed(float code, float scale, float zero) {
+  if (kForm == Form::kShifted) return (code - zero) * scale;
+  return kForm == Form::kFused ? code * scale + zero : code * scale;
+}
+
 // Highest index at which a whole vector may be read and written, plus one; 0 where there is none.
 template <class V>
 uint64_t vector_limit(size_t stream_bytes, int bits, uint64_t count) {
@@ -81,52 +87,123 @@ void fill_powers(const uint8_t* exponents, size_t bytes, uint64_t first, size_t 
 }
 
 template <class V>
-void fill_halves(const uint16_t* scale, const int8_t* zero_point, size_t count, float* scales, float* zeros) {
-  size_t i = 0;
-  for (; i + 8 <= count; i += 8) V::store_halves(scales + i, scale + i);
-  for (; i < count; ++i) scales[i] = half_to_float(scale[i]);
-  for (i = 0; i < count; ++i) zeros[i] = static_cast<float>(zero_point[i]);
+bool fill_affine(const uint16_t* scale, const int8_t* zero_point, size_t count, float* scales, float* zeros,
+                 Form* form) {
+  unsigned infinite = 0, other = 0;  // no early exit, so that compilers make vector code of these loops
+  for (size_t i = 0; i < count; ++i) {
+    infinite |= static_cast<unsigned>((scale[i] & 0x7C00u) == 0x7C00u);
+    other |= static_cast<unsigned>(scale[i] == 0) | static_cast<unsigned>(scale[i] >> 15);
+  }
+  size_t done = 0;
+  for (; done + 8 <= count; done += 8) V::store_halves(scales + done, scale + done);
+  for (; done < count; ++done) scales[done] = half_to_float(scale[done]);
+  if (other) {
+    for (size_t i = 0; i < count; ++i) zeros[i] = static_cast<float>(zero_point[i]);
+  } else {
+    for (size_t i = 0; i < count; ++i) zeros[i] = -(static_cast<float>(zero_point[i]) * scales[i]);
+  }
+  *form = other ? Form::kShifted : Form::kFused;
+  return infinite == 0;
+}
+
+// `groups` whole groups of `blocks` * kBlock vectors each that follow one another: no check, no address, no table
+// is needed between them.
+template <class V, Form kForm, int kBlock, class Plan, class Width>
+void decode_run(const uint8_t* source, const Plan& plan, const Width& width, int bits, uint64_t blocks,
+                size_t groups, const float* scales, const float* zeros, float* out) {
+  const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
+  for (size_t group = 0; group < groups; ++group) {
+    const auto scale = V::broadcast(scales[group]);
+    const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
+    for (uint64_t block = 0; block < blocks; ++block) {
+      for (int i = 0; i < kBlock; ++i) {
+        V::template store_signed<kForm>(out + i * V::kWidth, V::codes(source, plan), width, scale, zero);
+        source += step;
+      }
+      out += kBlock * V::kWidth;
+    }
+  }
 }
 
 // Groups [first, first + count) of a weight, whose scales (and zero points) are given. Groups are written in
 // order and in whole vectors: what a vector writes beyond its group, the next groups write over.
-template <class V, bool kAffine>
+template <class V, Form kForm>
 void decode_groups(const Stream& stream, uint64_t first, size_t count, const float* scales, const float* zeros) {
   const int bits = stream.bits;
+  const uint8_t* const data = stream.data;
+  float* const out = stream.out;
+  const uint64_t size = stream.group_size, row_size = stream.row_size;
   const Table& table = table_of(bits);
+  const auto width = V::width(bits);
   const uint64_t limit = vector_limit<V>(stream.bytes, bits, stream.values);
   const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
-  const uint64_t per_row = (stream.row_size + stream.group_size - 1) / stream.group_size;
-  uint64_t column = first % per_row * stream.group_size;
-  uint64_t value = first / per_row * stream.row_size + column;
-  const auto width = V::width(bits);
-  for (size_t group = 0; group < count; ++group) {
-    const uint64_t left = stream.row_size - column;
-    const uint64_t length = left < stream.group_size ? left : stream.group_size;
-    const uint64_t end = value + length;
+  const uint64_t vectors = size % V::kWidth == 0 ? size / V::kWidth : 0;
+  const uint64_t per_row = (row_size + size - 1) / size;
+  uint64_t column = first % per_row * size;
+  uint64_t value = first / per_row * row_size + column;
+  size_t group = 0;
+  while (group < count) {
     const uint64_t bit = value * static_cast<unsigned>(bits);
-    const uint8_t* source = stream.data + (bit >> 3);
+    const uint8_t* source = data + (bit >> 3);
     const auto plan = V::plan(table, static_cast<unsigned>(bit & 7));
-    const auto scale = V::broadcast(scales[group]);
-    const auto zero = V::broadcast(kAffine ? zeros[group] : 0.0f);
-    const uint64_t stop = end < limit ? end : limit;
-    uint64_t i = value;
-    for (; i < stop; i += V::kWidth, source += step) {
-      V::template store_signed<kAffine>(stream.out + i, V::codes(source, plan), width, scale, zero);
+    const uint64_t left = row_size - column;
+    if (vectors != 0 && left >= size && value < limit) {
+      // Whole groups of whole vectors, up to the row's end or to where the last vectors could reach too far.
+      uint64_t run = left / size;
+      const uint64_t safe = (limit - 1 - value + V::kWidth) / size;
+      if (run > safe) run = safe;
+      if (run > count - group) run = count - group;
+      if (run > 0) {
+        const size_t groups = static_cast<size_t>(run);
+        const float* const zero = kForm == Form::kScaled ? nullptr : zeros + group;
+        if (vectors % 4 == 0) {
+          decode_run<V, kForm, 4>(source, plan, width, bits, vectors / 4, groups, scales + group, zero, out + value);
+        } else if (vectors % 2 == 0) {
+          decode_run<V, kForm, 2>(source, plan, width, bits, vectors / 2, groups, scales + group, zero, out + value);
+        } else {
+          decode_run<V, kForm, 1>(source, plan, width, bits, vectors, groups, scales + group, zero, out + value);
+        }
+        value += run * size;
+        column += run * size;
+        if (column == row_size) column = 0;
+        group += groups;
+        continue;
+      }
     }
-    for (; i < end; ++i) {  // the last values of the weight
-      float code = signed_code(stream.data, i, bits);
-      if (kAffine) code = code - zeros[group];
-      stream.out[i] = code * scales[group];
+    const uint64_t length = left < size ? left : size;
+    const uint64_t end = value + length;
+    const uint64_t stop = end < limit ? end : limit;
+    const auto scale = V::broadcast(scales[group]);
+    const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
+    for (; value < stop; value += V::kWidth, source += step) {
+      V::template store_signed<kForm>(out + value, V::codes(source, plan), width, scale, zero);
+    }
+    for (; value < end; ++value) {  // the last values of the weight
+      out[value] = formed<kForm>(signed_code(data, value, bits), scales[group],
+                                 kForm == Form::kScaled ? 0.0f : zeros[group]);
     }
     value = end;
     column = left == length ? 0 : column + length;
+    ++group;
+  }
+}
+
+template <class V>
+void decode_form(Form form, const Stream& stream, uint64_t first, size_t count, const float* scales,
+                 const float* zeros) {
+  switch (form) {
+    case Form::kScaled:
+      return decode_groups<V, Form::kScaled>(stream, first, count, scales, zeros);
+    case Form::kShifted:
+      return decode_groups<V, Form::kShifted>(stream, first, count, scales, zeros);
+    case Form::kFused:
+      return decode_groups<V, Form::kFused>(stream, first, count, scales, zeros);
   }
 }
 
 template <class V>
 constexpr Kernel kernel_of() {
-  return {fill_powers<V>, fill_halves<V>, decode_groups<V, false>, decode_groups<V, true>};
+  return {fill_powers<V>, fill_affine<V>, decode_form<V>};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// AVX2 with F16C: 8 values at a time from one 64-bit load.
+// AVX2 with FMA and F16C: 8 values at a time from one 64-bit load.
 #include "kernel_types.h"
 
 #if defined(ONNXQ_AVX2)
@@ -15,13 +15,13 @@ struct Avx2 {
   static constexpr size_t kLoadBytes = 8;
   using Codes = __m256i;
   struct Plan {
-    __m256i bytes, shift;
+    __m256i bytes, factor;
   };
 
   static Plan plan(const Table& table, unsigned remainder) {
     const Lanes& lanes = table.lanes[remainder];
     return {_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.bytes)),
-            _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.shift))};
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.factor))};
   }
   static __m256i width(int bits) { return _mm256_set1_epi32(32 - bits); }
   static __m256 broadcast(float value) { return _mm256_set1_ps(value); }
@@ -29,14 +29,15 @@ struct Avx2 {
   static Codes codes(const uint8_t* source, const Plan& plan) {
     int64_t word;
     memcpy(&word, source, sizeof word);
-    return _mm256_sllv_epi32(_mm256_shuffle_epi8(_mm256_set1_epi64x(word), plan.bytes), plan.shift);
+    return _mm256_mullo_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(word), plan.bytes), plan.factor);
   }
 
-  template <bool kAffine>
+  template <Form kForm>
   static void store_signed(float* out, Codes codes, __m256i width, __m256 scale, __m256 zero) {
-    __m256 value = _mm256_cvtepi32_ps(_mm256_srav_epi32(codes, width));
-    if (kAffine) value = _mm256_sub_ps(value, zero);
-    _mm256_storeu_ps(out, _mm256_mul_ps(value, scale));
+    const __m256 code = _mm256_cvtepi32_ps(_mm256_srav_epi32(codes, width));
+    if constexpr (kForm == Form::kScaled) _mm256_storeu_ps(out, _mm256_mul_ps(code, scale));
+    if constexpr (kForm == Form::kShifted) _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_sub_ps(code, zero), scale));
+    if constexpr (kForm == Form::kFused) _mm256_storeu_ps(out, _mm256_fmadd_ps(code, scale, zero));
   }
 
   static void store_powers(float* out, Codes codes, int base) {

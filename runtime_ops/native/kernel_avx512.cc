@@ -15,26 +15,27 @@ struct Avx512 {
   static constexpr size_t kLoadBytes = 16;
   using Codes = __m512i;
   struct Plan {
-    __m512i bytes, shift;
+    __m512i bytes, factor;
   };
 
   static Plan plan(const Table& table, unsigned remainder) {
     const Lanes& lanes = table.lanes[remainder];
-    return {_mm512_load_si512(lanes.bytes), _mm512_load_si512(lanes.shift)};
+    return {_mm512_load_si512(lanes.bytes), _mm512_load_si512(lanes.factor)};
   }
   static __m512i width(int bits) { return _mm512_set1_epi32(32 - bits); }
   static __m512 broadcast(float value) { return _mm512_set1_ps(value); }
 
   static Codes codes(const uint8_t* source, const Plan& plan) {
     const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
-    return _mm512_sllv_epi32(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(word), plan.bytes), plan.shift);
+    return _mm512_mullo_epi16(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(word), plan.bytes), plan.factor);
   }
 
-  template <bool kAffine>
+  template <Form kForm>
   static void store_signed(float* out, Codes codes, __m512i width, __m512 scale, __m512 zero) {
-    __m512 value = _mm512_cvtepi32_ps(_mm512_srav_epi32(codes, width));
-    if (kAffine) value = _mm512_sub_ps(value, zero);
-    _mm512_storeu_ps(out, _mm512_mul_ps(value, scale));
+    const __m512 code = _mm512_cvtepi32_ps(_mm512_srav_epi32(codes, width));
+    if constexpr (kForm == Form::kScaled) _mm512_storeu_ps(out, _mm512_mul_ps(code, scale));
+    if constexpr (kForm == Form::kShifted) _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_sub_ps(code, zero), scale));
+    if constexpr (kForm == Form::kFused) _mm512_storeu_ps(out, _mm512_fmadd_ps(code, scale, zero));
   }
 
   static void store_powers(float* out, Codes codes, int base) {

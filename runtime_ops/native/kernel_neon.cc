@@ -15,7 +15,7 @@ struct Neon {
   static constexpr size_t kLoadBytes = 8;
   struct Plan {
     uint8x16_t bytes[2];
-    int32x4_t shift[2];
+    int16x8_t factor[2];
   };
   struct Codes {
     int32x4_t half[2];
@@ -24,7 +24,7 @@ struct Neon {
   static Plan plan(const Table& table, unsigned remainder) {
     const Lanes& lanes = table.lanes[remainder];
     return {{vld1q_u8(lanes.bytes), vld1q_u8(lanes.bytes + 16)},
-            {vld1q_s32(lanes.shift), vld1q_s32(lanes.shift + 4)}};
+            {vreinterpretq_s16_s32(vld1q_s32(lanes.factor)), vreinterpretq_s16_s32(vld1q_s32(lanes.factor + 4))}};
   }
   static int32x4_t width(int bits) { return vdupq_n_s32(bits - 32); }  // negative: to the right
   static float32x4_t broadcast(float value) { return vdupq_n_f32(value); }
@@ -32,17 +32,21 @@ struct Neon {
   static Codes codes(const uint8_t* source, const Plan& plan) {
     const uint8x8_t word = vld1_u8(source);
     const uint8x16_t twice = vcombine_u8(word, word);
-    return {{vshlq_s32(vreinterpretq_s32_u8(vqtbl1q_u8(twice, plan.bytes[0])), plan.shift[0]),
-             vshlq_s32(vreinterpretq_s32_u8(vqtbl1q_u8(twice, plan.bytes[1])), plan.shift[1])}};
+    return {{upwards(vqtbl1q_u8(twice, plan.bytes[0]), plan.factor[0]),
+             upwards(vqtbl1q_u8(twice, plan.bytes[1]), plan.factor[1])}};
+  }
+  static int32x4_t upwards(uint8x16_t bytes, int16x8_t factor) {
+    return vreinterpretq_s32_s16(vmulq_s16(vreinterpretq_s16_u8(bytes), factor));
   }
 
-  template <bool kAffine>
+  template <Form kForm>
   static void store_signed(float* out, const Codes& codes, int32x4_t width, float32x4_t scale,
                            float32x4_t zero) {
     for (int i = 0; i < 2; ++i) {
-      float32x4_t value = vcvtq_f32_s32(vshlq_s32(codes.half[i], width));
-      if (kAffine) value = vsubq_f32(value, zero);
-      vst1q_f32(out + 4 * i, vmulq_f32(value, scale));
+      const float32x4_t code = vcvtq_f32_s32(vshlq_s32(codes.half[i], width));
+      if constexpr (kForm == Form::kScaled) vst1q_f32(out + 4 * i, vmulq_f32(code, scale));
+      if constexpr (kForm == Form::kShifted) vst1q_f32(out + 4 * i, vmulq_f32(vsubq_f32(code, zero), scale));
+      if constexpr (kForm == Form::kFused) vst1q_f32(out + 4 * i, vfmaq_f32(zero, code, scale));
     }
   }
 

@@ -25,15 +25,13 @@ struct Scalar {
     return {word >> plan.remainder};
   }
 
-  template <bool kAffine>
+  template <Form kForm>
   static void store_signed(float* out, Codes codes, int bits, float scale, float zero) {
     const int sign = 1 << (bits - 1);
     const uint64_t mask = (uint64_t{1} << bits) - 1;
     for (int i = 0; i < 8; ++i) {
       const int code = static_cast<int>((codes.bits >> (i * bits)) & mask);
-      float value = static_cast<float>((code ^ sign) - sign);
-      if (kAffine) value = value - zero;
-      out[i] = value * scale;
+      out[i] = formed<kForm>(static_cast<float>((code ^ sign) - sign), scale, zero);
     }
   }
 

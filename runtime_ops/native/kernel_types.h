@@ -10,11 +10,12 @@ namespace onnxq {
 
 // A code of at most 8 bits that starts at any bit lies in two neighbouring bytes. For lane i of a vector whose
 // first code starts at bit `remainder` of its first byte, `bytes` names those two as the upper half of a 32-bit
-// lane (the lower half is zero), and a left shift by `shift` brings the code's sign to the top. The second byte
-// may lie beyond the loaded ones only if the code has no bit in it; it then wraps around and is shifted out.
+// lane (the lower half is zero), and a 16-bit multiplication by `factor` shifts the code's sign to the top: x86
+// has more units for it than for shifts that differ by lane. The second byte may lie beyond the loaded ones only
+// if the code has no bit in it; it then wraps around and is shifted out.
 struct alignas(64) Lanes {
   uint8_t bytes[64];
-  int32_t shift[16];
+  int32_t factor[16];
 };
 
 struct Table {
@@ -30,7 +31,7 @@ constexpr Table make_table(int bits) {
       bytes[0] = bytes[1] = 0x80;  // a byte shuffle gives zero for it
       bytes[2] = static_cast<uint8_t>(bit / 8 % 16);
       bytes[3] = static_cast<uint8_t>((bit / 8 + 1) % 16);
-      table.lanes[remainder].shift[lane] = 16 - bit % 8 - bits;
+      table.lanes[remainder].factor[lane] = 1 << (16 + 16 - bit % 8 - bits);
     }
   }
   return table;
@@ -51,14 +52,25 @@ struct Stream {
   float* out;
 };
 
+// How a code m becomes a value. (m - zero point) * scale is exact in float32 (8 bits times a float16's 11), and so
+// is m * scale - zero point * scale, which is one instruction. The two differ in the sign of zero, and only where a
+// scale is not positive.
+enum class Form {
+  kScaled,   // m * scale
+  kShifted,  // (m - zero) * scale
+  kFused,    // m * scale + zero, where zero = -(zero point * scale)
+};
+
 struct Kernel {
   // 2^(base + code) of the exponent codes [first, first + count); `first` is a multiple of 8.
   void (*fill_powers)(const uint8_t* exponents, size_t bytes, uint64_t first, size_t count, int base,
                       float* out);
-  void (*fill_halves)(const uint16_t* scale, const int8_t* zero_point, size_t count, float* scales,
-                      float* zeros);
-  void (*gse)(const Stream&, uint64_t first, size_t count, const float* scales, const float* zeros);
-  void (*affine)(const Stream&, uint64_t first, size_t count, const float* scales, const float* zeros);
+  // Scales, and zeros for kFused if all scales are positive, else for kShifted. False where a scale is not finite.
+  bool (*fill_affine)(const uint16_t* scale, const int8_t* zero_point, size_t count, float* scales, float* zeros,
+                      Form* form);
+  // Groups [first, first + count), whose scales and zeros begin at scales[0] and zeros[0].
+  void (*decode)(Form form, const Stream& stream, uint64_t first, size_t count, const float* scales,
+                 const float* zeros);
 };
 
 // Null where this build has not got the instruction set.

@@ -76,11 +76,4 @@ Status check_exponent_base(int64_t base, int bits) {
   return base >= -126 && base <= 128 - kTopExponent - bits ? kOk : kBadExponentBase;
 }
 
-Status check_scales(const uint16_t* scale, uint64_t count) {
-  // No early exit, so that compilers make vector code of it.
-  unsigned infinite = 0;
-  for (uint64_t i = 0; i < count; ++i) infinite |= static_cast<unsigned>((scale[i] & 0x7C00u) == 0x7C00u);
-  return infinite ? kBadScale : kOk;
-}
-
 }  // namespace onnxq

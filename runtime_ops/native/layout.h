@@ -54,7 +54,4 @@ Status make_layout(int64_t bits, const int64_t* shape, size_t rank, int64_t grou
 // Scales stay normal floats and no value overflows: -126 <= base <= 97 - bits.
 Status check_exponent_base(int64_t base, int bits);
 
-// Whether every float16 is finite. An infinite or NaN scale describes no weight.
-Status check_scales(const uint16_t* scale, uint64_t count);
-
 }  // namespace onnxq

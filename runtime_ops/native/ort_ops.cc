@@ -52,7 +52,7 @@ std::string listed(const std::vector<int64_t>& numbers) {
 int64_t integer(const OrtKernelInfo* info, const char* name) {
   int64_t value = 0;
   const Ort::Status status(Ort::GetApi().KernelInfoGetAttribute_int64(info, name, &value));
-  if (!status.IsOK()) reject("the attribute " + std::string(name) + " (an integer) is missing");
+  if (!status.IsOK()) reject("the attribute " + std::string(name) + " (an integer) is missing or of another type");
   return value;
 }
 
@@ -85,7 +85,7 @@ struct Attributes {
     try {
       shape = Ort::ConstKernelInfo(info).GetAttributes<int64_t>("shape");
     } catch (const Ort::Exception&) {
-      reject("the attribute shape (integers) is missing");
+      reject("the attribute shape (integers) is missing or of another type");
     }
     if (present(info, "axis") && integer(info, "axis") != 0) reject("axis must be 0");
     check(onnxq::make_layout(bits, shape.data(), shape.size(), group_size, &layout));
