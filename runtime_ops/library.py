@@ -12,13 +12,14 @@ import ctypes
 import functools
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from runtime_ops.build import LIBRARY_NAME
 
 __all__ = [
     "LIBRARY_NAME",
@@ -35,9 +36,6 @@ __all__ = [
 
 Float = npt.NDArray[np.float32]
 _ABI = 1
-_PREFIX = {"win32": "", "cygwin": ""}.get(sys.platform, "lib")
-_SUFFIX = {"win32": ".dll", "cygwin": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-LIBRARY_NAME = f"{_PREFIX}onnxq_ops{_SUFFIX}"
 _BUILD_HINT = "`python -m runtime_ops.build` builds it"
 
 
@@ -55,8 +53,21 @@ def library_path() -> Path | None:
         return Path(wished)
     import runtime_ops
 
-    folders = [Path(folder) for folder in runtime_ops.__path__]
-    return next((folder / LIBRARY_NAME for folder in folders if (folder / LIBRARY_NAME).is_file()), None)
+    return _beside(tuple(runtime_ops.__path__))
+
+
+_FOUND: dict[tuple[str, ...], Path] = {}
+
+
+def _beside(folders: tuple[str, ...]) -> Path | None:
+    """The library in one of the folders. Only a find is remembered: the next look may come after a build."""
+    if folders not in _FOUND:
+        files = [Path(folder) / LIBRARY_NAME for folder in folders]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            return None
+        _FOUND[folders] = found
+    return _FOUND[folders]
 
 
 @functools.cache
@@ -70,14 +81,15 @@ def _load(path: Path) -> ctypes.CDLL:
         raise LibraryMissingError(f"{path} is of another version of onnxq; {_BUILD_HINT} anew")
     size, number = ctypes.c_size_t, ctypes.c_int
     pointer, wide = ctypes.c_void_p, ctypes.c_int64
-    geometry = [number, wide, wide, wide]  # bits, rows, row_size, group_size
-    output = [pointer, size, number]  # out, out_count, isa
-    library.onnxq_decode_gse.argtypes = [pointer, size, pointer, size, *geometry, number, *output]
-    library.onnxq_decode_affine.argtypes = [pointer, size, pointer, pointer, size, *geometry, *output]
+    packed = (pointer, size)
+    geometry = (number, wide, wide, wide)  # bits, rows, row_size, group_size
+    output = (pointer, size, number)  # out, out_count, isa
+    library.onnxq_decode_gse.argtypes = (*packed, pointer, size, *geometry, number, *output)
+    library.onnxq_decode_affine.argtypes = (*packed, pointer, pointer, size, *geometry, *output)
     for name in ("onnxq_error", "onnxq_isa_name"):
-        getattr(library, name).argtypes = [number]
+        getattr(library, name).argtypes = (number,)
         getattr(library, name).restype = ctypes.c_char_p
-    library.onnxq_isa_supported.argtypes = [number]
+    library.onnxq_isa_supported.argtypes = (number,)
     return library
 
 
