@@ -1,23 +1,29 @@
 """Train the two shipped CIFAR-10 networks and export them to ONNX with BatchNorm unfolded.
 
-    python models/train.py resnet20 --data ../shared/data --epochs 24
-    python models/train.py mobilenetv4_small --data ../shared/data --epochs 30
+    python models/train.py resnet20 --bf16 --epochs 24                  # from the labels alone
+    python models/teacher.py --out /tmp                                 # writes /tmp/logits.npz
+    python models/train.py resnet20 --bf16 --teacher /tmp/logits.npz --init models/resnet20.onnx --tag 2
 
 Needs torch and timm (not dependencies of onnxq), and the CIFAR-10 JPEG zips with one folder
-per class. Training is resumable: a checkpoint is written after every epoch.
+per class. Training is resumable: a checkpoint is written after every epoch to /tmp. The cards
+(resnet20.md, mobilenetv4_small.md) have the commands that made the shipped weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
+import math
 import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -48,16 +54,16 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random crop out of a 4-pixel reflect padding and a random horizontal flip, per image."""
-    n = len(images)
-    padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect")
+def augment(images: torch.Tensor, generator: torch.Generator, size: int = 32) -> torch.Tensor:
+    """Random crop with 8 pixels of play (for 32 out of 4 reflected pixels) and random flip, per image."""
+    n, pad = len(images), (size - 24) // 2
+    padded = F.pad(images.float(), (pad, pad, pad, pad), mode="reflect")
     dy = torch.randint(0, 9, (n, 1), generator=generator)
     dx = torch.randint(0, 9, (n, 1), generator=generator)
-    rows = (dy + torch.arange(32)).view(n, 1, 32, 1)
-    columns = dx + torch.arange(32)
+    rows = (dy + torch.arange(size)).view(n, 1, size, 1)
+    columns = dx + torch.arange(size)
     flip = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns).view(n, 1, 1, 32)
+    columns = torch.where(flip, columns.flip(1), columns).view(n, 1, 1, size)
     index = torch.arange(n).view(n, 1, 1, 1)
     return padded[index, torch.arange(3).view(1, 3, 1, 1), rows, columns]
 
@@ -98,15 +104,21 @@ class ResNet20(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+@functools.cache
+def register_torchvision() -> torch.library.Library:
+    """timm imports torchvision, whose CUDA wheel has no operators under a CPU torch: declare two, unused."""
+    stub = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        stub.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return stub  # the cache keeps it alive, and with it the declarations
+
+
 def mobilenetv4_small() -> nn.Module:
     """timm's MobileNetV4-Conv-Small-0.5 with CIFAR strides: stem and first stage keep 32 x 32.
 
     Every UIB block, its 3x3 and 5x5 depthwise kernels, the head and ReLU are timm's.
     """
-    # timm imports torchvision, whose CUDA wheel has no operators under a CPU torch: declare two, unused.
-    stub = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        stub.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    register_torchvision()
     import timm
 
     model = timm.create_model("mobilenetv4_conv_small_050", num_classes=10)
@@ -140,58 +152,118 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     return hits / len(images)
 
 
+def load_onnx(model: nn.Module, path: Path) -> None:
+    """Weights and BatchNorm statistics of a file that `export` wrote: its initializers keep their names."""
+    graph = onnx.load(path).graph
+    arrays = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    for node in graph.node:  # the exporter stores equal tensors once
+        if node.op_type == "Identity" and node.input[0] in arrays:
+            arrays[node.output[0]] = arrays[node.input[0]]
+    model.load_state_dict({n: arrays.get(n, v) for n, v in model.state_dict().items() if n in arrays or v.ndim == 0})
+
+
+def learning_rate(progress: float, peak: float, warm_up: float) -> float:
+    """Linear rise, then half a cosine down to zero; progress goes from 0 to 1."""
+    if progress < warm_up:
+        return peak * max(progress / warm_up, 0.01)
+    return peak * 0.5 * (1 + math.cos(math.pi * min((progress - warm_up) / (1 - warm_up), 1.0)))
+
+
+class Progress:
+    """Share of the training that is done: of the epochs, or of the wall-clock time where --minutes is given."""
+
+    def __init__(self, args: argparse.Namespace, steps: int) -> None:
+        self.total = args.minutes * 60 if args.minutes else args.epochs * steps
+        self.timed, self.done, self.since = bool(args.minutes), 0.0, time.time()
+
+    def step(self) -> None:
+        now = time.time()
+        self.done += now - self.since if self.timed else 1
+        self.since = now
+
+    def share(self) -> float:
+        return self.done / self.total
+
+
+def objective(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor | None, args: argparse.Namespace) -> torch.Tensor:
+    """Cross-entropy, or mostly the divergence from the teacher's softened distribution (Hinton et al. 2015)."""
+    hard = F.cross_entropy(logits, labels, label_smoothing=0.0 if soft is not None else args.smoothing)
+    if soft is None:
+        return hard
+    t = args.temperature
+    divergence = F.kl_div(F.log_softmax(logits / t, 1), F.softmax(soft / t, 1), reduction="batchmean")
+    return args.hard * hard + (1 - args.hard) * t * t * divergence
+
+
+def build(args: argparse.Namespace) -> nn.Module:
+    model = BUILD[args.model]().to(memory_format=torch.channels_last)
+    if args.bf16:
+        keep_depthwise_float(model)
+    if args.init and args.init.suffix == ".onnx":
+        load_onnx(model, args.init)
+    elif args.init:
+        model.load_state_dict(torch.load(args.init)["model"])
+    return model
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.SGD(
+        [{"params": decay, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.lr, momentum=0.9, nesterov=True,
+    )
+
+
 def train(args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     train_x, train_y = load_split(args.data / "cifar10-train.zip")
     test_x, test_y = load_split(args.data / "cifar10-test.zip")
-    model = BUILD[args.model]().to(memory_format=torch.channels_last)
-    if args.bf16:
-        keep_depthwise_float(model)
-    if args.init:
-        model.load_state_dict(torch.load(args.init)["model"])
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr, momentum=0.9, nesterov=True,
-    )
-    forward = torch.compile(model) if args.compile else model  # twice as fast on a CPU
+    teacher = torch.from_numpy(np.load(args.teacher)["logits"]) if args.teacher else None
+    model = build(args)
+    optimizer = make_optimizer(model, args)
+    forward = torch.compile(model, dynamic=False) if args.compile else model
     steps = len(train_x) // args.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=steps * args.epochs, pct_start=args.warm_up, final_div_factor=1e3
-    )
+    progress = Progress(args, steps)
     generator = torch.Generator().manual_seed(args.seed)
     checkpoint = Path("/tmp") / f"{args.model}.{args.tag}.pt"
-    start = 0
+    epoch = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
-        start = state["epoch"]
-    for epoch in range(start, args.epochs):
+        epoch, progress.done = state["epoch"], state["done"]
+    while progress.share() < 1:
         model.train()
-        began, total = time.time(), 0.0
+        began, total = time.time(), torch.zeros(())
+        size = args.small if progress.share() < args.small_share else 32
         order = torch.randperm(len(train_x), generator=generator)
         for step in range(steps):
             index = order[step * args.batch : (step + 1) * args.batch]
-            x = normalise(augment(train_x[index], generator)).contiguous(memory_format=torch.channels_last)
+            x = normalise(augment(train_x[index], generator, size)).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-                loss = F.cross_entropy(forward(x).float(), train_y[index], label_smoothing=args.smoothing)
+                logits = forward(x)
+            loss = objective(logits.float(), train_y[index], None if teacher is None else teacher[index], args)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress.share(), args.lr, args.warm_up)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
-            total += loss.item()
+            progress.step()
+            total += loss.detach()
             if args.probe and step == 30:
                 print(f"{(time.time() - began) / 31 * steps:.0f} s per epoch", flush=True)
                 raise SystemExit
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1,
-                    "schedule": schedule.state_dict(), "generator": generator.get_state()}, checkpoint)
+            if progress.share() >= 1:
+                break
+        epoch += 1
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
+                    "done": progress.done, "generator": generator.get_state()}, checkpoint)
         top1 = accuracy(model, test_x[::5], test_y[::5])
-        print(f"epoch {epoch + 1} loss {total / steps:.3f} top1(2000) {top1:.4f} {time.time() - began:.0f}s", flush=True)
+        print(f"epoch {epoch} ({progress.share():.1%}) size {size} loss {total.item() / (step + 1):.3f} "
+              f"top1(2000) {top1:.4f} {time.time() - began:.0f}s", flush=True)
     model.eval()
     print(json.dumps({"model": args.model, "test_top1_all_10000": accuracy(model, test_x, test_y)}), flush=True)
     return model
@@ -215,6 +287,7 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(BUILD))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--minutes", type=float, help="length in wall-clock time instead of --epochs; the schedule follows the clock")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
@@ -222,14 +295,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the steps in which the rate rises")
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights start this phase")
+    parser.add_argument("--init", type=Path, help="checkpoint (.pt) or exported network (.onnx) whose weights start this phase")
     parser.add_argument("--tag", default="1", help="name of this phase, for its checkpoint in /tmp")
+    parser.add_argument("--teacher", type=Path, help="logits.npz of teacher.py, to learn from instead of from labels alone")
+    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--hard", type=float, default=0.1, help="share of the labels' cross-entropy beside the teacher")
+    parser.add_argument("--small", type=int, default=24, help="edge of the crops in the first phase")
+    parser.add_argument("--small-share", type=float, default=0.0, help="length of that phase, which costs half per image")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the exported network")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--probe", action="store_true", help="time 30 steps and stop")
     args = parser.parse_args()
     model = train(args)
-    export(model, Path(__file__).with_name(f"{args.model}.onnx"))
+    export(model, args.out / f"{args.model}.onnx")
 
 
 if __name__ == "__main__":
