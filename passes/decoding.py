@@ -48,11 +48,18 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
+def _array(tensor: onnx.TensorProto) -> Array:
+    """The tensor's values, without the copy that onnx makes of raw data."""
+    if not tensor.raw_data:
+        return numpy_helper.to_array(tensor)
+    return np.frombuffer(tensor.raw_data, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
 def _decoded(node: onnx.NodeProto, held: dict[str, onnx.TensorProto], name: str) -> Array:
     """The array that a stream's node gives. Raises InvalidModelError naming it where it is malformed."""
     attributes = _attributes(node)
     count = 2 if node.op_type == GSE_OP else 3
-    arrays = [numpy_helper.to_array(held[tensor]) for tensor in node.input[:count]]
+    arrays = [_array(held[tensor]) for tensor in node.input[:count]]
     try:
         geometry = (attributes["bits"], attributes["group_size"])
         if node.op_type == GSE_OP:
@@ -117,35 +124,45 @@ def decode_weights(model: Model) -> tuple[Model, dict[str, Array]]:
     proto.CopyFrom(model.proto)
     held = {tensor.name: tensor for graph in _graphs(proto.graph) for tensor in graph.initializer}
     uses = _Uses.of(proto)
-    arrays: dict[str, Array] = {}
-    gone: set[int] = set()
-    for graph in list(_graphs(proto.graph)):
-        for node in graph.node:
-            if not _is_packed(node) or not all(name in held for name in node.input if name):
-                continue
-            name, array = node.output[0], _decoded(node, held, model.name)
-            gone.add(id(node))
-            while (follower := uses.behind(name, held)) is not None:
-                array, name = _moved(follower, array, held), follower.output[0]
-                gone.add(id(follower))
-            arrays[name] = np.ascontiguousarray(array)
-    _drop(proto, gone)
+    chains = [
+        _chain(node, uses, held)
+        for graph in _graphs(proto.graph)
+        for node in graph.node
+        if _is_packed(node) and all(name in held for name in node.input if name)
+    ]
+
+    def decoded(chain: list[onnx.NodeProto]) -> Array:
+        array = _decoded(chain[0], held, model.name)
+        for node in chain[1:]:
+            array = _moved(node, array, held)
+        return np.ascontiguousarray(array)
+
+    arrays = {chain[-1].output[0]: decoded(chain) for chain in chains}
+    _drop(proto, {id(node) for chain in chains for node in chain}, uses)
     return model.with_proto(proto), arrays
 
 
-def _drop(proto: onnx.ModelProto, gone: set[int]) -> None:
+def _chain(node: onnx.NodeProto, uses: _Uses, held: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """A stream's node and the nodes behind it that belong to the weight."""
+    chain = [node]
+    while (follower := uses.behind(chain[-1].output[0], held)) is not None:
+        chain.append(follower)
+    return chain
+
+
+def _drop(proto: onnx.ModelProto, gone: set[int], uses: _Uses) -> None:
     """Remove nodes, the initializers that only they read, and functions that nobody calls any more."""
+    unread = {
+        name
+        for name, readers in uses.readers.items()
+        if name not in uses.outputs and all(id(node) in gone for node in readers)
+    }
     for graph in list(_graphs(proto.graph)):
-        kept = [node for node in graph.node if id(node) not in gone]
-        if len(kept) < len(graph.node):
-            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-            del graph.node[:]
-            graph.node.extend(copies)
-    used = _Uses.of(proto)
-    for graph in _graphs(proto.graph):
+        for index in range(len(graph.node) - 1, -1, -1):
+            if id(graph.node[index]) in gone:
+                del graph.node[index]
         for index in range(len(graph.initializer) - 1, -1, -1):
-            name = graph.initializer[index].name
-            if name not in used.readers and name not in used.outputs:
+            if graph.initializer[index].name in unread:
                 del graph.initializer[index]
     calls = {(node.domain, node.op_type) for graph in _graphs(proto.graph) for node in graph.node}
     for index in range(len(proto.functions) - 1, -1, -1):

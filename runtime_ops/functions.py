@@ -232,12 +232,12 @@ def padded_rows(rows: int, row_size: int, group_size: int) -> int:
 
 def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
     """Where each granule (the largest run of values that groups and rows are multiples of) has its group."""
-    rows, row_size = shape[0], math.prod(shape[1:])
+    row_size = math.prod(shape[1:])
     granule = math.gcd(row_size, group_size)
     number = row_size // granule
     index = np.arange(number, dtype=np.int64) * granule // group_size
     return {
-        "granules": np.asarray([rows, number, granule], np.int64),
+        "granules": np.asarray([-1, number, granule], np.int64),
         "index": index[:, np.newaxis],
         "dims": np.asarray(shape, np.int64),
     }
@@ -250,7 +250,7 @@ def gse_tables(bits: int, group_size: int, exponent_base: int, shape: Sequence[i
     codes = np.arange(1 << EXPONENT_BITS, dtype=np.int32)
     return {
         "scales": np.ldexp(np.float32(1), codes + exponent_base).astype(np.float32),
-        "groups": np.asarray([shape[0], groups], np.int64),
+        "groups": np.asarray([-1, groups], np.int64),
         **geometry,
         **_mantissa_tables(bits),
         "unpack5": _windows(EXPONENT_BITS),

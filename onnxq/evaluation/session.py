@@ -112,11 +112,13 @@ def load_session(
     options.enable_cpu_mem_arena = arena
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
     if has_packed_weights(held.proto):
         held, kept = _hand_over(held, options)
+        path = None
     try:
-        session = _open(held, options)
+        session = _open(held, path, options)
         session._onnxq_weights = kept
         return session
     except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
@@ -129,8 +131,11 @@ def load_session(
         raise
 
 
-def _open(model: Model, options: ort.SessionOptions) -> Any:
+def _open(model: Model, path: Path | None, options: ort.SessionOptions) -> Any:
+    """path: the file that holds exactly this model and need not be written again; None without one."""
     providers = ["CPUExecutionProvider"]
+    if path is not None:
+        return ort.InferenceSession(str(path), options, providers=providers)
     if is_large(model.proto):
         with on_disk(model) as path:
             return ort.InferenceSession(str(path), options, providers=providers)
