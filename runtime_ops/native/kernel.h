@@ -6,7 +6,8 @@
 //                                code 0 starts at; V::plan(table, remainder) loads it
 //   V::Codes                     codes of a vector; V::codes(address, plan) has them in the top bits
 //   V::store_signed<form>(...)   sign-extends, converts, scales and shifts as `form` says, stores
-//   V::store_powers(...)         5-bit exponent codes to powers of two; V::store_halves: float16 to float32
+//   V::store_powers(...)         5-bit exponent codes to powers of two
+//   V::store_affine(...)         8 float16 scales and int8 zero points to what Form says
 //
 // Everything stands in an unnamed namespace and uses no inline function of the standard library: the linker
 // must never take a copy that was compiled for AVX-512 for a processor that has none.
@@ -60,7 +61,7 @@ inline float half_to_float(uint16_t half) {
 template <Form kForm>
 float formed(float code, float scale, float zero) {
   if (kForm == Form::kShifted) return (code - zero) * scale;
-  return kForm == Form::kFused ? code * scale + zero : code * scale;
+  return kForm == Form::kFused ? code * scale - zero : code * scale;
 }
 
 // Highest index at which a whole vector may be read and written, plus one; 0 where there is none.
@@ -89,29 +90,33 @@ void fill_powers(const uint8_t* exponents, size_t bytes, uint64_t first, size_t 
 template <class V>
 bool fill_affine(const uint16_t* scale, const int8_t* zero_point, size_t count, float* scales, float* zeros,
                  Form* form) {
-  unsigned infinite = 0, other = 0;  // no early exit, so that compilers make vector code of these loops
+  uint16_t largest = 0;  // of the magnitudes
+  int16_t least = 1;     // negative for a negative scale; no early exit, so that compilers make vector code of it
   for (size_t i = 0; i < count; ++i) {
-    infinite |= static_cast<unsigned>((scale[i] & 0x7C00u) == 0x7C00u);
-    other |= static_cast<unsigned>(scale[i] == 0) | static_cast<unsigned>(scale[i] >> 15);
+    const auto magnitude = static_cast<uint16_t>(scale[i] & 0x7FFFu);
+    const auto pattern = static_cast<int16_t>(scale[i]);
+    largest = magnitude > largest ? magnitude : largest;
+    least = pattern < least ? pattern : least;
   }
-  size_t done = 0;
-  for (; done + 8 <= count; done += 8) V::store_halves(scales + done, scale + done);
-  for (; done < count; ++done) scales[done] = half_to_float(scale[done]);
-  if (other) {
-    for (size_t i = 0; i < count; ++i) zeros[i] = static_cast<float>(zero_point[i]);
-  } else {
-    for (size_t i = 0; i < count; ++i) zeros[i] = -(static_cast<float>(zero_point[i]) * scales[i]);
+  const bool fused = least > 0;
+  *form = fused ? Form::kFused : Form::kShifted;
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) V::store_affine(scales + i, zeros + i, scale + i, zero_point + i, fused);
+  for (; i < count; ++i) {
+    scales[i] = half_to_float(scale[i]);
+    zeros[i] = static_cast<float>(zero_point[i]) * (fused ? scales[i] : 1.0f);
   }
-  *form = other ? Form::kShifted : Form::kFused;
-  return infinite == 0;
+  return largest < 0x7C00u;
 }
 
-// `groups` whole groups of `blocks` * kBlock vectors each that follow one another: no check, no address, no table
-// is needed between them.
-template <class V, Form kForm, int kBlock, class Plan, class Width>
-void decode_run(const uint8_t* source, const Plan& plan, const Width& width, int bits, uint64_t blocks,
+// `groups` whole groups that follow one another, of `vectors` vectors each: no check, no address, no table is needed
+// between them. kBlock divides `vectors`, and is all of it where kWhole, so that the loops unroll. Arguments come by
+// value to stay in registers: for all that the compiler knows, a store to `out` changes what a reference refers to.
+template <class V, Form kForm, int kBlock, bool kWhole, class Plan, class Width>
+void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_t vectors,
                 size_t groups, const float* scales, const float* zeros, float* out) {
   const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
+  const uint64_t blocks = kWhole ? 1 : vectors / kBlock;
   for (size_t group = 0; group < groups; ++group) {
     const auto scale = V::broadcast(scales[group]);
     const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
@@ -123,6 +128,17 @@ void decode_run(const uint8_t* source, const Plan& plan, const Width& width, int
       out += kBlock * V::kWidth;
     }
   }
+}
+
+template <class V, Form kForm, class Plan, class Width>
+void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_t vectors,
+                size_t groups, const float* scales, const float* zeros, float* out) {
+  const auto run = vectors == 1       ? decode_run<V, kForm, 1, true, Plan, Width>
+                   : vectors == 2     ? decode_run<V, kForm, 2, true, Plan, Width>
+                   : vectors == 4     ? decode_run<V, kForm, 4, true, Plan, Width>
+                   : vectors % 4 == 0 ? decode_run<V, kForm, 4, false, Plan, Width>
+                                      : decode_run<V, kForm, 1, false, Plan, Width>;
+  run(source, plan, width, bits, vectors, groups, scales, zeros, out);
 }
 
 // Groups [first, first + count) of a weight, whose scales (and zero points) are given. Groups are written in
@@ -156,13 +172,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
       if (run > 0) {
         const size_t groups = static_cast<size_t>(run);
         const float* const zero = kForm == Form::kScaled ? nullptr : zeros + group;
-        if (vectors % 4 == 0) {
-          decode_run<V, kForm, 4>(source, plan, width, bits, vectors / 4, groups, scales + group, zero, out + value);
-        } else if (vectors % 2 == 0) {
-          decode_run<V, kForm, 2>(source, plan, width, bits, vectors / 2, groups, scales + group, zero, out + value);
-        } else {
-          decode_run<V, kForm, 1>(source, plan, width, bits, vectors, groups, scales + group, zero, out + value);
-        }
+        decode_run<V, kForm>(source, plan, width, bits, vectors, groups, scales + group, zero, out + value);
         value += run * size;
         column += run * size;
         if (column == row_size) column = 0;

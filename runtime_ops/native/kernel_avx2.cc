@@ -37,7 +37,7 @@ struct Avx2 {
     const __m256 code = _mm256_cvtepi32_ps(_mm256_srav_epi32(codes, width));
     if constexpr (kForm == Form::kScaled) _mm256_storeu_ps(out, _mm256_mul_ps(code, scale));
     if constexpr (kForm == Form::kShifted) _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_sub_ps(code, zero), scale));
-    if constexpr (kForm == Form::kFused) _mm256_storeu_ps(out, _mm256_fmadd_ps(code, scale, zero));
+    if constexpr (kForm == Form::kFused) _mm256_storeu_ps(out, _mm256_fmsub_ps(code, scale, zero));
   }
 
   static void store_powers(float* out, Codes codes, int base) {
@@ -46,8 +46,12 @@ struct Avx2 {
     _mm256_storeu_ps(out, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
   }
 
-  static void store_halves(float* out, const uint16_t* halves) {
-    _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves))));
+  static void store_affine(float* scales, float* zeros, const uint16_t* halves, const int8_t* points, bool fused) {
+    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(points));
+    const __m256 zero = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    _mm256_storeu_ps(scales, scale);
+    _mm256_storeu_ps(zeros, fused ? _mm256_mul_ps(zero, scale) : zero);
   }
 };
 

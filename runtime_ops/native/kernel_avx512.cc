@@ -35,7 +35,7 @@ struct Avx512 {
     const __m512 code = _mm512_cvtepi32_ps(_mm512_srav_epi32(codes, width));
     if constexpr (kForm == Form::kScaled) _mm512_storeu_ps(out, _mm512_mul_ps(code, scale));
     if constexpr (kForm == Form::kShifted) _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_sub_ps(code, zero), scale));
-    if constexpr (kForm == Form::kFused) _mm512_storeu_ps(out, _mm512_fmadd_ps(code, scale, zero));
+    if constexpr (kForm == Form::kFused) _mm512_storeu_ps(out, _mm512_fmsub_ps(code, scale, zero));
   }
 
   static void store_powers(float* out, Codes codes, int base) {
@@ -44,8 +44,12 @@ struct Avx512 {
     _mm512_storeu_ps(out, _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23)));
   }
 
-  static void store_halves(float* out, const uint16_t* halves) {
-    _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves))));
+  static void store_affine(float* scales, float* zeros, const uint16_t* halves, const int8_t* points, bool fused) {
+    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(points));
+    const __m256 zero = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    _mm256_storeu_ps(scales, scale);
+    _mm256_storeu_ps(zeros, fused ? _mm256_mul_ps(zero, scale) : zero);
   }
 };
 

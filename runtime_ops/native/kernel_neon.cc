@@ -46,7 +46,7 @@ struct Neon {
       const float32x4_t code = vcvtq_f32_s32(vshlq_s32(codes.half[i], width));
       if constexpr (kForm == Form::kScaled) vst1q_f32(out + 4 * i, vmulq_f32(code, scale));
       if constexpr (kForm == Form::kShifted) vst1q_f32(out + 4 * i, vmulq_f32(vsubq_f32(code, zero), scale));
-      if constexpr (kForm == Form::kFused) vst1q_f32(out + 4 * i, vfmaq_f32(zero, code, scale));
+      if constexpr (kForm == Form::kFused) vst1q_f32(out + 4 * i, vfmaq_f32(vnegq_f32(zero), code, scale));
     }
   }
 
@@ -58,9 +58,14 @@ struct Neon {
     }
   }
 
-  static void store_halves(float* out, const uint16_t* halves) {
+  static void store_affine(float* scales, float* zeros, const uint16_t* halves, const int8_t* points, bool fused) {
+    const int16x8_t wide = vmovl_s8(vld1_s8(points));
+    const int32x4_t integers[2] = {vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide))};
     for (int i = 0; i < 2; ++i) {
-      vst1q_f32(out + 4 * i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + 4 * i))));
+      const float32x4_t scale = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves + 4 * i)));
+      const float32x4_t zero = vcvtq_f32_s32(integers[i]);
+      vst1q_f32(scales + 4 * i, scale);
+      vst1q_f32(zeros + 4 * i, fused ? vmulq_f32(zero, scale) : zero);
     }
   }
 };

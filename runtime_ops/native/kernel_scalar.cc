@@ -42,8 +42,11 @@ struct Scalar {
     }
   }
 
-  static void store_halves(float* out, const uint16_t* halves) {
-    for (int i = 0; i < 8; ++i) out[i] = half_to_float(halves[i]);
+  static void store_affine(float* scales, float* zeros, const uint16_t* halves, const int8_t* points, bool fused) {
+    for (int i = 0; i < 8; ++i) {
+      scales[i] = half_to_float(halves[i]);
+      zeros[i] = static_cast<float>(points[i]) * (fused ? scales[i] : 1.0f);
+    }
   }
 };
 

@@ -58,7 +58,7 @@ struct Stream {
 enum class Form {
   kScaled,   // m * scale
   kShifted,  // (m - zero) * scale
-  kFused,    // m * scale + zero, where zero = -(zero point * scale)
+  kFused,    // m * scale - zero, where zero = zero point * scale
 };
 
 struct Kernel {

@@ -1,0 +1,118 @@
+// Every kernel of this machine over every kind of odd size, with buffers that end exactly where they must, so that
+// a sanitizer sees each byte too many. Prints what it ran; the exit status says whether all of it was right.
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../decode.h"
+#include "reference.h"
+
+namespace {
+
+using namespace onnxq;
+
+std::mt19937_64 rng(7);
+long failures = 0, cases = 0;
+
+// Heap memory of exactly this many bytes: no capacity, nothing shared, so the sanitizer guards both ends.
+template <class T>
+std::unique_ptr<T[]> filled(size_t count) {
+  std::unique_ptr<T[]> data(new T[count]);
+  for (size_t i = 0; i < count; ++i) data[i] = static_cast<T>(rng());
+  return data;
+}
+
+void expect(bool right, const char* what, int isa, int bits, int64_t rows, int64_t row_size, int64_t group_size) {
+  ++cases;
+  if (right) return;
+  ++failures;
+  std::printf("WRONG %s: isa %s, bits %d, %lld rows of %lld, groups of %lld\n", what, isa_name(isa), bits,
+              static_cast<long long>(rows), static_cast<long long>(row_size), static_cast<long long>(group_size));
+}
+
+void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t spare) {
+  Layout layout;
+  if (make_layout(bits, rows, row_size, group_size, &layout) != kOk) {
+    expect(false, "layout", kScalar, bits, rows, row_size, group_size);
+    return;
+  }
+  const auto values = static_cast<size_t>(layout.values), groups = static_cast<size_t>(layout.groups);
+  const size_t packed_bytes = static_cast<size_t>(layout.packed_bytes) + spare;
+  const size_t exponent_bytes = static_cast<size_t>(layout.exponent_bytes) + spare;
+  const auto packed = filled<uint8_t>(packed_bytes);
+  const auto exponents = filled<uint8_t>(exponent_bytes);
+  const auto zero_point = filled<int8_t>(groups);
+  auto scale = filled<uint16_t>(groups);
+  const bool positive = rng() % 2 != 0;  // both forms of the affine kernel
+  for (size_t i = 0; i < groups; ++i) {
+    scale[i] = static_cast<uint16_t>(scale[i] % 0x7C00 | (positive ? 0 : scale[i] & 0x8000));
+    if (positive && scale[i] == 0) scale[i] = 1;
+  }
+  const int base = -126 + static_cast<int>(rng() % static_cast<unsigned>(224 - bits));
+  const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
+  const reference::Sizes sizes{bits, u(rows), u(row_size), u(group_size)};
+  std::vector<float> gse(values), affine(values);
+  reference::gse(packed.get(), exponents.get(), sizes, base, gse.data());
+  reference::affine(packed.get(), scale.get(), zero_point.get(), sizes, affine.data());
+  const auto same = [values](const float* a, const std::vector<float>& b) {
+    return std::memcmp(a, b.data(), values * sizeof(float)) == 0;
+  };
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    if (!isa_supported(isa)) continue;
+    auto out = filled<float>(values);
+    const GseWeight one{layout, packed.get(), packed_bytes, exponents.get(), exponent_bytes, base};
+    expect(decode(one, out.get(), values, isa) == kOk && same(out.get(), gse), "gse",
+           isa, bits, rows, row_size, group_size);
+    out = filled<float>(values);
+    const AffineWeight two{layout, packed.get(), packed_bytes, scale.get(), zero_point.get(), groups};
+    expect(decode(two, out.get(), values, isa) == kOk && same(out.get(), affine),
+           "affine", isa, bits, rows, row_size, group_size);
+    // One too few of anything is refused before anything is touched.
+    GseWeight bad = one;
+    --bad.packed_bytes;
+    expect(spare != 0 || decode(bad, out.get(), values, isa) == kPackedTooShort, "short codes", isa, bits, rows,
+           row_size, group_size);
+    bad = one;
+    --bad.exponent_bytes;
+    expect(spare != 0 || decode(bad, out.get(), values, isa) == kExponentsTooShort, "short exponents", isa, bits,
+           rows, row_size, group_size);
+    expect(decode(one, out.get(), values - 1, isa) == kOutputTooShort, "short output", isa, bits, rows, row_size,
+           group_size);
+    AffineWeight other = two;
+    --other.groups;
+    expect(decode(other, out.get(), values, isa) == kScalesTooShort, "short scales", isa, bits, rows, row_size,
+           group_size);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const int64_t row_counts[] = {1, 2, 3, 16, 33};
+  const int64_t row_sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 24, 25, 27, 31, 32, 33, 49, 63, 64, 65, 127, 480, 481};
+  const int64_t group_sizes[] = {1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 64, 65, 128, 1000};
+  for (int bits = kMinBits; bits <= kMaxBits; ++bits) {
+    for (const int64_t rows : row_counts) {
+      for (const int64_t row_size : row_sizes) {
+        for (const int64_t group_size : group_sizes) {
+          check(bits, rows, row_size, group_size, 0);
+          if (rows == 3) check(bits, rows, row_size, group_size, 1 + rng() % 20);
+        }
+      }
+    }
+    check(bits, 1, 1000003, 32, 0);
+    check(bits, 1, 1000003, 1000003, 0);
+    check(bits, 1000003, 1, 32, 0);
+    check(bits, 5003, 9, 8, 0);
+    check(bits, 5003, 25, 16, 0);
+    check(bits, 1024, 1024, 32, 0);
+  }
+  std::printf("%ld checks, %ld wrong; instruction sets:", cases, failures);
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    if (isa_supported(isa)) std::printf(" %s", isa_name(isa));
+  }
+  std::printf("\n");
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,51 @@
+#include "reference.h"
+
+#include <cmath>
+
+namespace reference {
+namespace {
+
+int code(const uint8_t* stream, uint64_t index, int bits, bool is_signed) {
+  int value = 0;
+  for (int i = 0; i < bits; ++i) {
+    const uint64_t bit = index * static_cast<uint64_t>(bits) + static_cast<uint64_t>(i);
+    value |= ((stream[bit / 8] >> (bit % 8)) & 1) << i;
+  }
+  return is_signed && (value >> (bits - 1)) != 0 ? value - (1 << bits) : value;
+}
+
+float half(uint16_t pattern) {
+  const int exponent = (pattern >> 10) & 31, fraction = pattern & 1023;
+  const double magnitude = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+  return static_cast<float>(pattern >> 15 ? -magnitude : magnitude);
+}
+
+// Calls body(index of the group, index of the value) for all values in order.
+template <class Body>
+void each(const Sizes& sizes, Body body) {
+  uint64_t group = 0, value = 0;
+  for (uint64_t row = 0; row < sizes.rows; ++row) {
+    for (uint64_t column = 0; column < sizes.row_size; ++column) {
+      if (column != 0 && column % sizes.group_size == 0) ++group;
+      body(group, value++);
+    }
+    ++group;
+  }
+}
+
+}  // namespace
+
+void gse(const uint8_t* packed, const uint8_t* exponents, const Sizes& sizes, int base, float* values) {
+  each(sizes, [&](uint64_t group, uint64_t i) {
+    const int exponent = base + code(exponents, group, 5, false);
+    values[i] = static_cast<float>(std::ldexp(code(packed, i, sizes.bits, true), exponent));
+  });
+}
+
+void affine(const uint8_t* packed, const uint16_t* scale, const int8_t* zero_point, const Sizes& sizes, float* values) {
+  each(sizes, [&](uint64_t group, uint64_t i) {
+    values[i] = static_cast<float>(code(packed, i, sizes.bits, true) - zero_point[group]) * half(scale[group]);
+  });
+}
+
+}  // namespace reference
