@@ -1,6 +1,7 @@
 """What a model file holds, read from its nodes: layers, sizes, and the schemes that its weights really have.
 
-A policy in the metadata says what was wanted; the DequantizeLinear nodes say what is there. Both are given.
+A policy in the metadata says what was wanted; the nodes that make the weights say what is there.
+Both are given.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import onnx
 from onnx import numpy_helper
 
 from passes.model import Model, is_large
+from runtime_ops.functions import GSE_OP, PACKED_OP, SIMULATED_OP
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
 
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
-_MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"}
+_MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Slice", "Squeeze", "Unsqueeze", "Flatten"}
+# What makes a float weight of codes.
+_DECODERS = {"DequantizeLinear", GSE_OP, PACKED_OP}
 _BITS = {
     "int2": 2,
     "uint2": 2,
@@ -106,19 +110,21 @@ class _Reader:
         return name, maker
 
     def weight(self, node: onnx.NodeProto) -> tuple[str, onnx.NodeProto | None] | None:
-        """(weight tensor as stored, its DequantizeLinear or None) of a weighted node, if any."""
+        """(weight tensor as stored, the node that decodes it or None) of a weighted node, if any."""
         candidates = (1, 0) if node.op_type in ("MatMul", "MatMulInteger") else (1,)
         for index in candidates:
             name, maker = self.origin(node.input[index])
             if name in self.held:
                 return name, None
-            if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in self.held:
+            if maker is not None and maker.op_type in _DECODERS and maker.input[0] in self.held:
                 return maker.input[0], maker
         return None
 
     def scheme(self, stored: str, maker: onnx.NodeProto | None, node: onnx.NodeProto) -> str:
         """The scheme of a weight as text, from its codes, scale and zero point."""
         kind = _dtype(self.held[stored].data_type)
+        if maker is not None and maker.op_type != "DequantizeLinear":
+            return self._stream_scheme(maker)
         if maker is None and not node.op_type.endswith("Integer"):
             return "float" if kind == "float32" else kind
         scale = maker.input[1] if maker is not None else self._dynamic_scale(node)
@@ -140,6 +146,16 @@ class _Reader:
             parts.append("asym")
         return ":".join(parts)
 
+    def _stream_scheme(self, maker: onnx.NodeProto) -> str:
+        """The scheme of a bit stream (passes/packed.py), from its node's attributes."""
+        held, shape = _integers(maker), next((a.ints for a in maker.attribute if a.name == "shape"), ())
+        size = held.get("group_size", 0)
+        block = f"block{size}" if size < math.prod(shape[1:]) else "channel"
+        if maker.op_type == GSE_OP:
+            return f"gse{held.get('bits', 0)}:block{size}"
+        zeros = numpy_helper.to_array(self.held[maker.input[2]]) if maker.input[2] in self.held else None
+        return f"int{held.get('bits', 0)}:{block}" + (":asym" if zeros is not None and zeros.any() else "")
+
     def _dynamic_scale(self, node: onnx.NodeProto) -> str:
         """The weight scale of an integer operator: the constant of the Mul behind its result."""
         wanted = node.input[1].removesuffix("_quantized") + "_scale"
@@ -151,6 +167,9 @@ class _Reader:
             return "uint8:dynamic"
         index = 0 if self.origin(node.input[0])[0] not in self.held else 1
         _, maker = self.origin(node.input[index])
+        if maker is not None and maker.op_type == SIMULATED_OP:
+            held = _integers(maker)
+            return f"gse{held.get('bits', 0)}:block{held.get('group_size', 0)}"
         if maker is None or maker.op_type != "DequantizeLinear":
             return "float"
         zero = maker.input[2] if len(maker.input) > 2 else ""
@@ -167,6 +186,17 @@ class _Reader:
             return math.prod(out[1:]) * math.prod(shape[1:])
         channels = out[-1]
         return math.prod(out[1:]) * (math.prod(shape) // channels if channels else 0)
+
+
+def _as_wanted(real: str, wanted: str, row_size: int) -> str:
+    """The wanted scheme where a row is one group of it, shorter than its block: nothing tells them apart."""
+    block = next((part[5:] for part in wanted.split(":") if part.startswith("block")), "")
+    same = wanted.partition(":")[0] == real.partition(":")[0] and block.isdigit() and int(block) >= row_size
+    return wanted if same else real
+
+
+def _integers(node: onnx.NodeProto) -> dict[str, int]:
+    return {a.name: int(a.i) for a in node.attribute if a.type == onnx.AttributeProto.INT}
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -196,11 +226,15 @@ def layer_facts(model: Model) -> list[LayerFacts]:
             continue
         stored, maker = weight
         dims = tuple(reader.held[stored].dims)
+        stream = maker is not None and maker.op_type != "DequantizeLinear"
         shape = dims if node.op_type.endswith("Integer") else reader.shapes.get(node.input[1], dims)
-        if math.prod(shape) != math.prod(dims):
+        if not stream and math.prod(shape) != math.prod(dims):
             shape = dims
         name = node.name.removesuffix(f"_{node.op_type}") if node.op_type.endswith("Integer") else node.name
         entry = wanted.get(name)
+        scheme = reader.scheme(stored, maker, node)
+        if stream and entry and maker is not None:
+            scheme = _as_wanted(scheme, entry["weights"], _integers(maker)["group_size"])
         facts.append(
             LayerFacts(
                 name=name,
@@ -210,10 +244,12 @@ def layer_facts(model: Model) -> list[LayerFacts]:
                 groups=next((int(a.i) for a in node.attribute if a.name == "group"), 1),
                 parameters=math.prod(shape),
                 macs=reader.macs(node, shape),
-                weights=reader.scheme(stored, maker, node),
+                weights=scheme,
                 activations=reader.activations(node),
                 policy=f"{entry['weights']}/{entry['activations']}" if entry else "",
-                stored_bits=_BITS.get(_dtype(reader.held[stored].data_type), 32),
+                stored_bits=_integers(maker)["bits"]
+                if maker is not None and stream
+                else _BITS.get(_dtype(reader.held[stored].data_type), 32),
             )
         )
     return facts

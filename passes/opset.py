@@ -9,8 +9,9 @@ from onnx import inliner, version_converter
 
 from passes.base import Context
 from passes.errors import UnsupportedModelError
-from passes.graph import import_graph, subgraphs
+from passes.graph import declare_functions, import_graph, subgraphs
 from passes.model import Model, is_large
+from runtime_ops.functions import DOMAIN
 
 __all__ = ["upgrade"]
 
@@ -50,6 +51,8 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
         )
     try:
         proto = _named(model)
+        if all(held.domain == DOMAIN for held in proto.functions):
+            del proto.functions[:]  # ours are written anew below, at the new opset
         if proto.functions:
             # A function must import the opset of its model, and the converter drops functions.
             proto = inliner.inline_local_functions(proto)
@@ -61,6 +64,7 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
             f"{model.name}: {why} needs opset {minimum}, and the model at opset {current} cannot be "
             f"converted ({reason}); export it again at the newer opset"
         ) from None
+    declare_functions(converted)
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.proto.metadata_props)
     context.note("info", "", f"opset {current} upgraded to {minimum}: {why}")

@@ -120,7 +120,10 @@ class Scheme:
                 raise PolicyError(
                     f"'{text}': '{part}' is none of tensor, channel, blockN, sym, asym, dynamic, paper"
                 )
-        return cls(form, int(match.group(3)), granularity, block, symmetric, signed, dynamic, encoder)
+        try:
+            return cls(form, int(match.group(3)), granularity, block, symmetric, signed, dynamic, encoder)
+        except PolicyError as error:
+            raise PolicyError(f"'{text}': {error}") from None
 
 
 FLOAT = Scheme()

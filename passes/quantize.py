@@ -160,6 +160,10 @@ class Quantize(Pass):
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
             model, graph = upgraded, import_graph(upgraded)
+        if any(choice.activations.format == "gse" for choice in policy.layers.values()):
+            context.note(
+                "info", "", "activations in GSE are simulated in float: accuracy is real, speed is not"
+            )
         _Edit(graph, model, policy, self.standard, context).run()
         result = export_graph(graph, model)
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fold": ("rewrite", "fold", "Simplify a model and fold its BatchNormalizations."),
     "smooth": ("rewrite", "smooth", "Even out weight ranges between channels before quantizing."),
     "quantize": ("quantize", "quantize", "Write one quantized model."),
+    "decode": ("rewrite", "decode", "Turn weights that stand as bit streams back into float."),
     "apply": ("rewrite", "apply", "Run a recipe of passes on a model."),
     "sensitivity": ("sensitivity", "sensitivity", "Rank the layers by what quantizing them costs."),
     "tune": ("tune", "tune", "Search the Pareto front of quantized models."),

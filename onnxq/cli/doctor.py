@@ -82,6 +82,7 @@ def _facts() -> dict[str, Any]:
 
     from onnxq._version import __version__
     from onnxq.machine import cpu_flags, cpu_name, default_threads, vnni_warning
+    from runtime_ops.library import library_status
 
     model = _tiny_model()
     return {
@@ -96,7 +97,7 @@ def _facts() -> dict[str, Any]:
         "threads": default_threads(),
         "vnni_warning": vnni_warning(),
         "providers": [_provider(name, model) for name in ort.get_available_providers()],
-        "custom_ops": {"built": False, "problem": "this version has no custom operators"},
+        "custom_ops": library_status(),
     }
 
 
@@ -135,7 +136,14 @@ def doctor(as_json: bool) -> None:
         state = good if provider["works"] else click.style("no use ", fg="yellow")
         problem = f": {provider['problem']}" if provider["problem"] else ""
         click.echo(f"  {state} {provider['name']}{problem}")
-    click.echo(f"\nCustom operators\n  not in  {facts['custom_ops']['problem']}")
+    click.echo(
+        "\nC++ library (GSE and packed integers; without it they are decoded by numpy, with the same bits)"
+    )
+    library = facts["custom_ops"]
+    if library["built"]:
+        click.echo(f"  {good} {library['path']}, using {library['isa']} of {', '.join(library['isas'])}")
+    if library["reason"]:
+        click.echo(f"  not in  {library['reason']}")
     if facts["vnni_warning"]:
         warn(facts["vnni_warning"])
     raise click.exceptions.Exit(0 if healthy else 2)

@@ -30,7 +30,8 @@ def weight_text(weights: str, granularity: str | None) -> str:
         part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")
     ]
     if granularity is None:
-        return weights if named or weights in ("float", "none") else f"{weights}:channel"
+        plain = named or weights in ("float", "none") or weights.startswith("gse")
+        return weights if plain else f"{weights}:channel"
     if named and named[0] != granularity:
         raise UserError(
             f"--weights {weights} and --granularity {granularity} contradict each other; give one"
@@ -52,15 +53,15 @@ def _recipe(settings: dict[str, Any]) -> Sequential:
     members: list[Any] = [] if settings["no_fold"] else [Simplify(), FoldBatchNorm()]
     if settings["smooth"] != "none":
         members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
-    exclude = tuple(settings["exclude"])
+    exclude, standard = tuple(settings["exclude"]), settings["standard"]
     if settings["policy"]:
-        members.append(Quantize(policy=settings["policy"], exclude=exclude))
+        members.append(Quantize(policy=settings["policy"], exclude=exclude, standard=standard))
     else:
         weights = weight_text(settings["weights"], settings["granularity"])
         activations = activation_text(settings["activations"])
         weight_scheme(weights)
         activation_scheme(activations)
-        members.append(Quantize(weights=weights, activations=activations, exclude=exclude))
+        members.append(Quantize(weights=weights, activations=activations, exclude=exclude, standard=standard))
     return Sequential(tuple(members))
 
 
@@ -73,7 +74,7 @@ def _needs_data(settings: dict[str, Any]) -> bool:
         schemes = [policy[name].activations for name in policy]
     else:
         schemes = [activation_scheme(activation_text(settings["activations"]))]
-    return any(not scheme.is_float and not scheme.dynamic for scheme in schemes)
+    return any(scheme.format == "int" and not scheme.dynamic for scheme in schemes)
 
 
 def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, dict[str, str]]:
@@ -107,14 +108,17 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
     "--policy", metavar="P.json", help="Schemes layer by layer (.json or .csv; see 'onnxq policy')."
 )
 @click.option(
-    "--weights", default="int8", show_default=True, help="int2 to int8, int16, uint8:asym, float ..."
+    "--weights",
+    default="int8",
+    show_default=True,
+    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), float ...",
 )
 @click.option("--granularity", metavar="G", help="channel (default), tensor or blockN, as in block32.")
 @click.option(
     "--activations",
     default="uint8",
     show_default=True,
-    help="uint8, int8, int16, int8:sym, dynamic or float.",
+    help="uint8, int8, int16, int8:sym, dynamic, gse8 (simulated) or float.",
 )
 @click.option(
     "--calibration",
@@ -137,6 +141,11 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
 )
 @click.option(
     "--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas."
+)
+@click.option(
+    "--standard",
+    is_flag=True,
+    help="Only types that ONNX has, for runtimes that know nothing of us: no bit streams.",
 )
 @click.option("--no-fold", is_flag=True, help="Do not simplify and fold first.")
 @data_options()
@@ -162,6 +171,7 @@ def quantize(
     \b
     onnxq quantize model.onnx --data images/ --preprocess imagenet
     onnxq quantize model.onnx --weights int4 --granularity block32 --activations float
+    onnxq quantize model.onnx --weights gse6 --activations float
     onnxq quantize model.onnx --activations dynamic --exclude last
     """
     from onnxq.cli.output import output_path, stamped, write_model

@@ -21,7 +21,7 @@ from onnxq.cli.options import (
 if TYPE_CHECKING:
     from passes import Context, Model, Note, Pass, PassResult
 
-__all__ = ["apply", "fold", "show_notes", "smooth"]
+__all__ = ["apply", "decode", "fold", "show_notes", "smooth"]
 
 
 def show_notes(notes: Sequence[Note], explain: bool) -> None:
@@ -104,6 +104,26 @@ def fold(model: str, output: str | None, explain: bool, as_json: bool, hub: str 
     target = output_path(output, path, "fold")
     result = rewritten(loaded, parse_recipe("simplify | fold_batchnorm"))
     finish(result, path, target, "fold", {}, explain=explain, as_json=as_json)
+
+
+@click.command()
+@click.argument("model")
+@output_option("MODEL.decode.onnx beside the input")
+@_explain
+@json_option
+def decode(model: str, output: str | None, explain: bool, as_json: bool) -> None:
+    """Turn the weights of MODEL that stand as bit streams (GSE, int3, int5, int6, int7) back into float.
+
+    The values are the same to the bit; the file needs none of onnxq's functions any more, and is as large as
+    a float one.
+    """
+    from onnxq.cli.output import output_path
+    from passes.decoding import Decode
+    from passes.model import load
+
+    target = output_path(output, model, "decode")
+    result = rewritten(load(model), Decode())
+    finish(result, model, target, "decode", {}, explain=explain, as_json=as_json)
 
 
 @click.command()

@@ -125,7 +125,7 @@ def test_quantize_schemes(invoke: Invoke, work: Path, options: list[str], weight
 
 
 def test_quantize_says_when_bits_are_padded(invoke: Invoke, work: Path) -> None:
-    result = ok(invoke("quantize", "tiny.onnx", "--weights", "int6", "--activations", "float"))
+    result = ok(invoke("quantize", "tiny.onnx", "--weights", "int6", "--activations", "float", "--standard"))
     assert "int6:channel in 8-bit tensors" in result.stderr
     assert "int6:channel in int8:channel" in ok(invoke("info", "tiny.int6.onnx")).stdout
 

@@ -265,7 +265,9 @@ def test_static_without_data(refused: Refused) -> None:
     ("options", "words"),
     [
         (("--weights", "int9"), "2 to 8 or 16 bits"),
-        (("--weights", "gse8"), "GSE weights are not built"),
+        (("--weights", "gse9"), "a GSE scheme has 2 to 8 bits"),
+        (("--weights", "gse6:channel"), "groups that share an exponent"),
+        (("--weights", "gse6", "--granularity", "tensor"), "groups that share an exponent"),
         (("--weights", "int8:tensor", "--granularity", "channel"), "contradict each other"),
         (("--activations", "int8:channel"), "one scale per tensor"),
         (("--calibration", "magic"), "calibration method"),
