@@ -23,10 +23,10 @@ from runtime_ops.library import (
 
 pytestmark = pytest.mark.usefixtures("native")
 
-# Where there is no library the list is empty, and the tests of one instruction set are skipped by pytest itself.
-ISAS = isas() or [pytest.param("scalar", marks=pytest.mark.usefixtures("native"))]
+# Where there is no library something must be in the list, so that the tests are there to skip.
+ISAS = isas() or ["scalar"]
 BITS = range(2, 9)
-# (rows, row size): one value; less than a vector; depthwise 3x3 and 5x5; odd; what once broke a tail; many rows.
+# (rows, row size): one value; less than a vector; depthwise 3x3 and 5x5; odd; one that once broke a tail.
 SHAPES = [(1, 1), (1, 7), (7, 1), (16, 9), (6, 25), (5, 27), (3, 33), (2, 100), (3, 480), (1, 1003), (700, 8)]
 GROUP_SIZES = [1, 3, 7, 8, 12, 16, 32, 64, 128, 5000]
 
@@ -93,8 +93,11 @@ def test_ends_of_the_exponent_range(isa: str, bits: int, lowest: bool) -> None:
     found = decode_gse_native(*gse, isa=isa)
     assert np.isfinite(found).all()
     assert same(found, decode_gse(*gse))
+    beyond = base + (-1 if lowest else 1)
     with pytest.raises(ValueError, match="exponent_base"):
-        decode_gse_native(*gse_of(case, bits=bits, exponent_base=base + (-1 if lowest else 1)), isa=isa)
+        decode_gse_native(
+            *gse_of(case, bits=bits, group_size=8, exponent_base=beyond, shape=(3, 40)), isa=isa
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -179,7 +182,7 @@ def test_more_malformed_input_is_refused() -> None:
         scale[-1] = value
         with pytest.raises(ValueError, match="scale must be finite"):
             decode_affine_native(*affine_of({**case, "scale": scale}))
-    with pytest.raises(ValueError, match="float32, not float16|float16"):
+    with pytest.raises(ValueError, match="scale is float32"):
         decode_affine_native(*affine_of({**case, "scale": case["scale"].astype(np.float32)}))
     with pytest.raises(ValueError, match="packed is int8"):
         decode_gse_native(*gse_of({**case, "packed": case["packed"].view(np.int8)}))
@@ -187,7 +190,8 @@ def test_more_malformed_input_is_refused() -> None:
         decode_gse_native(*gse_of({**case, "packed": case["packed"][:0]}))
     with pytest.raises(ValueError, match="instruction sets are"):
         decode_gse_native(*gse_of(case), isa="mmx")
-    for out in (np.empty(131, np.float32), np.empty(132, np.float64), np.empty(264, np.float32)[::2]):
+    wrong: list[Any] = [np.empty(131, np.float32), np.empty(132, np.float64), np.empty(264, np.float32)[::2]]
+    for out in wrong:
         with pytest.raises(ValueError, match="out"):
             decode_gse_native(*gse_of(case), out=out)
 

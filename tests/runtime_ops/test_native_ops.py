@@ -103,23 +103,23 @@ def test_same_bits_as_numpy(isa: str, bits: int, tables: bool, monkeypatch: pyte
         given = {**inputs, **(GSE_TABLES if tables else {})}
         found = gse(given, bits=bits, group_size=size, shape=shape, exponent_base=-40)
         np.testing.assert_array_equal(
-            found, decode_gse(*inputs.values(), bits, size, -40, shape), strict=True
+            found, decode_gse(inputs["packed"], inputs["exponents"], bits, size, -40, shape), strict=True
         )
         packed = affine_inputs(rows, row_size, bits, size)
         given = {**packed, **(AFFINE_TABLES if tables else {})}
         found = affine(given, bits=bits, group_size=size, shape=shape)
-        wished = decode_affine(*packed.values(), bits, size, shape)
+        wished = decode_affine(packed["packed"], packed["scale"], packed["zero_point"], bits, size, shape)
         np.testing.assert_array_equal(found.view(np.uint32), wished.view(np.uint32), strict=True)
 
 
 def test_inputs_may_come_at_run_time() -> None:
     inputs = gse_inputs(4, 33, 5, 32)
-    wished = decode_gse(*inputs.values(), 5, 32, -30, (4, 11, 3))
+    wished = decode_gse(inputs["packed"], inputs["exponents"], 5, 32, -30, (4, 11, 3))
     np.testing.assert_array_equal(gse(inputs, constant=False), wished)
     longer = {name: np.tile(array, (2, 3)) for name, array in inputs.items()}
     np.testing.assert_array_equal(gse(longer, constant=False), wished)
     packed = affine_inputs(4, 33, 5, 32)
-    wished = decode_affine(*packed.values(), 5, 32, (4, 11, 3))
+    wished = decode_affine(packed["packed"], packed["scale"], packed["zero_point"], 5, 32, (4, 11, 3))
     np.testing.assert_array_equal(affine(packed, constant=False), wished)
 
 
@@ -253,7 +253,7 @@ class _Base(ctypes.Structure):
     """OrtApiBase: GetApi(version) -> OrtApi or null, GetVersionString()."""
 
     get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
-    version = ctypes.CFUNCTYPE(ctypes.c_char_p)
+    version = ctypes.CFUNCTYPE(ctypes.c_void_p)
     _fields_ = [("get_api", get), ("get_version", version)]
 
 
@@ -265,10 +265,11 @@ def test_an_onnx_runtime_that_is_too_old_gets_a_status(newest: int) -> None:
         said.append((code, text))
         return 4242
 
+    version_text = ctypes.create_string_buffer(b"1.12.0")
     api = _Api(_Api.create(create))
     base = _Base(
         _Base.get(lambda version: ctypes.addressof(api) if version <= newest else None),
-        _Base.version(lambda: b"1.12.0"),
+        _Base.version(lambda: ctypes.addressof(version_text)),
     )
     library = load_library()
     function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
@@ -285,5 +286,5 @@ def test_an_onnx_runtime_that_is_too_old_gets_a_status(newest: int) -> None:
 
 def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXQ_LIBRARY", "/nowhere/libonnxq_ops.so")
-    with pytest.raises(LibraryMissingError, match="/nowhere/libonnxq_ops.so"):
+    with pytest.raises(LibraryMissingError, match="nowhere"):
         register(ort.SessionOptions())
