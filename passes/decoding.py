@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
 from passes.model import Model
+from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse
 from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP
 
@@ -189,4 +190,10 @@ class Decode(Pass):
         for name, array in arrays.items():
             result.proto.graph.initializer.append(numpy_helper.from_array(array, name))
             context.note("applied", "", f"{name}: float again")
+        if not has_packed_weights(result.proto):
+            # The layers are float again, so that the next quantize may treat them.
+            kept = [entry for entry in result.proto.metadata_props if entry.key != POLICY_KEY]
+            copies = [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
+            del result.proto.metadata_props[:]
+            result.proto.metadata_props.extend(copies)
         return result, bool(arrays)

@@ -130,6 +130,29 @@ def test_quantize_says_when_bits_are_padded(invoke: Invoke, work: Path) -> None:
     assert "int6:channel in int8:channel" in ok(invoke("info", "tiny.int6.onnx")).stdout
 
 
+def test_quantize_gse_and_decode(invoke: Invoke, work: Path) -> None:
+    ok(invoke("quantize", "tiny.onnx", "--weights", "gse6:block16", "--activations", "float"))
+    shown = ok(invoke("info", "tiny.gse6.onnx")).stdout
+    assert "gse6:block16 / float" in shown
+    assert "in gse6" not in shown  # a row shorter than its block is no other scheme
+    ok(invoke("decode", "tiny.gse6.onnx"))
+    facts = json.loads(ok(invoke("info", "tiny.gse6.decode.onnx", "--json")).stdout)
+    assert {layer["weights"] for layer in facts["layers"]} == {"float"}
+    assert {"ai.onnxq"}.isdisjoint(facts["opset"])
+    table = json.loads(
+        ok(invoke("eval", "tiny.gse6.onnx", "tiny.gse6.decode.onnx", "--data", "data.npz", "--json")).stdout
+    )
+    assert len({json.dumps(row["metrics"]) for row in table["models"]}) == 1
+    again = ok(invoke("decode", "tiny.onnx"))
+    assert "nothing to change" in again.stderr
+
+
+def test_simulated_activations_are_told(invoke: Invoke, work: Path) -> None:
+    result = ok(invoke("quantize", "tiny.onnx", "--weights", "gse8", "--activations", "gse8", "-o", "q.onnx"))
+    assert "simulated in float" in result.stderr
+    assert "gse8:block32 / gse8:block32" in ok(invoke("info", "q.onnx")).stdout
+
+
 def test_quantize_with_a_policy_and_exclude(invoke: Invoke, work: Path) -> None:
     ok(invoke("policy", "tiny.onnx", "-o", "p.json", "--weights", "int8", "--activations", "float"))
     document = ok(
