@@ -231,7 +231,10 @@ def padded_rows(rows: int, row_size: int, group_size: int) -> int:
 
 
 def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
-    """Where each granule (the largest run of values that groups and rows are multiples of) has its group."""
+    """Where each granule (the largest run of values that groups and rows are multiples of) has its group.
+
+    The number of rows stands as -1, so that weights which differ in that alone share their tables.
+    """
     row_size = math.prod(shape[1:])
     granule = math.gcd(row_size, group_size)
     number = row_size // granule
@@ -239,7 +242,7 @@ def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
     return {
         "granules": np.asarray([-1, number, granule], np.int64),
         "index": index[:, np.newaxis],
-        "dims": np.asarray(shape, np.int64),
+        "dims": np.asarray([-1, *shape[1:]], np.int64),
     }
 
 
