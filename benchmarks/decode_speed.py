@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime_ops.bitpack import packed_bytes
-from runtime_ops.library import isas, library_status, load_library
+from runtime_ops.library import empty_floats, isas, library_status, load_library
 
 INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon"]
 
@@ -39,7 +39,7 @@ def compare(
     rows, row_size = shape
     groups = rows * -(-row_size // size)
     packed = rng.integers(0, 256, packed_bytes(rows * row_size, bits), dtype=np.uint8)
-    out = np.empty(shape, np.float32)
+    out = empty_floats(shape)
     target = (out.ctypes.data, out.size, INSTRUCTION_SETS.index(isa))
     geometry = (bits, rows, row_size, size)
     if kind == "gse":
@@ -55,7 +55,8 @@ def compare(
     arguments = (packed.ctypes.data, packed.size, *scales, *geometry, *target)
     if function(*arguments):
         raise SystemExit(f"the library refuses {arguments}")
-    source = out.copy()
+    source = empty_floats(shape)
+    source[:] = out
     decode = functools.partial(function, *arguments)
     copy = functools.partial(ctypes.memmove, target[0], source.ctypes.data, source.nbytes)
     loops = max(1, (8 << 20) // source.nbytes)
