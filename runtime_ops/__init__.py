@@ -19,6 +19,7 @@ from runtime_ops.integer import (
     quantize,
     symmetric_scale,
 )
+from runtime_ops.library import library_status, register
 
 __all__ = [
     "GSETensor",
@@ -30,9 +31,11 @@ __all__ = [
     "dequantize",
     "encode_gse",
     "gse_bits",
+    "library_status",
     "pack_bits",
     "quantize",
     "quantize_groups",
+    "register",
     "symmetric_scale",
     "unpack_bits",
 ]
