@@ -53,9 +53,8 @@ def library_path() -> Path | None:
     wished = os.environ.get("ONNXQ_LIBRARY")
     if wished:
         return Path(wished)
-    import runtime_ops
-
-    return _beside(tuple(runtime_ops.__path__))
+    # Not imported: the package itself imports this module.
+    return _beside(tuple(sys.modules["runtime_ops"].__path__))
 
 
 _FOUND: dict[tuple[str, ...], Path] = {}
