@@ -12,6 +12,7 @@ import ctypes
 import functools
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
