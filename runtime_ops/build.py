@@ -20,11 +20,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["LIBRARY_NAME", "BuildError", "build"]
+__all__ = ["LIBRARY_NAME", "REASON_NAME", "BuildError", "build"]
 
 _PREFIX = "" if sys.platform in ("win32", "cygwin") else "lib"
 _SUFFIX = {"win32": ".dll", "cygwin": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 LIBRARY_NAME = f"{_PREFIX}onnxq_ops{_SUFFIX}"
+# An installation that had to go on without the library leaves its reason here, for `onnxq doctor`.
+REASON_NAME = "not_built.txt"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -80,18 +82,21 @@ def build(target: Path) -> Path:
         except OSError as error:
             fresh.unlink()
             raise BuildError(f"{target / LIBRARY_NAME} is in use and cannot be replaced") from error
+        (target / REASON_NAME).unlink(missing_ok=True)
     return target / LIBRARY_NAME
 
 
 def _attempt(target: Path) -> bool:
     """Build for an installation: True where the library is there now."""
-    if os.environ.get("ONNXQ_NO_NATIVE", "0") not in ("", "0"):
-        return False
     try:
+        if os.environ.get("ONNXQ_NO_NATIVE", "0") not in ("", "0"):
+            raise BuildError("ONNXQ_NO_NATIVE is set")
         build(target)
     except BuildError as error:
         if os.environ.get("ONNXQ_REQUIRE_NATIVE", "0") not in ("", "0"):
             raise
+        target.mkdir(parents=True, exist_ok=True)
+        (target / REASON_NAME).write_text(f"{error}\n", encoding="utf-8")
         sys.stderr.write(f"onnxq is installed without its C++ library, which makes loading slower: {error}\n")
         return False
     return True
@@ -124,7 +129,8 @@ if "setuptools" in sys.modules:  # the commands that setup.cfg names
                 _attempt(_PACKAGE)
                 return
             target = Path(self.build_lib) / _PACKAGE.name
-            (target / LIBRARY_NAME).unlink(missing_ok=True)  # of an earlier build in the same tree
+            for name in (LIBRARY_NAME, REASON_NAME):  # of an earlier build in the same tree
+                (target / name).unlink(missing_ok=True)
             self.distribution.onnxq_native = _attempt(target)
 
     class BdistWheel(bdist_wheel):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_ops.build import LIBRARY_NAME
+from runtime_ops.build import LIBRARY_NAME, REASON_NAME
 
 __all__ = [
     "LIBRARY_NAME",
@@ -95,11 +95,20 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
+def _reason() -> str:
+    """What the installation noted when it could not build the library."""
+    for folder in sys.modules["runtime_ops"].__path__:
+        note = Path(folder) / REASON_NAME
+        if note.is_file():
+            return f" ({note.read_text(encoding='utf-8').strip()})"
+    return ""
+
+
 def load_library() -> ctypes.CDLL:
     """The library, its functions typed. Raises LibraryMissingError."""
     path = library_path()
     if path is None:
-        raise LibraryMissingError(f"the C++ library {LIBRARY_NAME} was not built; {_BUILD_HINT}")
+        raise LibraryMissingError(f"the C++ library was not built{_reason()}; {_BUILD_HINT}")
     return _load(path)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from runtime_ops import build as building
-from runtime_ops.build import LIBRARY_NAME, BuildError, build
+from runtime_ops.build import LIBRARY_NAME, REASON_NAME, BuildError, build
+from runtime_ops.library import library_status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for CMake is a shell script")
 
@@ -69,9 +70,10 @@ def test_the_library_takes_the_place_of_the_old_one(cmake: Path, tmp_path: Path)
     out = tmp_path / "out"
     out.mkdir()
     (out / LIBRARY_NAME).write_text("old")
+    (out / REASON_NAME).write_text("no compiler then")
     assert build(out) == out / LIBRARY_NAME
     assert (out / LIBRARY_NAME).read_text() == "new\n"
-    assert [path.name for path in out.iterdir()] == [LIBRARY_NAME]
+    assert [path.name for path in out.iterdir()] == [LIBRARY_NAME]  # and no reason, were there one
 
 
 @posix
@@ -83,8 +85,19 @@ def test_an_installation_goes_on_without(
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "no headers here" in line
+    assert (tmp_path / "out" / REASON_NAME).read_text() == "no headers here\n"
     monkeypatch.setenv("ONNXQ_REQUIRE_NATIVE", "1")
     with pytest.raises(BuildError):
         building._attempt(tmp_path / "out")
     monkeypatch.setenv("ONNXQ_NO_NATIVE", "1")
+    monkeypatch.delenv("ONNXQ_REQUIRE_NATIVE")
     assert building._attempt(tmp_path / "out") is False
+    assert "ONNXQ_NO_NATIVE" in (tmp_path / "out" / REASON_NAME).read_text()
+
+
+def test_the_reason_is_told_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNXQ_LIBRARY", raising=False)
+    monkeypatch.setattr(sys.modules["runtime_ops"], "__path__", [str(tmp_path)])
+    assert library_status()["reason"].startswith("the C++ library was not built; ")
+    (tmp_path / REASON_NAME).write_text("there is no C++ compiler\n")
+    assert "not built (there is no C++ compiler); `python -m" in library_status()["reason"]
