@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import sys
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime_ops.build import LIBRARY_NAME, REASON_NAME
-
 __all__ = [
-    "LIBRARY_NAME",
     "LibraryMissingError",
     "decode_affine_native",
     "decode_gse_native",
@@ -64,6 +62,9 @@ _FOUND: dict[tuple[str, ...], Path] = {}
 def _beside(folders: tuple[str, ...]) -> Path | None:
     """The library in one of the folders. Only a find is remembered: the next look may come after a build."""
     if folders not in _FOUND:
+        # Here, so that `python -m runtime_ops.build` is not imported by the package that it belongs to.
+        from runtime_ops.build import LIBRARY_NAME
+
         files = [Path(folder) / LIBRARY_NAME for folder in folders]
         found = next((file for file in files if file.is_file()), None)
         if found is None:
@@ -97,6 +98,8 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def _reason() -> str:
     """What the installation noted when it could not build the library."""
+    from runtime_ops.build import REASON_NAME
+
     for folder in sys.modules["runtime_ops"].__path__:
         note = Path(folder) / REASON_NAME
         if note.is_file():
