@@ -13,7 +13,6 @@ import functools
 import math
 import os
 import sys
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
