@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime_ops.bitpack import packed_bytes
 from runtime_ops.gse import decode_affine, decode_gse
-from runtime_ops.library import isas, register
+from runtime_ops.library import library_status, register
 
 DOMAIN = "ai.onnxq"
 ODD = [0, -1, 1, 9, 31, 2**31, 2**32 + 4, 2**40, 2**62, 2**63 - 1, -(2**63)]
@@ -128,7 +128,8 @@ def main() -> None:
         if found.shape != wished.shape or (found.view(np.uint32) != wished.view(np.uint32)).any():
             raise SystemExit(f"run {number}: {op} {attributes}: other values than the reference")
         outcomes["accepted, right bits"] += 1
-    print(f"{options.runs} models in {time.perf_counter() - start:.0f} s on {isas()[-1]}: {dict(outcomes)}")
+    seconds = time.perf_counter() - start
+    print(f"{options.runs} models in {seconds:.0f} s, {library_status()['isa']}: {dict(outcomes)}")
 
 
 if __name__ == "__main__":
