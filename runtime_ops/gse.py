@@ -55,8 +55,8 @@ class GSETensor:
     """A tensor in GSE.
 
     mantissas: int8 [R, K]. codes: uint8 [R, n], 0 to 31. exponent_base: k of code 0.
-    raised: groups whose exponent lay outside of the window of 5 bits. loss: the largest absolute error that
-    this caused beyond half a step of the group's own exponent; 0.0 where nothing was raised.
+    raised: groups that lost by having an exponent outside of the window of 5 bits. loss: the largest absolute
+    error that this caused beyond half a step of the group's own exponent; 0.0 where nothing was raised.
     """
 
     mantissas: npt.NDArray[np.int8]
@@ -89,6 +89,7 @@ def gse_bits(rows: int, row_size: int, bits: int, group_size: int) -> int:
 
 def _groups(rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     """[R, n, G], the last group of a row filled up with zeros, which change neither exponents nor errors."""
+    size = min(size, max(rows.shape[1], 1))  # a group longer than the row is the row
     count = -(-rows.shape[1] // size)
     padded = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1])))
     return padded.reshape(rows.shape[0], count, size)
@@ -96,7 +97,12 @@ def _groups(rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
 
 def _spread(values: Float, scales: Float, size: int) -> Float:
     """values [R, K] times scales [R, n], one scale a group."""
-    return (values * np.repeat(scales, size, axis=1)[:, : values.shape[1]]).astype(np.float32)
+    return (values * _each(scales, size, values.shape[1])).astype(np.float32)
+
+
+def _each(per_group: Float, size: int, row_size: int) -> Float:
+    """What a group has, once for each of its values: [R, n] -> [R, K]."""
+    return np.repeat(per_group, min(size, max(row_size, 1)), axis=1)[:, :row_size]
 
 
 def _slices(rows: int, row_size: int) -> Iterator[slice]:
@@ -135,7 +141,8 @@ def _steps(grouped: npt.NDArray[np.float64], bits: int, encoder: Encoder) -> npt
         # Values are scaled near 1 first: squares of denormals would vanish.
         unit = np.ldexp(grouped, -k[..., np.newaxis])
         zero = np.zeros_like(k)
-        finer = _squared_error(unit, zero - 1, bits) < _squared_error(unit, zero, bits)
+        # Of equals the finer: otherwise what was encoded with the coarser would move the tensor's window.
+        finer = _squared_error(unit, zero - 1, bits) <= _squared_error(unit, zero, bits)
         k = k - finer.astype(np.int32)
     return np.where(magnitude > 0, k, np.int32(-(2**30))).astype(np.int32)
 
@@ -166,7 +173,7 @@ def encode_gse(values: npt.ArrayLike, bits: int, group_size: int, encoder: Encod
     base = max(top - _WINDOW, lowest)
     k = np.clip(wished, base, base + _WINDOW).astype(np.int32)
     mantissas = np.empty((count, row_size), np.int8)
-    loss = 0.0
+    loss, raised = 0.0, 0
     moved = (k != wished) & (wished > -(2**29))
     for part in _slices(count, row_size):
         grouped = _groups(rows[part].astype(np.float64), group_size)
@@ -175,10 +182,12 @@ def encode_gse(values: npt.ArrayLike, bits: int, group_size: int, encoder: Encod
         if moved[part].any():
             own = wished[part][..., np.newaxis]
             error = np.abs(np.ldexp(found, k[part][..., np.newaxis]) - grouped) - np.ldexp(0.5, own)
-            loss = max(loss, float(error[moved[part]].max(initial=0.0)))
+            worse = error[moved[part]].max(axis=-1)
+            loss = max(loss, float(worse.max()))
+            raised += int((worse > 0).sum())
     codes = (k - base).astype(np.uint8)
     codes[wished <= -(2**29)] = 0
-    return GSETensor(mantissas, codes, base, bits, group_size, int(moved.sum()), loss)
+    return GSETensor(mantissas, codes, base, bits, group_size, raised, max(loss, 0.0))
 
 
 def quantize_groups(
@@ -252,5 +261,7 @@ def decode_affine(
         array.reshape(-1)[: rows * groups].reshape(rows, groups).astype(np.float32)
         for array in (scale, zero_point)
     )
-    shifted = mantissas.astype(np.float32) - np.repeat(zeros, group_size, axis=1)[:, :row_size]
+    if not np.isfinite(scales).all():
+        raise ValueError("scale must be finite")
+    shifted = mantissas.astype(np.float32) - _each(zeros, group_size, row_size)
     return _spread(shifted.astype(np.float32), scales, group_size).reshape(shape)

@@ -117,7 +117,7 @@ def test_files(tmp_path: Path) -> None:
         (b"[]", "is no policy"),
         (b'{"layers": []}', "is no policy"),
         (b'{"layers": {"a": 8}}', "layer 'a': expected an object"),
-        (b'{"layers": {"a": {"weights": "int99"}}}', "layer 'a': an integer scheme has"),
+        (b'{"layers": {"a": {"weights": "int99"}}}', "layer 'a': 'int99': an integer scheme has"),
         (b'{"layers": {"a": {"weigths": "int8"}}}', "layer 'a': unknown key 'weigths'"),
         (b'{"layers": {"a": {"smooth": "both"}}}', "layer 'a': smooth is 'both'"),
         (b'{"layers": {"a": {"weights": 8}}}', "layer 'a'"),

@@ -98,6 +98,16 @@ def test_extremes(bits: int) -> None:
     assert not tiny.decoded()[1].any()
 
 
+def test_group_beyond_the_row() -> None:
+    """A size that no array could be padded to is the whole row."""
+    values = np.random.default_rng(0).standard_normal((2, 9)).astype(np.float32)
+    huge, row = encode_gse(values, 5, 2**40), encode_gse(values, 5, 9)
+    np.testing.assert_array_equal(huge.decoded(), row.decoded())
+    streams = pack_bits(huge.mantissas, 5), pack_bits(huge.codes, EXPONENT_BITS)
+    decoded = decode_gse(*streams, 5, 2**40, huge.exponent_base, (2, 9))
+    np.testing.assert_array_equal(decoded, row.decoded())
+
+
 def test_all_zero_tensor() -> None:
     gse = encode_gse(np.zeros((3, 9), np.float32), 4, 32)
     assert not gse.decoded().any()
@@ -136,6 +146,8 @@ def test_refusals() -> None:
         decode_gse(*streams, 4, 4, 120, (2, 4))
     with pytest.raises(ValueError, match="need"):
         decode_gse(*streams, 4, 4, 0, (200, 4))
+    with pytest.raises(ValueError, match="finite"):
+        decode_affine(streams[0], np.full(2, np.inf, np.float16), np.zeros(2, np.int8), 4, 4, (2, 4))
     with pytest.raises(ValueError, match="scales"):
         decode_affine(streams[0], np.ones(1, np.float16), np.zeros(1, np.int8), 4, 2, (2, 4))
 
