@@ -12,6 +12,9 @@
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
+8. rounding=gptq: weights and biases come from the rounder that the application lends (passes/rounding.py),
+   which has seen data; layers that it cannot treat keep the plain rounding, with a note.
+
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
 """
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +31,14 @@ import onnx_graphsurgeon as gs
 
 from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
 from passes.base import Context, Pass, register
-from passes.biases import bias_floor, constant_bias, fold_gemm_factors, write_bias
+from passes.biases import (
+    bias_floor,
+    constant_bias,
+    fold_gemm_factors,
+    room_for_bias,
+    set_bias,
+    write_bias,
+)
 from passes.dynamic import quantize_dynamic
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
@@ -40,6 +50,7 @@ from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, is_packed, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.rounding import RoundedLayer, RoundingTask
 from passes.select import select
 from passes.simulated import simulate_input
 from passes.weights import EncodedWeight, container_bits, encode_layer, required_opset, write_weight
@@ -77,7 +88,8 @@ class Quantize(Pass):
 
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
-    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8.
+    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest, or gptq, which looks
+    at calibration data.
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -87,6 +99,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     policy: str = ""
     standard: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
     name: ClassVar[str] = "quantize"
 
     @classmethod
@@ -160,7 +173,11 @@ class Quantize(Pass):
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
             model, graph = upgraded, import_graph(upgraded)
-        _Edit(graph, model, policy, self.standard, context).run()
+        if self.rounding != "nearest" and context.rounder is None:
+            raise PolicyError(
+                f"{model.name}: rounding={self.rounding} needs calibration data; give --data, or rounding=nearest"
+            )
+        _Edit(graph, model, policy, self.standard, context, self.rounding).run()
         result = export_graph(graph, model)
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
 
@@ -182,6 +199,15 @@ def required_policy_opset(policy: Policy, standard: bool = False) -> int:
 
     chosen = [policy[name] for name in policy.quantized]
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
+
+
+def _plain_only(layer: Layer, weights: Scheme) -> str | None:
+    """Why a layer has no data-aware rounding; None where it has."""
+    if layer.op == "ConvTranspose":
+        return "a ConvTranspose"
+    if len(layer.weight_shape) > 2 and layer.op == "MatMul":
+        return "a weight of more than two axes"
+    return "the paper's encoder" if weights.encoder == "paper" else None
 
 
 def _on_integers(activations: Scheme) -> bool:
@@ -249,10 +275,16 @@ class _Edit:
     """One quantization of one graph."""
 
     def __init__(
-        self, graph: gs.Graph, model: Model, policy: Policy, standard: bool, context: Context
+        self,
+        graph: gs.Graph,
+        model: Model,
+        policy: Policy,
+        standard: bool,
+        context: Context,
+        rounding: str = "nearest",
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
-        self.standard = standard
+        self.standard, self.rounding = standard, rounding
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
@@ -261,17 +293,23 @@ class _Edit:
         static = {id(node): layer for layer, node, home in self.found if home is self.graph}
         plan = plan_activations(self.graph, static, self.policy)
         self._calibrate(plan)
+        rounded = self._round() if self.rounding != "nearest" else {}
         for layer, node, home in self.found:
             choice = self.policy[layer.name]
             if choice.is_float:
                 continue
+            held = rounded.get(layer.name)
+            index = weight_index(node)
+            if held is not None and held.bias is not None and index is not None:
+                set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)
+            encoded = held.encoded if held is not None else None
             dynamic = choice.activations.dynamic and home is self.graph
-            if dynamic and quantize_dynamic(home, layer, node, choice, self.context):
+            if dynamic and quantize_dynamic(home, layer, node, choice, self.context, encoded):
                 continue
             if choice.activations.format == "gse":
                 simulate_input(home, self.graph, layer, node, choice.activations, self.types, self.context)
             if not choice.weights.is_float:
-                self._encode(layer, node, home, choice)
+                self._encode(layer, node, home, choice, encoded)
         insert_pairs(self.graph, plan, self.ranges, self.types)
         for name in guard_float_layers(self.graph):
             why = "has one input channel, so that ONNX Runtime may quantize its float weights by itself"
@@ -289,7 +327,40 @@ class _Edit:
         real = self.context.ranges(self.model, [(root, plan.schemes[root].bits) for root in roots])
         self.ranges = activation_ranges(plan, real)
 
-    def _encode(self, layer: Layer, node: gs.Node, home: gs.Graph, choice: LayerPolicy) -> None:
+    def _round(self) -> dict[str, RoundedLayer]:
+        """What the lent rounder makes of the layers (rule 8), with a note for each that it leaves alone."""
+        tasks: list[RoundingTask] = []
+        for layer, node, home in self.found:
+            choice, index = self.policy[layer.name], weight_index(node)
+            if choice.weights.is_float or index is None:
+                continue
+            reason = "stands in a subgraph" if home is not self.graph else _plain_only(layer, choice.weights)
+            if reason is not None:
+                self.context.note("info", layer.name, f"{reason}: rounded to nearest")
+                continue
+            fold_gemm_factors(self.graph, node, index)
+            array = values(node.inputs[index])
+            source = self.ranges.get(activation_input(node).name)
+            bias = room_for_bias(node, array.shape[layer.channel_axis])
+            packed = is_packed(choice.weights, _on_integers(choice.activations), self.standard)
+            scale = None if source is None else float(source.scale)
+            tasks.append(
+                RoundingTask(layer, node.outputs[0].name, array, choice.weights, bias, scale, packed)
+            )
+        assert self.context.rounder is not None  # `transform` has checked it
+        return dict(self.context.rounder(self.model, tasks, self._tell_plain))
+
+    def _tell_plain(self, layer: str, reason: str) -> None:
+        self.context.note("info", layer, f"{reason}: rounded to nearest")
+
+    def _encode(
+        self,
+        layer: Layer,
+        node: gs.Node,
+        home: gs.Graph,
+        choice: LayerPolicy,
+        encoded: EncodedWeight | None = None,
+    ) -> None:
         index = weight_index(node)
         assert index is not None  # graph_layers found it
         if _on_integers(choice.activations) and home is not self.graph:
@@ -307,7 +378,8 @@ class _Edit:
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
         packed = is_packed(choice.weights, _on_integers(choice.activations), self.standard)
-        encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
+        if encoded is None:
+            encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
         self._tell_loss(layer, encoded)
         if packed:
             node.inputs[index] = write_packed(
