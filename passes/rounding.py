@@ -44,16 +44,25 @@ _TRIES = 4
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a layer's input, by group of channels; K: weights of an output channel.
+    """Of a layer's input, by group of channels; K: weights of an output channel, M: channels of a group.
 
     cross: Cov(x_f, x_q), second: Cov(x_q, x_q), both [groups, K, K]. mean_float, mean: of x_f and x_q,
     [groups, K]. Where the layer has no place for a bias, raw moments and zero means.
+    lag, mean_lag: Cov(d, x_q) [groups, M, K] and the mean [groups, M] of d, what the tensor that is added to
+    the layer's output lacks in the rounded network (float less rounded), for the layer to make up for; or None.
     """
 
     cross: Float
     second: Float
     mean_float: Float
     mean: Float
+    lag: Float | None = None
+    mean_lag: Float | None = None
+
+    def wanted(self, weight: Float) -> Float:
+        """Covariance of the wanted output with x_q, [groups, M, K]."""
+        plain: Float = weight @ self.cross
+        return plain if self.lag is None else plain + self.lag
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
     weight = _rows(task.array, task.layer.channel_axis, groups)
     hessian = damped(moments.second, damping)
     factor = upper_factor(hessian)
-    target = corrected_target(weight, moments.cross, moments.second, factor)
+    target = corrected_target(weight, moments.wanted(weight), moments.second, factor)
     floor, bias = None, task.bias
     keeps = task.input_scale is not None and bias is not None and task.scheme.granularity != "block"
     for _ in range(_TRIES):
@@ -220,19 +229,21 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
 def _bias_shift(weight: Float, real: Float, moments: Moments) -> Float:
     """W E(x_f) - Q E(x_q), [C]."""
     shift = weight @ moments.mean_float[..., np.newaxis] - real @ moments.mean[..., np.newaxis]
+    if moments.mean_lag is not None:
+        shift = shift + moments.mean_lag[..., np.newaxis]
     return shift.reshape(-1)
 
 
 def prediction_error(task: RoundingTask, found: RoundedLayer, held_out: Moments) -> float:
     """Mean squared error of the layer's output on other data than it was rounded on, less a constant.
 
-    E|W x_f + b - Q x_q - b'|^2 = tr(Q S_qq Q^T) - 2 tr(W S_fq Q^T) + |W m_f + b - Q m_q - b'|^2 + tr(W S_ff W^T),
+    With y = W x_f + b, E|y - Q x_q - b'|^2 = tr(Q S_qq Q^T) - 2 tr(S_yq Q^T) + |E y - Q m_q - b'|^2 + tr(S_yy),
     the last term of which does not depend on the rounding.
     """
     groups = len(held_out.second)
     weight = _rows(task.array, task.layer.channel_axis, groups)
     real = _rows(found.encoded.decoded, task.layer.channel_axis, groups)
-    spread = np.sum((real @ held_out.second - 2 * weight @ held_out.cross) * real)
+    spread = np.sum((real @ held_out.second - 2 * held_out.wanted(weight)) * real)
     offset = _bias_shift(weight, real, held_out)
     if task.bias is not None and found.bias is not None:
         offset = offset + task.bias - found.bias

@@ -5,7 +5,8 @@ so far. N problems (groups of a convolution; 1 otherwise) of M rows (output chan
 
     S_qq = Cov(x_q, x_q), S_fq = Cov(x_f, x_q)         [N, K, K]
     H    = S_qq + damping * mean(diag S_qq) * I
-    W1   = W + W (S_fq - S_qq) H^-1                    the damped least-squares weights on the quantized input
+    W1   = W + (S_yq - W S_qq) H^-1                    the damped least-squares weights on the quantized input,
+                                                       for the wanted output y = W x_f (S_yq = W S_fq)
     Q    = argmin over the grid of tr (W1 - Q) H (W1 - Q)^T
 
 The grid of a row: scale * (code - zero), lowest <= code <= highest, with one scale per group of `size` columns,
@@ -91,10 +92,14 @@ def upper_factor(hessian: Float) -> Float:
     return result
 
 
-def corrected_target(weight: Float, cross: Float, second: Float, factor: Float) -> Float:
-    """W1 [N, M, K] of W, S_fq and S_qq; factor: U of H."""
-    shift = np.where(np.trace(second, axis1=-2, axis2=-1)[:, np.newaxis, np.newaxis] > 0, cross - second, 0.0)
-    result: Float = weight + weight @ shift @ factor.swapaxes(-1, -2) @ factor
+def corrected_target(weight: Float, wanted: Float, second: Float, factor: Float) -> Float:
+    """W1 [N, M, K] of W, of the covariance of the wanted output with x_q (W S_fq, [N, M, K]) and of S_qq.
+
+    factor: U of H.
+    """
+    alive = np.trace(second, axis1=-2, axis2=-1)[:, np.newaxis, np.newaxis] > 0
+    shift = np.where(alive, wanted - weight @ second, 0.0)
+    result: Float = weight + shift @ factor.swapaxes(-1, -2) @ factor
     return result
 
 

@@ -54,13 +54,17 @@ def _recipe(settings: dict[str, Any]) -> Sequential:
         members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
     exclude = tuple(settings["exclude"])
     if settings["policy"]:
-        members.append(Quantize(policy=settings["policy"], exclude=exclude))
+        members.append(Quantize(policy=settings["policy"], exclude=exclude, rounding=settings["rounding"]))
     else:
         weights = weight_text(settings["weights"], settings["granularity"])
         activations = activation_text(settings["activations"])
         weight_scheme(weights)
         activation_scheme(activations)
-        members.append(Quantize(weights=weights, activations=activations, exclude=exclude))
+        members.append(
+            Quantize(
+                weights=weights, activations=activations, exclude=exclude, rounding=settings["rounding"]
+            )
+        )
     return Sequential(tuple(members))
 
 
@@ -76,8 +80,8 @@ def _needs_data(settings: dict[str, Any]) -> bool:
     return any(not scheme.is_float and not scheme.dynamic for scheme in schemes)
 
 
-def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, dict[str, str]]:
-    """The range provider, and what to remember about the data."""
+def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the context lends to the passes, and what to remember about the data."""
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.terminal import warn
     from onnxq.data import input_specs, random_dataset
@@ -91,14 +95,24 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
     elif spec is not None:
         limit = min(settings["limit"] or samples, samples)
         dataset = open_for(model, spec, settings["preprocess"], limit, seed)
+    elif settings["rounding"] != "nearest":
+        raise UserError(
+            f"{model.name}: --rounding {settings['rounding']} looks at calibration data; give --data, or "
+            "--rounding nearest"
+        )
     elif _needs_data(settings):
         raise UserError(
             f"{model.name}: static activations need calibration data; give --data, or --activations dynamic "
             "or float (or, to try things out, --random-calibration)"
         )
     else:
-        return None, {}
-    return range_provider(dataset, settings["calibration"], threads), {"data_sha256": dataset.fingerprint()}
+        return {}, {}
+    lent: dict[str, Any] = {"ranges": range_provider(dataset, settings["calibration"], threads)}
+    if settings["rounding"] != "nearest":
+        from onnxq.rounding import DataRounder
+
+        lent["rounder"] = DataRounder(dataset, seed=settings["seed"], threads=threads)
+    return lent, {"data_sha256": dataset.fingerprint()}
 
 
 @click.command()
@@ -121,6 +135,13 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
     default="percentile:99.99",
     show_default=True,
     help="minmax, percentile[:P], entropy or mse: how activation ranges are found.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "gptq"]),
+    default="nearest",
+    show_default=True,
+    help="gptq rounds weights by what calibration data need; for 6 bits and below.",
 )
 @click.option(
     "--exclude",
@@ -162,6 +183,7 @@ def quantize(
     \b
     onnxq quantize model.onnx --data images/ --preprocess imagenet
     onnxq quantize model.onnx --weights int4 --granularity block32 --activations float
+    onnxq quantize model.onnx --weights gse4:block32 --activations float --rounding gptq --data D
     onnxq quantize model.onnx --activations dynamic --exclude last
     """
     from onnxq.cli.output import output_path, stamped, write_model
@@ -176,8 +198,8 @@ def quantize(
     loaded = load(path)
     suffix = "quantized" if settings["policy"] else settings["weights"].split(":")[0]
     target = output_path(output, path, suffix)
-    provider, remembered = _ranges(loaded, settings, resolve_threads(threads))
-    context = Context(ranges=provider)
+    lent, remembered = _lent(loaded, settings, resolve_threads(threads))
+    context = Context(**lent)
     result = rewritten(loaded, recipe, context)
     config = {key: value for key, value in settings.items() if key != "policy"}
     config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}

@@ -6,6 +6,8 @@ covariance free of cancellation; the sums are float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,46 +16,75 @@ from passes.rounding import Moments
 __all__ = ["Accumulator"]
 
 Float = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float32]
 
 
 class Accumulator:
-    """Sums over columns of both inputs, [groups, K, n] each."""
+    """Sums over columns of both inputs, [groups, K, n] each, and of the lag (see `Moments`), [groups, M, n].
 
-    def __init__(self) -> None:
+    Two of them may be added; then the second one takes the shift of the first (`like`).
+    """
+
+    def __init__(self, like: Accumulator | None = None) -> None:
         self.count = 0
-        self._shift: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
-        self._sums: list[Float] = []
-        self._cross: Float = np.zeros(0)
-        self._second: Float = np.zeros(0)
+        self._shift = like._shift if like is not None else None
+        self._sums: dict[str, Float] = {}
 
-    def update(self, real: npt.NDArray[np.float32], quantized: npt.NDArray[np.float32]) -> None:
+    def update(self, real: Matrix, quantized: Matrix, lag: Matrix | None = None) -> None:
         """Columns of the float network and of the quantized one, at the same positions; both are used up."""
-        groups, size, count = real.shape
         if self._shift is None:
             self._shift = (real.mean(2, keepdims=True), quantized.mean(2, keepdims=True))
-            self._sums = [np.zeros((groups, size)) for _ in range(2)]
-            self._cross, self._second = (np.zeros((groups, size, size)) for _ in range(2))
         real -= self._shift[0]
         quantized -= self._shift[1]
         turned = quantized.swapaxes(1, 2)
-        self._cross += real @ turned
-        self._second += quantized @ turned
-        for held, item in zip(self._sums, (real, quantized), strict=True):
-            held += item.sum(2, dtype=np.float64)
-        self.count += count
+        self._add("cross", real @ turned)
+        self._add("second", quantized @ turned)
+        self._add("real", real.sum(2, dtype=np.float64))
+        self._add("quantized", quantized.sum(2, dtype=np.float64))
+        if lag is not None:
+            self._add("lag", lag @ turned)
+            self._add("mean_lag", lag.sum(2, dtype=np.float64))
+        self.count += real.shape[2]
+
+    def _add(self, name: str, item: npt.NDArray[Any]) -> None:
+        if name in self._sums:
+            self._sums[name] += item
+        else:
+            self._sums[name] = item.astype(np.float64)
+
+    def merge(self, other: Accumulator) -> None:
+        """Take in another one of the same shift."""
+        for name, item in other._sums.items():
+            self._add(name, item)
+        self.count += other.count
 
     def moments(self, centred: bool) -> Moments:
         """Of all columns so far. centred False: raw moments and zero means, for a layer without a bias."""
         assert self._shift is not None  # update ran
-        off = [held / self.count for held in self._sums]
-        cross = self._cross / self.count - off[0][..., np.newaxis] * off[1][:, np.newaxis]
-        second = self._second / self.count - off[1][..., np.newaxis] * off[1][:, np.newaxis]
-        real, quantized = (
-            shift[..., 0].astype(np.float64) + mean for shift, mean in zip(self._shift, off, strict=True)
-        )
-        if centred:
-            return Moments(cross, second, real, quantized)
-        zero = np.zeros_like(real)
-        cross = cross + real[..., np.newaxis] * quantized[:, np.newaxis]
-        second = second + quantized[..., np.newaxis] * quantized[:, np.newaxis]
-        return Moments(cross, second, zero, zero)
+        sums = {name: item / self.count for name, item in self._sums.items()}
+        off_real, off = sums["real"], sums["quantized"]
+        shift_real, shift = (item[..., 0].astype(np.float64) for item in self._shift)
+        mean_real, mean, zero = shift_real + off_real, shift + off, np.zeros_like(off)
+        # Second moments about the shift, moved to the means or to zero.
+        base_real, base = (mean_real, mean) if centred else (zero, zero)
+        cross = _moved(sums["cross"], off_real, off, shift_real - base_real, shift - base)
+        second = _moved(sums["second"], off, off, shift - base, shift - base)
+        lag = mean_lag = None
+        if "lag" in sums:
+            mean_lag = sums["mean_lag"]
+            start = -mean_lag if centred else np.zeros_like(mean_lag)
+            lag = _moved(sums["lag"], mean_lag, off, start, shift - base)
+            mean_lag = mean_lag if centred else np.zeros_like(mean_lag)
+        if not centred:
+            mean_real, mean = zero, zero
+        return Moments(cross, second, mean_real, mean, lag, mean_lag)
+
+
+def _moved(product: Float, left: Float, right: Float, a: Float, b: Float) -> Float:
+    """E (u + a)(v + b)^T from E u v^T, E u = left and E v = right."""
+
+    def outer(x: Float, y: Float) -> Float:
+        return x[..., np.newaxis] * y[:, np.newaxis]
+
+    result: Float = product + outer(left, b) + outer(a, right) + outer(a, b)
+    return result

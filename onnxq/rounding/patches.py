@@ -79,6 +79,12 @@ class ConvPatches:
         return np.ascontiguousarray(split.transpose(1, 2, 0, 3)).reshape(self.groups, split.shape[2], -1)
 
 
+    def outputs(self, array: npt.NDArray[Any], picked: npt.NDArray[np.intp]) -> Float:
+        """float32 [channels, images * len(picked)] of an output-shaped tensor, in the order of `columns`."""
+        found = array.reshape(*array.shape[:2], -1)[:, :, picked].astype(np.float32)
+        return found.transpose(1, 0, 2).reshape(array.shape[1], -1)
+
+
 @dataclass(frozen=True)
 class MatrixRows:
     """Input of a matrix product: `last`, whether the summed axis is the last one (else the one before)."""
@@ -94,6 +100,12 @@ class MatrixRows:
         moved = array if self.last else np.swapaxes(array, -1, -2)
         rows = moved.reshape(-1, moved.shape[-1])[picked]
         return np.ascontiguousarray(rows.T, dtype=np.float32)[np.newaxis]
+
+
+    def outputs(self, array: npt.NDArray[Any], picked: npt.NDArray[np.intp]) -> Float:
+        """float32 [channels, len(picked)] of an output-shaped tensor, in the order of `columns`."""
+        moved = array if self.last else np.swapaxes(array, -1, -2)
+        return moved.reshape(-1, moved.shape[-1])[picked].T.astype(np.float32)
 
 
 def patches_of(layer: Layer, attributes: Mapping[str, Any], weight_input: int) -> ConvPatches | MatrixRows:

@@ -72,6 +72,15 @@ class Replay:
         for chunk in range(self.chunks):
             yield self.store.get(_FLOAT + tensor, chunk), self.store.get(_ROUNDED + tensor, chunk)
 
+    def added(self, task: RoundingTask) -> str | None:
+        """The tensor that an Add puts on the layer's output, and nothing else reads, where it is alive now."""
+        readers = [node for node in self.model.proto.graph.node if task.output in node.input]
+        if len(readers) != 1 or readers[0].op_type != "Add":
+            return None
+        others = [name for name in readers[0].input if name != task.output]
+        alive = len(others) == 1 and self.store.holds(_FLOAT + others[0])
+        return others[0] if alive else None
+
     def _advance(self, step: Step, before: RoundingTask | None) -> None:
         """Run a step in both streams; `before`: the layer that it begins with."""
         if step.writes:

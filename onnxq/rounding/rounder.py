@@ -7,6 +7,7 @@ both streams go on to the next layer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,16 @@ from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
 from passes.errors import DataError
 from passes.model import Model
-from passes.rounding import RoundedLayer, RoundingTask, round_task
+from passes.rounding import Moments, RoundedLayer, RoundingTask, prediction_error, round_task
 
 __all__ = ["DataRounder"]
 
 _BATCH = 8
+# One chunk in so many is held out to choose the damping.
+_HOLD = 5
+_DAMPINGS = (0.01, 0.03, 0.1, 0.3)
+# Where there is too little data to hold any out.
+_DAMPING = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class DataRounder:
     """
 
     dataset: Dataset
-    damping: float = 0.1
+    damping: float | None = None
     sweeps: int = 4
     positions: int = 400
     seed: int = 0
@@ -64,12 +70,37 @@ class DataRounder:
         return found
 
     def _round(self, replay: Replay, task: RoundingTask, node: onnx.NodeProto) -> RoundedLayer:
+        fit, held_out = self._moments(replay, task, node)
+        centred = task.bias is not None
+        damping = self.damping
+        if damping is None and held_out.count:
+            damping = self._choose(task, fit.moments(centred), held_out.moments(centred))
+        if held_out.count:
+            fit.merge(held_out)
+        chosen = _DAMPING if damping is None else damping
+        return round_task(task, fit.moments(centred), chosen, self.sweeps)
+
+    def _choose(self, task: RoundingTask, fit: Moments, held_out: Moments) -> float:
+        """The damping whose rounding on `fit` has the least output error on `held_out`."""
+        errors = {
+            damping: prediction_error(task, round_task(task, fit, damping, sweeps=0), held_out)
+            for damping in _DAMPINGS
+        }
+        return min(errors, key=errors.__getitem__)
+
+    def _moments(
+        self, replay: Replay, task: RoundingTask, node: onnx.NodeProto
+    ) -> tuple[Accumulator, Accumulator]:
+        """Sums over the chunks to fit on, and over those held out to choose the damping."""
         index = list(node.input).index(task.layer.weight)
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         patches = patches_of(task.layer, attributes, index)
-        sums = Accumulator()
+        fit = Accumulator()
+        held_out: Accumulator | None = None
         most = self.positions // 4 if task.layer.depthwise else self.positions
-        for chunk, (real, rounded) in enumerate(replay.inputs(node.input[1 - index])):
+        added = replay.added(task)
+        lags = itertools.repeat(None) if added is None else replay.inputs(added)
+        for chunk, ((real, rounded), lag) in enumerate(zip(replay.inputs(node.input[1 - index]), lags)):
             size = patches.positions(real.shape)
             # A matrix product has no images: its rows are those of the whole chunk.
             limit = most * len(real) if isinstance(patches, MatrixRows) else most
@@ -83,5 +114,15 @@ class DataRounder:
                     f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration data; check "
                     "the model and the preprocessing"
                 )
-            sums.update(*columns)
-        return round_task(task, sums.moments(task.bias is not None), self.damping, self.sweeps)
+            lack = None
+            if lag is not None and lag[0].size == task.layer.out_channels * size * (
+                1 if isinstance(patches, MatrixRows) else len(real)
+            ):
+                lack = patches.outputs(lag[0] - lag[1], picked)
+                lack = lack.reshape(len(columns[0]), -1, lack.shape[-1])
+            if chunk % _HOLD == _HOLD - 1 and self.damping is None:
+                held_out = held_out or Accumulator(fit)
+                held_out.update(*columns, lack)
+            else:
+                fit.update(*columns, lack)
+        return fit, held_out or Accumulator(fit)

@@ -44,6 +44,9 @@ class Store:
         held = self._arrays[tensor, chunk]
         return np.load(held) if isinstance(held, Path) else held
 
+    def holds(self, tensor: str) -> bool:
+        return (tensor, 0) in self._arrays
+
     def drop(self, tensor: str) -> None:
         """Forget every chunk of a tensor."""
         for key in [key for key in self._arrays if key[0] == tensor]:
