@@ -175,7 +175,8 @@ class Quantize(Pass):
             model, graph = upgraded, import_graph(upgraded)
         if self.rounding != "nearest" and context.rounder is None:
             raise PolicyError(
-                f"{model.name}: rounding={self.rounding} needs calibration data; give --data, or rounding=nearest"
+                f"{model.name}: rounding={self.rounding} needs calibration data; give --data, or "
+                "rounding=nearest"
             )
         _Edit(graph, model, policy, self.standard, context, self.rounding).run()
         result = export_graph(graph, model)
@@ -348,10 +349,7 @@ class _Edit:
                 RoundingTask(layer, node.outputs[0].name, array, choice.weights, bias, scale, packed)
             )
         assert self.context.rounder is not None  # `transform` has checked it
-        return dict(self.context.rounder(self.model, tasks, self._tell_plain))
-
-    def _tell_plain(self, layer: str, reason: str) -> None:
-        self.context.note("info", layer, f"{reason}: rounded to nearest")
+        return dict(self.context.rounder(self.model, tasks))
 
     def _encode(
         self,

@@ -1,11 +1,11 @@
 """Data-aware rounding of one layer's weight: an encoder beside `encode_weight` (runtime_ops/rounding.py).
 
-The application brings the moments of the layer's input, in the float network and in the network quantized so
-far; this module lays the weight out in rows, offers the scales that the format allows, and gives the encoded
-weight and what the bias has to grow by.
+The application brings the moments of the layer's input, in the float network and in the network quantized
+so far; this module lays the weight out in rows, offers the scales that the format allows, and gives the
+encoded weight and the bias that belongs to it.
 
 Scales that are tried, the plain encoder's first:
-- GSE: the exponent of the plain encoder for W1, one finer and one coarser, within the tensor's window of 5 bits.
+- GSE: the exponent of the plain encoder for W1, one finer and one coarser, within the window of 5 bits.
 - symmetric integers: the plain scale times 0.8 to 1.2, and for whole rows one closed-form fit.
 - asymmetric integers: the plain scale and zero point alone.
 """
@@ -49,7 +49,7 @@ class Moments:
     cross: Cov(x_f, x_q), second: Cov(x_q, x_q), both [groups, K, K]. mean_float, mean: of x_f and x_q,
     [groups, K]. Where the layer has no place for a bias, raw moments and zero means.
     lag, mean_lag: Cov(d, x_q) [groups, M, K] and the mean [groups, M] of d, what the tensor that is added to
-    the layer's output lacks in the rounded network (float less rounded), for the layer to make up for; or None.
+    the layer's output lacks in the rounded network (float less rounded), for the layer to make up; or None.
     """
 
     cross: Float
@@ -93,8 +93,8 @@ class RoundedLayer:
 
 
 # (model at that point, what is to be rounded, in graph order) -> layer name -> result; layers that are left
-# out keep the plain rounding. The last argument takes (layer, reason) for each of those.
-Rounder = Callable[[Model, Sequence[RoundingTask], Callable[[str, str], None]], Mapping[str, RoundedLayer]]
+# out keep the plain rounding.
+Rounder = Callable[[Model, Sequence[RoundingTask]], Mapping[str, RoundedLayer]]
 
 
 def _rows(array: npt.NDArray[Any], axis: int, groups: int) -> Float:
@@ -221,7 +221,8 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
             return RoundedLayer(encoded, None)
         real = _rows(encoded.decoded, task.layer.channel_axis, groups)
         bias = task.bias + _bias_shift(weight, real, moments)
-        if floor is None or task.input_scale is None or (2 * floor >= bias_floor(bias, task.input_scale)).all():
+        # The floor leaves codes a factor of 2 below the range of int32.
+        if floor is None or (2 * floor >= bias_floor(bias, task.input_scale or 1.0)).all():
             break
     return RoundedLayer(encoded, bias)
 
@@ -237,7 +238,8 @@ def _bias_shift(weight: Float, real: Float, moments: Moments) -> Float:
 def prediction_error(task: RoundingTask, found: RoundedLayer, held_out: Moments) -> float:
     """Mean squared error of the layer's output on other data than it was rounded on, less a constant.
 
-    With y = W x_f + b, E|y - Q x_q - b'|^2 = tr(Q S_qq Q^T) - 2 tr(S_yq Q^T) + |E y - Q m_q - b'|^2 + tr(S_yy),
+    With y = W x_f + b,
+    E|y - Q x_q - b'|^2 = tr(Q S_qq Q^T) - 2 tr(S_yq Q^T) + |E y - Q m_q - b'|^2 + tr(S_yy),
     the last term of which does not depend on the rounding.
     """
     groups = len(held_out.second)

@@ -1,20 +1,20 @@
 """Rounding that looks at the data: second-order rounding with a corrected target, in numpy.
 
 A layer computes W x per output channel; x_f is its input in the float network, x_q in the network quantized
-so far. N problems (groups of a convolution; 1 otherwise) of M rows (output channels) and K columns each:
+so far. N problems (groups of a convolution; else 1) of M rows (output channels) and K columns each:
 
     S_qq = Cov(x_q, x_q), S_fq = Cov(x_f, x_q)         [N, K, K]
     H    = S_qq + damping * mean(diag S_qq) * I
-    W1   = W + (S_yq - W S_qq) H^-1                    the damped least-squares weights on the quantized input,
-                                                       for the wanted output y = W x_f (S_yq = W S_fq)
+    W1   = W + (S_yq - W S_qq) H^-1                    damped least squares on the quantized input,
+                                                       for the output y = W x_f: S_yq = W S_fq
     Q    = argmin over the grid of tr (W1 - Q) H (W1 - Q)^T
 
-The grid of a row: scale * (code - zero), lowest <= code <= highest, with one scale per group of `size` columns,
-taken from a few candidates. The minimum is sought in three steps.
-1. Sequential rounding (GPTQ, arXiv:2210.17323; OBQ, arXiv:2208.11580): columns in order, the error of each fed
-   forward to those that follow, with U the upper Cholesky factor of H^-1: w_l -= (w_j - q_j) U_jl / U_jj. What
-   column j adds to the objective is ((w_j - q_j) / U_jj)^2, so the candidate of a group is chosen by its true
-   cost when the group is reached.
+The grid of a row: scale * (code - zero), lowest <= code <= highest, with one scale per group of `size`
+columns, taken from a few candidates. The minimum is sought in three steps.
+1. Sequential rounding (GPTQ, arXiv:2210.17323; OBQ, arXiv:2208.11580): columns in order, the error of each
+   fed forward to those that follow, with U the upper Cholesky factor of H^-1:
+   w_l -= (w_j - q_j) U_jl / U_jj. What column j adds to the objective is ((w_j - q_j) / U_jj)^2, so the
+   candidate of a group is chosen by its true cost when the group is reached.
 2. Coordinate descent: each code to its best value given all others, q_j + (D H)_j / H_jj with D = W1 - Q.
 3. The plain rounding of W1 is kept in every row in which it is better; so the result is never worse.
 """
@@ -253,7 +253,7 @@ def _refit(
     sweeps: int,
     represent: Callable[[Float], Float],
 ) -> Rounded:
-    """Scales of whole rows (or of the tensor) in closed form, s = <c, W1>_H / <c, c>_H, then descent again."""
+    """Scales of whole rows (or the tensor) in closed form, s = <c, W1>_H / <c, c>_H, then descent again."""
     shape = found.codes - found.zero
     image = shape @ hessian
     above, below = (np.einsum("nmk,nmk->nm", image, item) for item in (target, shape))

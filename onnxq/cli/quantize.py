@@ -61,9 +61,7 @@ def _recipe(settings: dict[str, Any]) -> Sequential:
         weight_scheme(weights)
         activation_scheme(activations)
         members.append(
-            Quantize(
-                weights=weights, activations=activations, exclude=exclude, rounding=settings["rounding"]
-            )
+            Quantize(weights=weights, activations=activations, exclude=exclude, rounding=settings["rounding"])
         )
     return Sequential(tuple(members))
 

@@ -27,7 +27,7 @@ class Accumulator:
 
     def __init__(self, like: Accumulator | None = None) -> None:
         self.count = 0
-        self._shift = like._shift if like is not None else None
+        self._shift: tuple[Matrix, Matrix] | None = like._shift if like is not None else None
         self._sums: dict[str, Float] = {}
 
     def update(self, real: Matrix, quantized: Matrix, lag: Matrix | None = None) -> None:

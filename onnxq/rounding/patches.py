@@ -1,12 +1,12 @@
 """What a layer multiplies its weights with: its input as columns, one per output position that was picked.
 
-For output position p (flat, of all spatial axes) and tap t of the kernel, an axis of length L reads
+For output position p (of all spatial axes) and tap t of the kernel, an axis of length L reads
 
     index = p * stride + t * dilation - pad_begin,   zero where it falls outside of 0 .. L - 1,
 
-so that y[c, p] = sum over (i, t) of W[c, i, t] x[i, index(p, t)] + b[c]. Columns lie as [groups, K, n]: K input
-channels of the group times taps, in the order of the weight; n images times positions. Nothing is unfolded
-but the picked positions.
+so that y[c, p] = sum over (i, t) of W[c, i, t] x[i, index(p, t)] + b[c]. Columns lie as [groups, K, n]: K
+input channels of the group times taps, in the order of the weight; n images times positions. Nothing is
+unfolded but the picked positions.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class ConvPatches:
         split = found.reshape(images, self.groups, -1, len(picked))
         return np.ascontiguousarray(split.transpose(1, 2, 0, 3)).reshape(self.groups, split.shape[2], -1)
 
-
     def outputs(self, array: npt.NDArray[Any], picked: npt.NDArray[np.intp]) -> Float:
         """float32 [channels, images * len(picked)] of an output-shaped tensor, in the order of `columns`."""
         found = array.reshape(*array.shape[:2], -1)[:, :, picked].astype(np.float32)
@@ -100,7 +99,6 @@ class MatrixRows:
         moved = array if self.last else np.swapaxes(array, -1, -2)
         rows = moved.reshape(-1, moved.shape[-1])[picked]
         return np.ascontiguousarray(rows.T, dtype=np.float32)[np.newaxis]
-
 
     def outputs(self, array: npt.NDArray[Any], picked: npt.NDArray[np.intp]) -> Float:
         """float32 [channels, len(picked)] of an output-shaped tensor, in the order of `columns`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -73,7 +72,7 @@ class Replay:
             yield self.store.get(_FLOAT + tensor, chunk), self.store.get(_ROUNDED + tensor, chunk)
 
     def added(self, task: RoundingTask) -> str | None:
-        """The tensor that an Add puts on the layer's output, and nothing else reads, where it is alive now."""
+        """The tensor that the output's only reader, an Add, puts on it; None where it is not alive yet."""
         readers = [node for node in self.model.proto.graph.node if task.output in node.input]
         if len(readers) != 1 or readers[0].op_type != "Add":
             return None

@@ -1,8 +1,9 @@
 """The rounder that `quantize{rounding=gptq}` asks: layer by layer, inputs of each from the rounded prefix.
 
-For every layer the moments of its input are summed up over the calibration images at picked output positions
-(the same in both streams, another pick for each chunk), the layer is rounded on them (passes/rounding.py), and
-both streams go on to the next layer.
+For every layer the moments of its input are summed up over the calibration images at picked output
+positions (the same in both streams, another pick for each chunk), the layer is rounded on them
+(passes/rounding.py), and both streams go on to the next layer. Where an Add follows, the layer makes up for
+what the other summand lacks (`Moments.lag`): nothing behind a residual connection would.
 """
 
 from __future__ import annotations
@@ -52,9 +53,7 @@ class DataRounder:
     budget: int = DEFAULT_BUDGET
     progress: Callable[[int, int], None] | None = None
 
-    def __call__(
-        self, model: Model, tasks: Sequence[RoundingTask], plain: Callable[[str, str], None]
-    ) -> dict[str, RoundedLayer]:
+    def __call__(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, RoundedLayer]:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
@@ -100,7 +99,8 @@ class DataRounder:
         most = self.positions // 4 if task.layer.depthwise else self.positions
         added = replay.added(task)
         lags = itertools.repeat(None) if added is None else replay.inputs(added)
-        for chunk, ((real, rounded), lag) in enumerate(zip(replay.inputs(node.input[1 - index]), lags)):
+        inputs = replay.inputs(node.input[1 - index])
+        for chunk, ((real, rounded), lag) in enumerate(zip(inputs, lags, strict=False)):
             size = patches.positions(real.shape)
             # A matrix product has no images: its rows are those of the whole chunk.
             limit = most * len(real) if isinstance(patches, MatrixRows) else most
@@ -111,8 +111,8 @@ class DataRounder:
             columns = patches.columns(real, picked), patches.columns(rounded, picked)
             if not all(np.isfinite(item).all() for item in columns):
                 raise DataError(
-                    f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration data; check "
-                    "the model and the preprocessing"
+                    f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration "
+                    "data; check the model and the preprocessing"
                 )
             lack = None
             if lag is not None and lag[0].size == task.layer.out_channels * size * (

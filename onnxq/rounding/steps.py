@@ -1,8 +1,8 @@
 """A model as a chain of steps, each from one rounded layer to the next.
 
 Step 0 holds the nodes before the first layer, step i the i-th layer and what follows it until the next one.
-A step reads and writes the tensors that are alive between it and its neighbours, whatever the graph's branches;
-nodes whose results no later layer needs are left out.
+A step reads and writes the tensors that are alive between it and its neighbours, whatever the graph's
+branches; nodes whose results no later layer needs are left out.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
         made = {name for node in own for name in node.output if name}
         read = [name for name in alive if any(name in set(_read_by(node)) for node in own)]
         # A layer's input is read in the next step too, when the layer itself runs.
-        upcoming = {name for name in _read_by(flowing[end])}
+        upcoming = set(_read_by(flowing[end]))
         kept = [name for name in made if last_read.get(name, -1) > step or name in upcoming]
         writes = tuple(sorted(kept))
         alive.update(dict.fromkeys(writes))

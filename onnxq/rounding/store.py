@@ -1,4 +1,4 @@
-"""Activations of a data set, tensor by tensor and chunk by chunk, in memory up to a budget and on disk beyond."""
+"""Activations of a data set by tensor and chunk, in memory up to a budget and on disk beyond."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from onnxq.rounding.store import Store
 from passes.layers import Layer
 
 Array = npt.NDArray[Any]
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {"kernel_shape": [3, 3]},
     "padded": {"pads": [1, 2, 0, 1]},
     "strided": {"strides": [2, 3], "pads": [1, 1, 1, 1]},
@@ -140,7 +140,10 @@ def test_rows_of_a_matrix_product_from_either_side() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 3)).astype(np.float32)
     right, left = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
-    for rows, weight, product in ((MatrixRows(True), right.T, x @ right), (MatrixRows(False), left, left @ x)):
+    for rows, weight, product in (
+        (MatrixRows(True), right.T, x @ right),
+        (MatrixRows(False), left, left @ x),
+    ):
         picked = np.arange(rows.positions(x.shape))[::2]
         np.testing.assert_allclose(
             weight @ rows.columns(x, picked)[0], rows.outputs(product, picked), atol=1e-5

@@ -44,7 +44,9 @@ def test_factor_is_the_upper_cholesky_factor_of_the_inverse() -> None:
     hessian = damped(correlated(3, 6), 0.01)
     factor = upper_factor(hessian)
     assert not np.tril(factor, -1).any()
-    np.testing.assert_allclose(factor.swapaxes(1, 2) @ factor @ hessian, np.tile(np.eye(6), (3, 1, 1)), atol=1e-9)
+    np.testing.assert_allclose(
+        factor.swapaxes(1, 2) @ factor @ hessian, np.tile(np.eye(6), (3, 1, 1)), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
