@@ -4,7 +4,8 @@
         [--rounding nearest,gptq] [--activations float] [--damping auto] [--held-out]
 
 Each model is quantized in a process of its own, which says what it cost, and saved. Every accuracy is
-measured from the saved file in stock ONNX Runtime (with session.disable_quant_qdq where only weights are quantized).
+measured from the saved file in stock ONNX Runtime (with session.disable_quant_qdq where only weights are
+quantized).
 --held-out measures on the last fifth of the calibration images instead of on the evaluation images, and
 calibrates on the others: for choosing constants.
 """

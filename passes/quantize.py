@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,14 +32,7 @@ import onnx_graphsurgeon as gs
 
 from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
 from passes.base import Context, Pass, register
-from passes.biases import (
-    bias_floor,
-    constant_bias,
-    fold_gemm_factors,
-    room_for_bias,
-    set_bias,
-    write_bias,
-)
+from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
 from passes.dynamic import quantize_dynamic
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
@@ -50,7 +44,8 @@ from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, is_packed, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
-from passes.rounding import RoundedLayer, RoundingTask
+from passes.rounding import RoundedLayer
+from passes.rounding_tasks import rounding_tasks
 from passes.select import select
 from passes.simulated import simulate_input
 from passes.weights import EncodedWeight, container_bits, encode_layer, required_opset, write_weight
@@ -202,15 +197,6 @@ def required_policy_opset(policy: Policy, standard: bool = False) -> int:
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
 
 
-def _plain_only(layer: Layer, weights: Scheme) -> str | None:
-    """Why a layer has no data-aware rounding; None where it has."""
-    if layer.op == "ConvTranspose":
-        return "a ConvTranspose"
-    if len(layer.weight_shape) > 2 and layer.op == "MatMul":
-        return "a weight of more than two axes"
-    return "the paper's encoder" if weights.encoder == "paper" else None
-
-
 def _on_integers(activations: Scheme) -> bool:
     """Whether a layer with such activations is meant for an integer kernel."""
     return activations.format == "int"
@@ -294,7 +280,12 @@ class _Edit:
         static = {id(node): layer for layer, node, home in self.found if home is self.graph}
         plan = plan_activations(self.graph, static, self.policy)
         self._calibrate(plan)
-        rounded = self._round() if self.rounding != "nearest" else {}
+        rounded: Mapping[str, RoundedLayer] = {}
+        if self.rounding != "nearest" and self.context.rounder is not None:
+            tasks = rounding_tasks(
+                self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+            )
+            rounded = self.context.rounder(self.model, tasks)
         for layer, node, home in self.found:
             choice = self.policy[layer.name]
             if choice.is_float:
@@ -327,29 +318,6 @@ class _Edit:
             )
         real = self.context.ranges(self.model, [(root, plan.schemes[root].bits) for root in roots])
         self.ranges = activation_ranges(plan, real)
-
-    def _round(self) -> dict[str, RoundedLayer]:
-        """What the lent rounder makes of the layers (rule 8), with a note for each that it leaves alone."""
-        tasks: list[RoundingTask] = []
-        for layer, node, home in self.found:
-            choice, index = self.policy[layer.name], weight_index(node)
-            if choice.weights.is_float or index is None:
-                continue
-            reason = "stands in a subgraph" if home is not self.graph else _plain_only(layer, choice.weights)
-            if reason is not None:
-                self.context.note("info", layer.name, f"{reason}: rounded to nearest")
-                continue
-            fold_gemm_factors(self.graph, node, index)
-            array = values(node.inputs[index])
-            source = self.ranges.get(activation_input(node).name)
-            bias = room_for_bias(node, array.shape[layer.channel_axis])
-            packed = is_packed(choice.weights, _on_integers(choice.activations), self.standard)
-            scale = None if source is None else float(source.scale)
-            tasks.append(
-                RoundingTask(layer, node.outputs[0].name, array, choice.weights, bias, scale, packed)
-            )
-        assert self.context.rounder is not None  # `transform` has checked it
-        return dict(self.context.rounder(self.model, tasks))
 
     def _encode(
         self,
