@@ -1,7 +1,7 @@
 """Rounding that looks at the data beside rounding to nearest, on EfficientNet-Lite0 and the shipped networks.
 
     python benchmarks/rounding.py [--network lite0|resnet20|mobilenetv4_small] [--weights gse4:block32,...]
-        [--rounding nearest,gptq] [--activations float] [--damping auto] [--held-out]
+        [--rounding nearest,gptq] [--activations float] [--damping 0.3|auto] [--held-out]
 
 Each model is quantized in a process of its own, which says what it cost, and saved. Every accuracy is
 measured from the saved file in stock ONNX Runtime (with session.disable_quant_qdq where only weights are
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -30,7 +31,7 @@ import onnxruntime as ort
 from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, input_specs, materialise, open_dataset
 from onnxq.evaluation.metrics import Metrics, Score
-from onnxq.rounding import DataRounder
+from onnxq.rounding.rounder import DAMPING, DataRounder
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load, save
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--weights", default=SCHEMES)
     parser.add_argument("--rounding", default="nearest,gptq")
     parser.add_argument("--activations", default="float")
-    parser.add_argument("--damping", default="auto")
+    parser.add_argument("--damping", default=str(DAMPING))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -137,12 +138,18 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     options = [f"--{key}={getattr(args, key)}" for key in ("network", "activations", "damping", "threads")]
     options += ["--held-out"] if args.held_out else []
+    # BLAS threads that wait for a busy core count as CPU time.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": str(args.threads)}
     for weights in args.weights.split(","):
         for rounding in args.rounding.split(","):
             path = folder / "quantized.onnx"
             own = [f"--weights={weights}", f"--rounding={rounding}", f"--child={path}"]
             done = subprocess.run(
-                [sys.executable, __file__, *options, *own], check=True, stdout=subprocess.PIPE, text=True
+                [sys.executable, __file__, *options, *own],
+                check=True,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             cost = json.loads(done.stdout.splitlines()[-1])
             found = logits(path, evaluation, args.threads, fold=args.activations == "float")
