@@ -39,23 +39,23 @@ CIFAR = {"resnet20": 100, "mobilenetv4_small": 100}
 SCHEMES = "gse6:block32,gse4:block32,gse3:block32,int4:channel,int3:channel,int8:tensor"
 
 
-def network(name: str) -> tuple[Model, Dataset, Dataset]:
-    """(prepared model, calibration, evaluation)."""
+def network(name: str, held: bool) -> tuple[Model, Dataset, Dataset]:
+    """(prepared model, calibration, evaluation), the images held in memory or not."""
     if name == "lite0":
         model = imagenet.prepared()
-        return model, *imagenet.split(model)
+        return model, *imagenet.split(model, held)
     model = (Simplify() | FoldBatchNorm())(load(MODELS / f"{name}.onnx")).model
 
     def images(source: Path, limit: int | None) -> Dataset:
         data = open_dataset(source, input_specs(model.proto), preprocess="cifar", limit=limit)
-        return materialise(data, 2**31)
+        return materialise(data, 2**31) if held else data
 
     test = imagenet.SHARED / "data" / "cifar10-test.zip"
     return model, images(MODELS / "cifar10" / "calibration", CIFAR[name]), images(test, 4000)
 
 
 def parts(args: argparse.Namespace) -> tuple[Model, Dataset, Dataset]:
-    model, calibration, evaluation = network(args.network)
+    model, calibration, evaluation = network(args.network, held=args.child is None)
     if args.held_out:
         keep = len(calibration) * 4 // 5
         evaluation = calibration.subset(range(keep, len(calibration)))

@@ -12,8 +12,8 @@
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
-8. rounding=gptq: weights and biases come from the rounder that the application lends (passes/rounding.py),
-   which has seen data; layers that it cannot treat keep the plain rounding, with a note.
+8. rounding=gptq or bias: weights and biases come from the rounder that the application lends
+   (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
 """
@@ -83,8 +83,8 @@ class Quantize(Pass):
 
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
-    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest, or gptq, which looks
-    at calibration data.
+    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; with calibration
+    data, bias (nearest, with corrected biases) or gptq.
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -94,7 +94,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     policy: str = ""
     standard: bool = False
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "bias", "gptq"] = "nearest"
     name: ClassVar[str] = "quantize"
 
     @classmethod
@@ -282,9 +282,8 @@ class _Edit:
         self._calibrate(plan)
         rounded: Mapping[str, RoundedLayer] = {}
         if self.rounding != "nearest" and self.context.rounder is not None:
-            tasks = rounding_tasks(
-                self.graph, self.found, self.policy, self.ranges, self.standard, self.context
-            )
+            given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+            tasks = rounding_tasks(*given, nearest=self.rounding == "bias")
             rounded = self.context.rounder(self.model, tasks)
         for layer, node, home in self.found:
             choice = self.policy[layer.name]

@@ -23,7 +23,7 @@ from passes.biases import bias_floor
 from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
-from passes.weights import EncodedWeight, encode_weight, shape_gse, shape_integers, weight_format
+from passes.weights import EncodedWeight, encode_layer, shape_gse, shape_integers, weight_format
 from runtime_ops.gse import EXPONENT_BITS, GSETensor
 from runtime_ops.rounding import (
     Grid,
@@ -72,7 +72,8 @@ class RoundingTask:
     output: the tensor that the node writes, by which the application finds it in the model.
     array: the weight (a Gemm's alpha is in it). bias: float64 [C] with beta in it, zeros where there is
     none yet; None where none can be added. input_scale: of quantized activations, for the int32 range of the
-    bias; None where the bias stays float. half: scales that float16 holds (bit streams).
+    bias; None where the bias stays float. half: scales that float16 holds (bit streams). nearest: keep the
+    plain rounding of the given weight and correct the bias alone (empirical bias correction).
     """
 
     layer: Layer
@@ -82,6 +83,7 @@ class RoundingTask:
     bias: Float | None = None
     input_scale: float | None = None
     half: bool = False
+    nearest: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class _Format:
         moved = [array.shape[axis], *np.delete(array.shape, axis)]
         wanted = np.moveaxis(target.reshape(moved), 0, axis).astype(array.dtype)
         self.floor = floor
-        self.plain = encode_weight(wanted, task.scheme, axis, floor, task.half)
+        self.plain = encode_layer(task.layer, wanted, task.scheme, floor, task.half)
 
     def represent(self, scale: Float) -> Float:
         """Scales [..., n] as the file will hold them."""
@@ -205,9 +207,11 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
     """
     groups = len(moments.second)
     weight = _rows(task.array, task.layer.channel_axis, groups)
-    hessian = damped(moments.second, damping)
-    factor = upper_factor(hessian)
-    target = corrected_target(weight, moments.wanted(weight), moments.second, factor)
+    hessian = factor = target = weight
+    if not task.nearest:
+        hessian = damped(moments.second, damping)
+        factor = upper_factor(hessian)
+        target = corrected_target(weight, moments.wanted(weight), moments.second, factor)
     floor, bias = None, task.bias
     keeps = task.input_scale is not None and bias is not None and task.scheme.granularity != "block"
     for _ in range(_TRIES):
@@ -215,8 +219,10 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
             wanted = bias_floor(bias, task.input_scale)
             floor = wanted if floor is None else np.maximum(floor, wanted)
         form = _Format(task, target, floor)
-        found = round_rows(target, hessian, factor, form.grid(), sweeps=sweeps, represent=form.refit())
-        encoded = form.encoded(found)
+        encoded = form.plain
+        if not task.nearest:
+            grid, refit = form.grid(), form.refit()
+            encoded = form.encoded(round_rows(target, hessian, factor, grid, sweeps=sweeps, represent=refit))
         if task.bias is None:
             return RoundedLayer(encoded, None)
         real = _rows(encoded.decoded, task.layer.channel_axis, groups)

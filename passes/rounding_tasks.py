@@ -43,10 +43,12 @@ def rounding_tasks(
     ranges: Mapping[str, Range],
     standard: bool,
     context: Context,
+    nearest: bool = False,
 ) -> list[RoundingTask]:
     """A task for every layer whose weights the policy quantizes, in graph order; Gemm's factors are folded.
 
-    ranges: of quantized activations by name. standard: no bit streams (passes/quantize.py).
+    ranges: of quantized activations by name. standard: no bit streams (passes/quantize.py). nearest: see
+    `RoundingTask`.
     """
     tasks: list[RoundingTask] = []
     for layer, node, _ in found:
@@ -69,6 +71,7 @@ def rounding_tasks(
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
                 input_scale=None if source is None else float(source.scale),
                 half=is_packed(choice.weights, choice.activations.format == "int", standard),
+                nearest=nearest,
             )
         )
     return tasks

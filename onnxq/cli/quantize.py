@@ -136,10 +136,10 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
 )
 @click.option(
     "--rounding",
-    type=click.Choice(["nearest", "gptq"]),
+    type=click.Choice(["nearest", "bias", "gptq"]),
     default="nearest",
     show_default=True,
-    help="gptq rounds weights by what calibration data need; for 6 bits and below.",
+    help="By calibration data: biases alone, or (gptq) weights and biases; for 6 bits and below.",
 )
 @click.option(
     "--exclude",

@@ -15,7 +15,7 @@ import onnxq as oq
 from onnxq.evaluation import load_session
 from onnxq.rounding import DataRounder
 from passes.base import Context, PassResult
-from passes.errors import DataError, PolicyError
+from passes.errors import DataError, PolicyError, UnsupportedModelError
 from passes.model import Model, serialize
 from passes.quantize import Quantize
 from tests.nets import Net, Samples, ranges_of, run, tensors
@@ -132,6 +132,21 @@ def test_means_of_outputs_are_those_of_float() -> None:
         np.testing.assert_allclose(before[name].mean(axes), after[name].mean(axes), atol=0.02)
 
 
+def test_biases_alone() -> None:
+    model, x = network(), images()
+    plain, held = (
+        quantized(model, x, weights="int3:channel", rounding=rounding).model
+        for rounding in ("nearest", "bias")
+    )
+    codes = [
+        {item.name: item.raw_data for item in made.proto.graph.initializer if "quantized" in item.name}
+        for made in (plain, held)
+    ]
+    assert codes[0] == codes[1]
+    before, after = (tensors(m, ["head_out"], {"x": x})["head_out"] for m in (model, held))
+    np.testing.assert_allclose(before.mean(0), after.mean(0), atol=0.02)
+
+
 def test_policy_is_obeyed() -> None:
     model, x = network(), images(16)
     held = quantized(model, x, weights="int4:channel", exclude=("stem", "op:Gemm")).model
@@ -200,6 +215,15 @@ def test_bad_numbers_are_told_by_layer() -> None:
     x[0, 0, 0, 0] = np.nan
     with pytest.raises(DataError, match=r"layer 'stem'.*NaN"):
         quantized(network(), x, weights="int4:channel")
+
+
+def test_bad_weights_are_told_by_layer() -> None:
+    net = Net()
+    x = net.input("x", ["N", 3, 12, 12])
+    weight = np.full((4, 3, 1, 1), np.nan, np.float32)
+    model = net.model(net.add("Conv", x, net.constant(weight, "w"), name="conv"))
+    with pytest.raises(UnsupportedModelError, match=r"weight 'w' of conv holds NaN"):
+        quantized(model, images(8), weights="int4:channel")
 
 
 def test_text_form() -> None:
