@@ -29,8 +29,8 @@ def prepared() -> Model:
     return (Simplify() | FoldBatchNorm())(load(MODEL)).model
 
 
-def split(model: Model) -> tuple[Dataset, Dataset]:
-    """(calibration, evaluation), decoded once and held in memory."""
+def split(model: Model, held: bool = True) -> tuple[Dataset, Dataset]:
+    """(calibration, evaluation), decoded once and held in memory; not held: decoded when they are read."""
     data = open_dataset(DATA, input_specs(model.proto), preprocess="efficientnet-lite")
     order = np.random.default_rng(0).permutation(len(data))
     names = [line.split()[0] for line in (DATA / "labels.txt").read_text().splitlines()]
@@ -47,8 +47,10 @@ def split(model: Model) -> tuple[Dataset, Dataset]:
     if SPLIT.read_text() != text:
         raise SystemExit(f"{SPLIT}: the split is not the one that was written down")
     parts = [sorted(order[:CALIBRATION].tolist()), order[CALIBRATION:].tolist()]
-    calibration, evaluation = (materialise(data.subset(part), 2**31) for part in parts)
-    return calibration, evaluation
+    calibration, evaluation = (data.subset(part) for part in parts)
+    if not held:
+        return calibration, evaluation
+    return materialise(calibration, 2**31), materialise(evaluation, 2**31)
 
 
 def quantize_with_onnxruntime(

@@ -9,6 +9,7 @@ from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, Preprocess, input_specs
 from onnxq.data import open_dataset as _open_dataset
 from onnxq.evaluation import Score, evaluate_file
+from onnxq.rounding import DataRounder
 from passes.base import Context, RangeProvider
 from passes.model import Model
 
@@ -43,8 +44,10 @@ def range_provider(
 
 
 def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> Context:
-    """A context for passes that lends them ranges from `dataset`: `Quantize()(model, calibrate(data))`."""
-    return Context(ranges=range_provider(dataset, method, threads))
+    """A context for passes that lends them what `dataset` shows, activation ranges and data-aware rounding:
+    `Quantize(weights="gse4", activations="float", rounding="gptq")(model, calibrate(data))`."""
+    rounder = DataRounder(dataset, threads=threads)
+    return Context(ranges=range_provider(dataset, method, threads), rounder=rounder)
 
 
 def evaluate(

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from passes.errors import GraphError, PassError, UserError
 from passes.graph import export_graph, import_graph
 from passes.model import Model, check
+from passes.rounding import Rounder
 
 __all__ = [
     "Context",
@@ -57,9 +58,11 @@ class Note:
 
 @dataclass
 class Context:
-    """What the application lends to passes: calibrated ranges, and a place for their notes."""
+    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data, and a
+    place for their notes."""
 
     ranges: RangeProvider | None = None
+    rounder: Rounder | None = None
     check: bool = True
     notes: list[Note] = field(default_factory=list)
 

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from passes.graph import add_constant, is_constant, unique_name, values
 
-__all__ = ["bias_floor", "constant_bias", "fold_gemm_factors", "write_bias"]
+__all__ = ["bias_floor", "constant_bias", "fold_gemm_factors", "room_for_bias", "set_bias", "write_bias"]
 
 Float64 = npt.NDArray[np.float64]
 _LIMIT = np.float64(2**30)
@@ -58,6 +58,24 @@ def constant_bias(node: gs.Node, channels: int) -> Float64 | None:
     ):
         return None
     return np.array(np.broadcast_to(bias.reshape(-1), (channels,)))
+
+
+def room_for_bias(node: gs.Node, channels: int) -> Float64 | None:
+    """As `constant_bias`, and zeros where a bias can be added; None where none can be written."""
+    if node.op in ("Conv", "Gemm") and (len(node.inputs) < 3 or node.inputs[2].is_empty()):
+        return np.zeros(channels)
+    return constant_bias(node, channels)
+
+
+def set_bias(graph: gs.Graph, node: gs.Node, bias: Float64, dtype: npt.DTypeLike) -> None:
+    """Give a Conv or Gemm (beta = 1) a float bias of its own."""
+    named = len(node.inputs) > 2 and not node.inputs[2].is_empty()
+    hint = node.inputs[2].name if named else f"{node.name}_bias"
+    held = add_constant(graph, f"{hint}_corrected", bias.astype(dtype))
+    if len(node.inputs) > 2:
+        node.inputs[2] = held
+    else:
+        node.inputs.append(held)
 
 
 def bias_floor(bias: Float64, input_scale: float) -> npt.NDArray[np.float32]:

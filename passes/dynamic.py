@@ -18,7 +18,7 @@ from passes.biases import fold_gemm_factors
 from passes.graph import add_constant, consumers, is_constant, unique_name, values
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
-from passes.weights import encode_layer
+from passes.weights import EncodedWeight, encode_layer
 
 __all__ = ["quantize_dynamic"]
 
@@ -67,9 +67,17 @@ def _spread(array: npt.NDArray[Any], layer: Layer) -> npt.NDArray[Any]:
 
 
 def quantize_dynamic(
-    graph: gs.Graph, layer: Layer, node: gs.Node, choice: LayerPolicy, context: Context
+    graph: gs.Graph,
+    layer: Layer,
+    node: gs.Node,
+    choice: LayerPolicy,
+    context: Context,
+    encoded: EncodedWeight | None = None,
 ) -> bool:
-    """Rewrite the layer in place; False with a note when it has no integer form (weights only then)."""
+    """Rewrite the layer in place; False with a note when it has no integer form (weights only then).
+
+    encoded: the weight, where it was rounded before.
+    """
     reason = _refusal(layer, node, choice)
     if reason is not None:
         context.note(
@@ -82,7 +90,8 @@ def quantize_dynamic(
         reason = "is stored in 8 bits a weight: integer operators take no narrower type"
         context.note("info", layer.name, reason)
     fold_gemm_factors(graph, node, index)
-    encoded = encode_layer(layer, values(node.inputs[index]), choice.weights)
+    if encoded is None:
+        encoded = encode_layer(layer, values(node.inputs[index]), choice.weights)
     codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
     hint, data = node.inputs[index].name, node.inputs[0]
     zero_code = np.zeros((), codes.dtype)

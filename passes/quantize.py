@@ -12,6 +12,9 @@
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
+8. rounding=gptq or bias: weights and biases come from the rounder that the application lends
+   (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
+
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
 """
 
@@ -19,8 +22,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +32,7 @@ import onnx_graphsurgeon as gs
 
 from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
 from passes.base import Context, Pass, register
-from passes.biases import bias_floor, constant_bias, fold_gemm_factors, write_bias
+from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
 from passes.dynamic import quantize_dynamic
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
@@ -40,6 +44,8 @@ from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, is_packed, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.rounding import RoundedLayer
+from passes.rounding_tasks import rounding_tasks
 from passes.select import select
 from passes.simulated import simulate_input
 from passes.weights import EncodedWeight, container_bits, encode_layer, required_opset, write_weight
@@ -77,7 +83,8 @@ class Quantize(Pass):
 
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
-    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8.
+    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; with calibration
+    data, bias (nearest, with corrected biases) or gptq.
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -87,6 +94,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     policy: str = ""
     standard: bool = False
+    rounding: Literal["nearest", "bias", "gptq"] = "nearest"
     name: ClassVar[str] = "quantize"
 
     @classmethod
@@ -164,7 +172,12 @@ class Quantize(Pass):
             context.note(
                 "info", "", "activations in GSE are simulated in float: accuracy is real, speed is not"
             )
-        _Edit(graph, model, policy, self.standard, context).run()
+        if self.rounding != "nearest" and context.rounder is None:
+            raise PolicyError(
+                f"{model.name}: rounding={self.rounding} needs calibration data; give --data, or "
+                "rounding=nearest"
+            )
+        _Edit(graph, model, policy, self.standard, context, self.rounding).run()
         result = export_graph(graph, model)
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
 
@@ -253,10 +266,16 @@ class _Edit:
     """One quantization of one graph."""
 
     def __init__(
-        self, graph: gs.Graph, model: Model, policy: Policy, standard: bool, context: Context
+        self,
+        graph: gs.Graph,
+        model: Model,
+        policy: Policy,
+        standard: bool,
+        context: Context,
+        rounding: str = "nearest",
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
-        self.standard = standard
+        self.standard, self.rounding = standard, rounding
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
@@ -265,17 +284,27 @@ class _Edit:
         static = {id(node): layer for layer, node, home in self.found if home is self.graph}
         plan = plan_activations(self.graph, static, self.policy)
         self._calibrate(plan)
+        rounded: Mapping[str, RoundedLayer] = {}
+        if self.rounding != "nearest" and self.context.rounder is not None:
+            given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+            tasks = rounding_tasks(*given, nearest=self.rounding == "bias")
+            rounded = self.context.rounder(self.model, tasks)
         for layer, node, home in self.found:
             choice = self.policy[layer.name]
             if choice.is_float:
                 continue
+            held = rounded.get(layer.name)
+            index = weight_index(node)
+            if held is not None and held.bias is not None and index is not None:
+                set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)
+            encoded = held.encoded if held is not None else None
             dynamic = choice.activations.dynamic and home is self.graph
-            if dynamic and quantize_dynamic(home, layer, node, choice, self.context):
+            if dynamic and quantize_dynamic(home, layer, node, choice, self.context, encoded):
                 continue
             if choice.activations.format == "gse":
                 simulate_input(home, self.graph, layer, node, choice.activations, self.types, self.context)
             if not choice.weights.is_float:
-                self._encode(layer, node, home, choice)
+                self._encode(layer, node, home, choice, encoded)
         insert_pairs(self.graph, plan, self.ranges, self.types)
         for name in guard_float_layers(self.graph):
             why = "has one input channel, so that ONNX Runtime may quantize its float weights by itself"
@@ -293,7 +322,14 @@ class _Edit:
         real = self.context.ranges(self.model, [(root, plan.schemes[root].bits) for root in roots])
         self.ranges = activation_ranges(plan, real)
 
-    def _encode(self, layer: Layer, node: gs.Node, home: gs.Graph, choice: LayerPolicy) -> None:
+    def _encode(
+        self,
+        layer: Layer,
+        node: gs.Node,
+        home: gs.Graph,
+        choice: LayerPolicy,
+        encoded: EncodedWeight | None = None,
+    ) -> None:
         index = weight_index(node)
         assert index is not None  # graph_layers found it
         if _on_integers(choice.activations) and home is not self.graph:
@@ -311,7 +347,8 @@ class _Edit:
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
         packed = is_packed(choice.weights, _on_integers(choice.activations), self.standard)
-        encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
+        if encoded is None:
+            encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
         self._tell_loss(layer, encoded)
         if packed:
             node.inputs[index] = write_packed(

@@ -44,6 +44,8 @@ __all__ = [
     "encode_layer",
     "encode_weight",
     "required_opset",
+    "shape_gse",
+    "shape_integers",
     "weight_format",
     "write_weight",
 ]
@@ -187,12 +189,40 @@ def _encode_gse(
     weight: npt.NDArray[np.float32], rows: npt.NDArray[np.float32], scheme: Scheme, axis: int, dtype: Any
 ) -> EncodedWeight:
     gse = encode_gse(rows, scheme.bits, scheme.block_size, scheme.encoder)
+    return shape_gse(weight.astype(dtype), axis, scheme, gse)
+
+
+def shape_gse(array: npt.NDArray[Any], axis: int, scheme: Scheme, gse: GSETensor) -> EncodedWeight:
+    """A weight that was encoded elsewhere; `array`: the float weight, for its shape and type."""
     real = gse.decoded()
-    if dtype == np.float16:
+    if array.dtype == np.float16:
         real = real.astype(np.float16).astype(np.float32)
     coded, decoded = _blocks(gse.mantissas, scheme.block_size), _blocks(real, scheme.block_size)
-    shaped = _shaped(weight, axis, scheme, coded, decoded, gse.steps[..., np.newaxis], None)
+    shaped = _shaped(array, axis, scheme, coded, decoded, gse.steps[..., np.newaxis], None)
     return replace(shaped, gse=gse)
+
+
+def shape_integers(
+    array: npt.NDArray[Any],
+    axis: int,
+    scheme: Scheme,
+    codes: npt.NDArray[Any],
+    scale: npt.NDArray[Any],
+    zero: npt.NDArray[Any],
+) -> EncodedWeight:
+    """As `shape_gse`: codes [C, K], scale and zero [C, groups], equal in all rows for one scale a tensor."""
+    fmt = weight_format(scheme)
+    if scheme.granularity == "block":
+        coded = _blocks(codes.astype(fmt.container), scheme.block_size)
+        held, middle = scale[..., np.newaxis], zero[..., np.newaxis]
+    else:
+        rows = 1 if scheme.granularity == "tensor" else len(scale)
+        coded, held, middle = codes.astype(fmt.container), scale[:rows], zero[:rows]
+    held, middle = held.astype(np.float32), middle.astype(fmt.container)
+    real = dequantize(coded, held, middle)
+    if array.dtype == np.float16:
+        real = real.astype(np.float16).astype(np.float32)
+    return _shaped(array, axis, scheme, coded, real, held, middle if middle.any() else None)
 
 
 def encode_layer(
@@ -210,7 +240,7 @@ def encode_layer(
 
 
 def _shaped(
-    weight: npt.NDArray[np.float32],
+    weight: npt.NDArray[Any],
     axis: int,
     scheme: Scheme,
     coded: npt.NDArray[Any],

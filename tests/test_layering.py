@@ -18,6 +18,7 @@ FLOORS = (
     ("data",),
     ("calibration",),
     ("evaluation",),
+    ("rounding",),
     ("search",),
     ("report",),
     ("tuning", "public"),

@@ -53,15 +53,16 @@ def _recipe(settings: dict[str, Any]) -> Sequential:
     members: list[Any] = [] if settings["no_fold"] else [Simplify(), FoldBatchNorm()]
     if settings["smooth"] != "none":
         members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
-    exclude, standard = tuple(settings["exclude"]), settings["standard"]
+    options: dict[str, Any] = {key: settings[key] for key in ("standard", "rounding")}
+    options["exclude"] = tuple(settings["exclude"])
     if settings["policy"]:
-        members.append(Quantize(policy=settings["policy"], exclude=exclude, standard=standard))
+        members.append(Quantize(policy=settings["policy"], **options))
     else:
         weights = weight_text(settings["weights"], settings["granularity"])
         activations = activation_text(settings["activations"])
         weight_scheme(weights)
         activation_scheme(activations)
-        members.append(Quantize(weights=weights, activations=activations, exclude=exclude, standard=standard))
+        members.append(Quantize(weights=weights, activations=activations, **options))
     return Sequential(tuple(members))
 
 
@@ -77,8 +78,8 @@ def _needs_data(settings: dict[str, Any]) -> bool:
     return any(scheme.format == "int" and not scheme.dynamic for scheme in schemes)
 
 
-def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, dict[str, str]]:
-    """The range provider, and what to remember about the data."""
+def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the context lends to the passes, and what to remember about the data."""
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.terminal import warn
     from onnxq.data import input_specs, random_dataset
@@ -92,14 +93,24 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
     elif spec is not None:
         limit = min(settings["limit"] or samples, samples)
         dataset = open_for(model, spec, settings["preprocess"], limit, seed)
+    elif settings["rounding"] != "nearest":
+        raise UserError(
+            f"{model.name}: --rounding {settings['rounding']} looks at calibration data; give --data, or "
+            "--rounding nearest"
+        )
     elif _needs_data(settings):
         raise UserError(
             f"{model.name}: static activations need calibration data; give --data, or --activations dynamic "
             "or float (or, to try things out, --random-calibration)"
         )
     else:
-        return None, {}
-    return range_provider(dataset, settings["calibration"], threads), {"data_sha256": dataset.fingerprint()}
+        return {}, {}
+    lent: dict[str, Any] = {"ranges": range_provider(dataset, settings["calibration"], threads)}
+    if settings["rounding"] != "nearest":
+        from onnxq.rounding import DataRounder
+
+        lent["rounder"] = DataRounder(dataset, seed=settings["seed"], threads=threads)
+    return lent, {"data_sha256": dataset.fingerprint()}
 
 
 @click.command()
@@ -125,6 +136,13 @@ def _ranges(model: Model, settings: dict[str, Any], threads: int) -> tuple[Any, 
     default="percentile:99.99",
     show_default=True,
     help="minmax, percentile[:P], entropy or mse: how activation ranges are found.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "bias", "gptq"]),
+    default="nearest",
+    show_default=True,
+    help="By calibration data: biases alone, or (gptq) weights and biases; for 6 bits and below.",
 )
 @click.option(
     "--exclude",
@@ -172,6 +190,7 @@ def quantize(
     onnxq quantize model.onnx --data images/ --preprocess imagenet
     onnxq quantize model.onnx --weights int4 --granularity block32 --activations float
     onnxq quantize model.onnx --weights gse6 --activations float
+    onnxq quantize model.onnx --weights gse4:block32 --activations float --rounding gptq --data D
     onnxq quantize model.onnx --activations dynamic --exclude last
     """
     from onnxq.cli.output import output_path, stamped, write_model
@@ -186,8 +205,8 @@ def quantize(
     loaded = load(path)
     suffix = "quantized" if settings["policy"] else settings["weights"].split(":")[0]
     target = output_path(output, path, suffix)
-    provider, remembered = _ranges(loaded, settings, resolve_threads(threads))
-    context = Context(ranges=provider)
+    lent, remembered = _lent(loaded, settings, resolve_threads(threads))
+    context = Context(**lent)
     result = rewritten(loaded, recipe, context)
     config = {key: value for key, value in settings.items() if key != "policy"}
     config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}

@@ -220,6 +220,7 @@ def apply(
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
+    from onnxq.rounding import DataRounder
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass, load_recipe
@@ -235,6 +236,7 @@ def apply(
         samples = min(limit or calibration_samples, calibration_samples)
         dataset = open_for(loaded, spec, preprocess, samples, seed)
         context.ranges = range_provider(dataset, calibration, resolve_threads(threads))
+        context.rounder = DataRounder(dataset, seed=seed, threads=resolve_threads(threads))
         settings |= {"data": dataset.fingerprint(), "calibration": calibration}
     result = rewritten(loaded, parsed, context)
     finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)

@@ -1,0 +1,5 @@
+"""Rounding that looks at the data: replay of calibration images, moments of layer inputs, the rounder."""
+
+from onnxq.rounding.rounder import DataRounder
+
+__all__ = ["DataRounder"]

@@ -1,0 +1,129 @@
+"""The rounder that `quantize{rounding=gptq}` asks: layer by layer, inputs of each from the rounded prefix.
+
+For every layer the moments of its input are summed up over the calibration images at picked output
+positions (the same in both streams, another pick for each chunk), the layer is rounded on them
+(passes/rounding.py), and both streams go on to the next layer. Where an Add follows, the layer makes up for
+what the other summand lacks (`Moments.lag`): nothing behind a residual connection would.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxq.data.dataset import Dataset
+from onnxq.data.inputs import fit_batch, input_specs
+from onnxq.rounding.moments import Accumulator
+from onnxq.rounding.patches import MatrixRows, patches_of
+from onnxq.rounding.replay import Replay
+from onnxq.rounding.store import DEFAULT_BUDGET
+from passes.errors import DataError
+from passes.model import Model
+from passes.rounding import Moments, RoundedLayer, RoundingTask, prediction_error, round_task
+
+__all__ = ["DAMPING", "DataRounder"]
+
+_BATCH = 8
+# One chunk in so many is held out to choose the damping.
+_HOLD = 5
+_DAMPINGS = (0.01, 0.03, 0.1, 0.3)
+# Chosen on calibration images of EfficientNet-Lite0, a part of them held out (benchmarks/RESULTS.md).
+DAMPING = 0.3
+
+
+@dataclass(frozen=True)
+class DataRounder:
+    """Rounds on `dataset`; lend it to passes as `Context.rounder`.
+
+    damping: of H, relative to the mean of its diagonal; None chooses it layer by layer by the output error on
+    chunks that are held out, at twice the cost. positions: picked output positions an image (a
+    quarter of it for depthwise convolutions, whose matrices are small). seed: of the picks. budget: bytes of
+    activations held in memory. progress: called with (layers done, layers).
+    """
+
+    dataset: Dataset
+    damping: float | None = DAMPING
+    sweeps: int = 4
+    positions: int = 400
+    seed: int = 0
+    threads: int | None = None
+    budget: int = DEFAULT_BUDGET
+    progress: Callable[[int, int], None] | None = None
+
+    def __call__(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, RoundedLayer]:
+        """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
+        if not tasks:
+            return {}
+        batch = fit_batch(_BATCH, input_specs(model.proto))
+        replay = Replay(model, tasks, self.dataset, batch, self.threads, self.budget)
+        found: dict[str, RoundedLayer] = {}
+        for task, node in replay:
+            held = self._round(replay, task, node)
+            replay.rounded(held)
+            found[task.layer.name] = held
+            if self.progress is not None:
+                self.progress(len(found), len(tasks))
+        return found
+
+    def _round(self, replay: Replay, task: RoundingTask, node: onnx.NodeProto) -> RoundedLayer:
+        fit, held_out = self._moments(replay, task, node)
+        centred = task.bias is not None
+        damping = self.damping
+        if damping is None and held_out.count:
+            damping = self._choose(task, fit.moments(centred), held_out.moments(centred))
+        if held_out.count:
+            fit.merge(held_out)
+        chosen = DAMPING if damping is None else damping
+        return round_task(task, fit.moments(centred), chosen, self.sweeps)
+
+    def _choose(self, task: RoundingTask, fit: Moments, held_out: Moments) -> float:
+        """The damping whose rounding on `fit` has the least output error on `held_out`."""
+        errors = {
+            damping: prediction_error(task, round_task(task, fit, damping, sweeps=0), held_out)
+            for damping in _DAMPINGS
+        }
+        return min(errors, key=errors.__getitem__)
+
+    def _moments(
+        self, replay: Replay, task: RoundingTask, node: onnx.NodeProto
+    ) -> tuple[Accumulator, Accumulator]:
+        """Sums over the chunks to fit on, and over those held out to choose the damping."""
+        index = list(node.input).index(task.layer.weight)
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        patches = patches_of(task.layer, attributes, index)
+        fit = Accumulator()
+        held_out: Accumulator | None = None
+        most = self.positions // 4 if task.layer.depthwise else self.positions
+        added = replay.added(task)
+        lags = itertools.repeat(None) if added is None else replay.inputs(added)
+        inputs = replay.inputs(node.input[1 - index])
+        for chunk, ((real, rounded), lag) in enumerate(zip(inputs, lags, strict=False)):
+            size = patches.positions(real.shape)
+            # A matrix product has no images: its rows are those of the whole chunk.
+            limit = most * len(real) if isinstance(patches, MatrixRows) else most
+            picked = np.arange(size)
+            if size > limit:
+                generator = np.random.default_rng((self.seed, task.layer.depth, chunk))
+                picked = np.sort(generator.choice(size, limit, replace=False))
+            columns = patches.columns(real, picked), patches.columns(rounded, picked)
+            if not all(np.isfinite(item).all() for item in columns):
+                raise DataError(
+                    f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration "
+                    "data; check the model and the preprocessing"
+                )
+            lack = None
+            if lag is not None and lag[0].size == task.layer.out_channels * size * (
+                1 if isinstance(patches, MatrixRows) else len(real)
+            ):
+                lack = patches.outputs(lag[0] - lag[1], picked)
+                lack = lack.reshape(len(columns[0]), -1, lack.shape[-1])
+            if chunk % _HOLD == _HOLD - 1 and self.damping is None:
+                held_out = held_out or Accumulator(fit)
+                held_out.update(*columns, lack)
+            else:
+                fit.update(*columns, lack)
+        return fit, held_out or Accumulator(fit)

@@ -1,0 +1,258 @@
+"""Data-aware rounding of one layer's weight: an encoder beside `encode_weight` (runtime_ops/rounding.py).
+
+The application brings the moments of the layer's input, in the float network and in the network quantized
+so far; this module lays the weight out in rows, offers the scales that the format allows, and gives the
+encoded weight and the bias that belongs to it.
+
+Scales that are tried, the plain encoder's first:
+- GSE: the exponent of the plain encoder for W1, one finer and one coarser, within the window of 5 bits.
+- symmetric integers: the plain scale times 0.8 to 1.2, and for whole rows one closed-form fit.
+- asymmetric integers: the plain scale and zero point alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from passes.biases import bias_floor
+from passes.layers import Layer
+from passes.model import Model
+from passes.policy import Scheme
+from passes.weights import EncodedWeight, encode_layer, shape_gse, shape_integers, weight_format
+from runtime_ops.gse import EXPONENT_BITS, GSETensor
+from runtime_ops.rounding import (
+    Grid,
+    Rounded,
+    corrected_target,
+    damped,
+    round_rows,
+    upper_factor,
+)
+
+__all__ = ["Moments", "RoundedLayer", "Rounder", "RoundingTask", "prediction_error", "round_task"]
+
+Float = npt.NDArray[np.float64]
+_FACTORS = (1.0, 0.8, 0.9, 1.1, 1.2)
+_SHIFTS = (0, -1, 1)
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a layer's input, by group of channels; K: weights of an output channel, M: channels of a group.
+
+    cross: Cov(x_f, x_q), second: Cov(x_q, x_q), both [groups, K, K]. mean_float, mean: of x_f and x_q,
+    [groups, K]. Where the layer has no place for a bias, raw moments and zero means.
+    lag, mean_lag: Cov(d, x_q) [groups, M, K] and the mean [groups, M] of d, what the tensor that is added to
+    the layer's output lacks in the rounded network (float less rounded), for the layer to make up; or None.
+    """
+
+    cross: Float
+    second: Float
+    mean_float: Float
+    mean: Float
+    lag: Float | None = None
+    mean_lag: Float | None = None
+
+    def wanted(self, weight: Float) -> Float:
+        """Covariance of the wanted output with x_q, [groups, M, K]."""
+        plain: Float = weight @ self.cross
+        return plain if self.lag is None else plain + self.lag
+
+
+@dataclass(frozen=True)
+class RoundingTask:
+    """A weight to round.
+
+    output: the tensor that the node writes, by which the application finds it in the model.
+    array: the weight (a Gemm's alpha is in it). bias: float64 [C] with beta in it, zeros where there is
+    none yet; None where none can be added. input_scale: of quantized activations, for the int32 range of the
+    bias; None where the bias stays float. half: scales that float16 holds (bit streams). nearest: keep the
+    plain rounding of the given weight and correct the bias alone (empirical bias correction).
+    """
+
+    layer: Layer
+    output: str
+    array: npt.NDArray[Any]
+    scheme: Scheme
+    bias: Float | None = None
+    input_scale: float | None = None
+    half: bool = False
+    nearest: bool = False
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """The weight as codes, and the bias that belongs to it (None where none can be added)."""
+
+    encoded: EncodedWeight
+    bias: Float | None
+
+
+# (model at that point, what is to be rounded, in graph order) -> layer name -> result; layers that are left
+# out keep the plain rounding.
+Rounder = Callable[[Model, Sequence[RoundingTask]], Mapping[str, RoundedLayer]]
+
+
+def _rows(array: npt.NDArray[Any], axis: int, groups: int) -> Float:
+    """[groups, C / groups, K] in float64."""
+    channels = array.shape[axis]
+    rows = np.moveaxis(np.asarray(array, np.float64), axis, 0).reshape(channels, -1)
+    return rows.reshape(groups, channels // groups, -1)
+
+
+def _layout(item: npt.NDArray[Any], groups: int) -> Float:
+    """[..., C, n] as [..., groups, C / groups, n]."""
+    wide = np.asarray(item, np.float64)
+    return wide.reshape(*wide.shape[:-2], groups, -1, wide.shape[-1])
+
+
+class _Format:
+    """One scheme for one tensor: scales to try, and codes back to an EncodedWeight."""
+
+    def __init__(self, task: RoundingTask, target: Float, floor: npt.NDArray[np.float32] | None) -> None:
+        self.task, self.scheme, self.groups = task, task.scheme, len(target)
+        array, axis = task.array, task.layer.channel_axis
+        moved = [array.shape[axis], *np.delete(array.shape, axis)]
+        wanted = np.moveaxis(target.reshape(moved), 0, axis).astype(array.dtype)
+        self.floor = floor
+        self.plain = encode_layer(task.layer, wanted, task.scheme, floor, task.half)
+
+    def represent(self, scale: Float) -> Float:
+        """Scales [..., n] as the file will hold them."""
+        held = scale.astype(np.float32)
+        if self.floor is not None and self.scheme.granularity != "block":
+            least = self.floor.max() if self.scheme.granularity == "tensor" else self.floor.reshape(-1, 1)
+            held = np.maximum(held, np.broadcast_to(least, (self.floor.size, 1)).reshape(-1, *held.shape[1:]))
+        held = np.maximum(held, np.float32(2.0**-24) if self.task.half else np.finfo(np.float32).tiny)
+        if self.task.half or self.task.array.dtype == np.float16:
+            held = np.minimum(held, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
+        return held.astype(np.float64)
+
+    def grid(self) -> Grid:
+        rows, scheme = self.plain.rows, self.scheme
+        size = rows.group_size
+        if self.plain.gse is not None:
+            gse = self.plain.gse
+            codes = [
+                np.clip(gse.codes.astype(np.int32) + shift, 0, (1 << EXPONENT_BITS) - 1) for shift in _SHIFTS
+            ]
+            scales = np.stack([np.ldexp(1.0, code + gse.exponent_base) for code in codes])
+            zeros = np.zeros_like(scales)
+            low, high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
+        else:
+            factors = _FACTORS if scheme.symmetric else (1.0,)
+            scales = np.stack([self.represent(rows.scale * np.float64(factor)) for factor in factors])
+            zeros = np.broadcast_to(rows.zero_point.astype(np.float64), scales.shape)
+            fmt = weight_format(scheme)
+            low, high = fmt.lowest, fmt.highest
+        return Grid(
+            _layout(scales, self.groups),
+            _layout(zeros, self.groups),
+            low,
+            high,
+            size,
+            shared=scheme.granularity == "tensor",
+        )
+
+    def refit(self) -> Callable[[Float], Float] | None:
+        """How scales [N, M, 1] are represented, where a closed-form fit is of use."""
+        if self.plain.gse is not None or self.scheme.granularity == "block" or not self.scheme.symmetric:
+            return None
+
+        def represent(scale: Float) -> Float:
+            return self.represent(scale.reshape(-1, scale.shape[-1])).reshape(scale.shape)
+
+        return represent
+
+    def encoded(self, found: Rounded) -> EncodedWeight:
+        channels = self.task.array.shape[self.task.layer.channel_axis]
+        codes = found.codes.reshape(channels, -1)
+        scale, zero = (item.reshape(channels, -1) for item in (found.scale, found.zero))
+        axis, array = self.task.layer.channel_axis, self.task.array
+        if self.plain.gse is not None:
+            held = self.plain.gse
+            exponents = (np.frexp(scale)[1] - 1 - held.exponent_base).astype(np.uint8)
+            # An all-zero group keeps the lowest exponent, as the plain encoder writes it.
+            exponents[~_group_any(codes, held.group_size)] = 0
+            gse = GSETensor(
+                codes.astype(np.int8),
+                exponents,
+                held.exponent_base,
+                held.bits,
+                held.group_size,
+                held.raised,
+                held.loss,
+            )
+            return shape_gse(array, axis, self.scheme, gse)
+        return shape_integers(array, axis, self.scheme, codes, scale, zero)
+
+
+def _group_any(codes: Float, size: int) -> npt.NDArray[np.bool_]:
+    """[C, n]: whether a group has any code but 0."""
+    starts = np.arange(0, codes.shape[1], size)
+    return np.logical_or.reduceat(codes != 0, starts, axis=1)
+
+
+def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int = 4) -> RoundedLayer:
+    """The weight rounded on `moments`, and its bias.
+
+    With `input_scale` the int32 range of the new bias is kept: where rounding moved the bias out of it, the
+    scales are widened and the layer is rounded again.
+    """
+    groups = len(moments.second)
+    weight = _rows(task.array, task.layer.channel_axis, groups)
+    hessian = factor = target = weight
+    if not task.nearest:
+        hessian = damped(moments.second, damping)
+        factor = upper_factor(hessian)
+        target = corrected_target(weight, moments.wanted(weight), moments.second, factor)
+    floor, bias = None, task.bias
+    keeps = task.input_scale is not None and bias is not None and task.scheme.granularity != "block"
+    for _ in range(_TRIES):
+        if keeps and bias is not None and task.input_scale is not None:
+            wanted = bias_floor(bias, task.input_scale)
+            floor = wanted if floor is None else np.maximum(floor, wanted)
+        form = _Format(task, target, floor)
+        encoded = form.plain
+        if not task.nearest:
+            grid, refit = form.grid(), form.refit()
+            encoded = form.encoded(round_rows(target, hessian, factor, grid, sweeps=sweeps, represent=refit))
+        if task.bias is None:
+            return RoundedLayer(encoded, None)
+        real = _rows(encoded.decoded, task.layer.channel_axis, groups)
+        bias = task.bias + _bias_shift(weight, real, moments)
+        # The floor leaves codes a factor of 2 below the range of int32.
+        if floor is None or (2 * floor >= bias_floor(bias, task.input_scale or 1.0)).all():
+            break
+    return RoundedLayer(encoded, bias)
+
+
+def _bias_shift(weight: Float, real: Float, moments: Moments) -> Float:
+    """W E(x_f) - Q E(x_q), [C]."""
+    shift = weight @ moments.mean_float[..., np.newaxis] - real @ moments.mean[..., np.newaxis]
+    if moments.mean_lag is not None:
+        shift = shift + moments.mean_lag[..., np.newaxis]
+    return shift.reshape(-1)
+
+
+def prediction_error(task: RoundingTask, found: RoundedLayer, held_out: Moments) -> float:
+    """Mean squared error of the layer's output on other data than it was rounded on, less a constant.
+
+    With y = W x_f + b,
+    E|y - Q x_q - b'|^2 = tr(Q S_qq Q^T) - 2 tr(S_yq Q^T) + |E y - Q m_q - b'|^2 + tr(S_yy),
+    the last term of which does not depend on the rounding.
+    """
+    groups = len(held_out.second)
+    weight = _rows(task.array, task.layer.channel_axis, groups)
+    real = _rows(found.encoded.decoded, task.layer.channel_axis, groups)
+    spread = np.sum((real @ held_out.second - 2 * held_out.wanted(weight)) * real)
+    offset = _bias_shift(weight, real, held_out)
+    if task.bias is not None and found.bias is not None:
+        offset = offset + task.bias - found.bias
+    return float(spread + np.sum(np.square(offset)))
