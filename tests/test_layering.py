@@ -18,6 +18,8 @@ FLOORS = (
     ("data",),
     ("calibration",),
     ("evaluation",),
+    ("sensitivity",),
+    ("allocation",),
     ("search",),
     ("report",),
     ("tuning", "public"),

@@ -22,9 +22,12 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.pareto import Pick
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
+from onnxq.sensitivity.engine import Settings
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
+from onnxq.tuning.space import Space, write_space
+from onnxq.tuning.strategies import Allocator
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -216,6 +219,8 @@ class _Run:
 
     def search(self) -> bool:
         """Measure every proposal; False when the time ran out first."""
+        if self.prepared.config.chosen_strategy != "ranking":
+            return self._allocate()
         proposals = self.proposals()
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
@@ -223,22 +228,70 @@ class _Run:
         for done, (index, proposal) in enumerate(self.ordered(proposals), start=1):
             if proposal.mode in given_up:
                 continue
-            held = self.measurer.finished(proposal)
+            held = self._candidate(index, proposal)
             if held is None:
-                if self.out_of_time():
-                    return False
-                began = time.monotonic()
-                held = self.measurer.measure(proposal, index, self.everything)
-                self.candidates.append(held)
-                self.report(finished=False)
-                self.slowest = max(self.slowest, time.monotonic() - began)
-            else:
-                self.resumed += 1
-                self.candidates.append(held)
+                return False
             self.emit(Event("measure", done, total, held.name, self.best_text()))
             if self._crawls(held):
                 given_up.add(held.mode)
         return True
+
+    def _candidate(self, index: int, proposal: Proposal) -> Candidate | None:
+        """The proposal measured, now or by an earlier process; None when no time is left for it."""
+        held = self.measurer.finished(proposal)
+        if held is not None:
+            self.resumed += 1
+            self.candidates.append(held)
+            return held
+        if self.out_of_time():
+            return None
+        began = time.monotonic()
+        held = self.measurer.measure(proposal, index, self.everything)
+        self.candidates.append(held)
+        self.report(finished=False)
+        self.slowest = max(self.slowest, time.monotonic() - began)
+        return held
+
+    def _allocate(self) -> bool:
+        """The strategies that work on a table of sensitivities, one mode after the other."""
+        index = 0
+        for position, mode in enumerate(self.prepared.config.modes):
+            left = len(self.prepared.config.modes) - position
+            allocator = self._allocator(mode, left)
+            for proposal in allocator.proposals():
+                index += 1
+                held = self._candidate(index, proposal)
+                if held is None:
+                    return False
+                self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
+        return True
+
+    def _allocator(self, mode: str, modes_left: int) -> Allocator:
+        """The search space of one mode. Sensitivities may take a third of its share of the time."""
+        config, prepared = self.prepared.config, self.prepared
+        names = set(self.layer_names())
+        layers = [layer for layer in prepared.layers if layer.name in names]
+        choices = config.ladder(mode)
+        self.measurer.calibrate_once(Policy({layer.name: choices[0] for layer in layers}))
+        share = None
+        if self.deadline is not None:
+            share = time.monotonic() + (self.deadline - time.monotonic()) / (3 * modes_left)
+        space = Space(
+            prepared.model,
+            layers,
+            prepared.calibration,
+            self.journal,
+            Settings(config.precision, max(config.threads, 1), config.cache_mb * 2**19, config.seed),
+            progress=lambda what, done, total: self.emit(Event("rank", done, total, f"{what}, {mode}")),
+            deadline=share,
+        )
+        assert self.baseline is not None
+        problem = space.problem(choices, file_bytes=self.baseline.bytes, macs=self.measurer.macs)
+        if space.estimated:
+            note = f"{mode}: {space.estimated} sensitivities were estimated, the time budget was too short"
+            self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
+        write_space(self.folder, mode, Path(config.model).name, problem)
+        return Allocator(mode, config, problem, space, self.metric, lambda: self.candidates, self.deadline)
 
     def _crawls(self, first: Candidate) -> bool:
         """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
