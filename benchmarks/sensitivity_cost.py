@@ -3,11 +3,12 @@
     python benchmarks/sensitivity_cost.py [--images 125] [--precision 0.1] [--plain-every 1]
 
 50 layers x GSE b in {2, 3, 4, 6, 8} (G = 32, weights only), the first images of the evaluation split, one
-thread. Plain, per variant: the quantize pass, the file written, loaded into a new session, run over all images
-in batches of 4 (its fastest), logit MSE. Engine: `measure_sensitivities`, once with precision 0 (every image)
-and once with --precision; a value that stopped early is compared with the plain way's on the same images.
---plain-every N takes every N-th variant of the plain way and scales its time up. Every way in a process of its
-own; peak memory is that process's.
+thread. Plain, per variant: the quantize pass, the file written, loaded into a new session, run over all
+images in batches of 4 (its fastest), logit MSE. Engine: `measure_sensitivities`, once with precision 0 (every
+image) and once with --precision; a value that stopped early is compared with the plain way's on the same
+images.
+--plain-every N takes every N-th variant of the plain way and scales its time up. Every way in a process of
+its own; peak memory is that process's.
 """
 
 from __future__ import annotations

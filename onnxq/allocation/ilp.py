@@ -4,9 +4,9 @@
     subject to sum_k x[l, k] = 1,   sum_lk bytes[l, k] x[l, k] <= budget,   x binary
 
 I[l, a, b] = 2 rho_l sqrt(cost[l, a] cost[l + 1, b]) is what neighbours add or take away when both are
-quantized: their errors e, e' at the logits give |e + e'|^2 = |e|^2 + |e'|^2 + 2 rho |e| |e'|. rho_l comes from
-one measured pair. The products y = x x' are tied by sum_b y[l, a, b] = x[l, a] and sum_a y[l, a, b] = x[l + 1, b],
-which for a chain is as tight as it gets.
+quantized: their errors e, e' at the logits give |e + e'|^2 = |e|^2 + |e'|^2 + 2 rho |e| |e'|. rho_l comes
+from one measured pair. The products y = x x' are tied by sum_b y[l, a, b] = x[l, a] and sum_a y[l, a, b] =
+x[l + 1, b], which for a chain is as tight as it gets.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def ilp(problem: Problem, budget: float, *, bops: float = 0.0) -> Assignment:
     least = problem.size(_cheapest(problem))
     if least > budget:
         raise UserError(
-            f"--budget {budget / 1e6:.3f}MB: the smallest file of this search space takes {least / 1e6:.3f} MB"
+            f"--budget {budget / 1e6:.3f}MB: the smallest file of this search space takes "
+            f"{least / 1e6:.3f} MB"
         )
     L, K = problem.cost.shape
     pairs = [at for at in range(L - 1) if problem.correlation.size and problem.correlation[at] != 0]
@@ -81,7 +82,8 @@ def _cheapest(problem: Problem) -> Assignment:
 
 def _interaction(problem: Problem, at: int) -> Vector:
     roots = np.sqrt(np.maximum(problem.cost[at : at + 2], 0))
-    return 2 * problem.correlation[at] * np.outer(roots[0], roots[1])
+    products: Vector = 2 * problem.correlation[at] * np.outer(roots[0], roots[1])
+    return products
 
 
 def _one_each(L: int, K: int, total: int) -> Any:

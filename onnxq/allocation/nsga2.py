@@ -1,8 +1,8 @@
 """Strategy `nsga2`: pymoo's NSGA-II over assignments, on predicted bytes and measured logit MSE.
 
 It starts from the fronts of the other strategies. Every generation is judged by the surrogate (the problem's
-predicted damage) first; only the better half by non-dominated rank is measured. What is not measured enters with
-its predicted damage times the median ratio of measured to predicted so far.
+predicted damage) first; only the better half by non-dominated rank is measured. What is not measured enters
+with its predicted damage times the median ratio of measured to predicted so far.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class Problem:
     """layers: names in graph order. choices: from cheapest to finest, the same for every layer.
 
     cost: predicted damage (logit MSE) [L, K]. bytes: of the weight in the file [L, K]. bops: bit operations
-    per sample [L, K]. rest: bytes of the file that no choice changes. correlation: of neighbours' errors [L - 1];
-    0 where it was not measured.
+    per sample [L, K]. rest: bytes of the file that no choice changes. correlation: of neighbours' errors [L -
+    1]; 0 where it was not measured.
     """
 
     layers: tuple[str, ...]
@@ -59,10 +59,7 @@ class Problem:
 
         ladder = sorted(choices, key=lambda choice: bits(choice.weights))
         size = [
-            [
-                layer_bytes(layer, c.weights, integer_activations=c.activations.format == "int")
-                for c in ladder
-            ]
+            [layer_bytes(layer, c.weights, integer_activations=c.activations.format == "int") for c in ladder]
             for layer in layers
         ]
         cost = [[0.0 if c.is_float else sensitivity(layer.name, c) for c in ladder] for layer in layers]
@@ -101,9 +98,7 @@ class Problem:
         return int(self.bops[np.arange(self.count), assignment].sum())
 
     def policy(self, assignment: Assignment) -> Policy:
-        return Policy(
-            {name: self.choices[int(k)] for name, k in zip(self.layers, assignment, strict=True)}
-        )
+        return Policy({name: self.choices[int(k)] for name, k in zip(self.layers, assignment, strict=True)})
 
     def assignment(self, policy: Policy) -> Assignment:
         """The inverse of `policy`. Raises UserError for a choice that is not in this space."""
@@ -140,16 +135,18 @@ class Problem:
     def from_json(cls, document: Mapping[str, Any]) -> Problem:
         """Raises UserError for what is no problem."""
         try:
-            tables = [np.array(document[name], np.float64) for name in ("cost", "bytes", "bops")]
+            cost, size, bops = (np.array(document[name], np.float64) for name in ("cost", "bytes", "bops"))
             found = cls(
                 tuple(document["layers"]),
                 tuple(LayerPolicy.from_json(choice) for choice in document["choices"]),
-                *tables,
+                cost,
+                size,
+                bops,
                 int(document["rest"]),
                 np.array(document.get("correlation", ()), np.float64),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"is no table of sensitivities: {error}") from None
-        if any(table.shape != (len(found.layers), len(found.choices)) for table in tables):
+        if any(table.shape != (len(found.layers), len(found.choices)) for table in (cost, size, bops)):
             raise UserError("is no table of sensitivities: its tables are not layers x choices")
         return found

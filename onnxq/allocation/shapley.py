@@ -1,7 +1,7 @@
 """Strategy `shapley`: SMPQ's cooperative game over (layer, bit-width), sampled by permutations.
 
-Players o = (l, k) for every choice k above a layer's cheapest; in a coalition a layer runs at the highest of its
-players, at its cheapest choice without any. The value of a coalition S is taken in logit space,
+Players o = (l, k) for every choice k above a layer's cheapest; in a coalition a layer runs at the highest of
+its players, at its cheapest choice without any. The value of a coalition S is taken in logit space,
 
     V(S) = -ln MSE(S),   MSE: of the logits against float, on calibration data,
 
@@ -9,9 +9,10 @@ which still tells bad policies apart where accuracy is zero for all of them. psi
 
 Each permutation starts from a feasible coalition (the players up to a choice in the middle) and walks both
 ways: upwards, adding the players that are missing in the order of the permutation, and downwards, removing
-those that are present. Permutations come in antithetic pairs (each with its reverse). A walk is truncated where
-the MSE has fallen below `floor` times or risen above `ceiling` times the start's: players behind that add 0, as
-in SMPQ's truncation. Joining or leaving below a higher player of the same layer changes nothing and costs nothing.
+those that are present. Permutations come in antithetic pairs (each with its reverse). A walk is truncated
+where the MSE has risen above `ceiling` times the start's: players behind that
+add 0, as in SMPQ's truncation. Joining or leaving below a higher player of the same layer changes nothing and
+costs nothing.
 
 Momentum (SMPQ, section 3): q_k = beta q_{k-1} + lambda psi / |psi|, alpha_k = alpha_{k-1} + xi q_k / |q_k|.
 """
@@ -50,7 +51,7 @@ class Game:
 
 @dataclass(frozen=True)
 class ShapleyState:
-    """After some permutations: psi and its spread [L, K], alpha [L, K], and the change of psi at each step."""
+    """After some permutations: sums of marginals and squares, momentum, alpha [L, K]; psi's changes."""
 
     count: int
     total: Table

@@ -34,9 +34,7 @@ def threshold(problem: Problem, tau: float, bits: Sequence[int] = ()) -> Assignm
     return np.array(allowed, np.int64)[first]
 
 
-def threshold_front(
-    problem: Problem, count: int, bits: Sequence[int] = ()
-) -> list[tuple[float, Assignment]]:
+def threshold_front(problem: Problem, count: int, bits: Sequence[int] = ()) -> list[tuple[float, Assignment]]:
     """(tau, assignment) of a sweep: at most `count` different ones, spread over the sizes, smallest first."""
     levels = np.unique(problem.cost[problem.cost > 0])
     taus = [float(level) * (1 + 1e-9) for level in levels] or [1.0]

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quantize": ("quantize", "quantize", "Write one quantized model."),
     "apply": ("rewrite", "apply", "Run a recipe of passes on a model."),
     "sensitivity": ("sensitivity", "sensitivity", "Rank the layers by what quantizing them costs."),
+    "allocate": ("allocate", "allocate", "Spend bits by the sensitivities of a run."),
     "tune": ("tune", "tune", "Search the Pareto front of quantized models."),
     "build": ("runs", "build", "Write any candidate of a run as an ONNX file."),
     "eval": ("evaluate", "evaluate", "Accuracy of one or more models."),

@@ -1,12 +1,12 @@
 """The sensitivity engine: S of many variants of one model, each float segment and each image paid for once.
 
 Variants are sorted by the segment in which they begin. The float network is walked from front to back
-(onnxq/sensitivity/replay.py); at each segment its variants start from the held activations: a small session of
-the varied segment (1 to 3 ms to make), then the shared session of all that follows. No file is written.
+(onnxq/sensitivity/replay.py); at each segment its variants start from the held activations: a small session
+of the varied segment (1 to 3 ms to make), then the shared session of all that follows. No file is written.
 
-Samples come in a random order and in subsets that grow by half. With a precision p > 0 a variant stops when the
-standard error of its MSE is below p times the MSE; with p = 0 every variant sees every sample, and its values
-are those of writing the model and running it whole, up to float rounding.
+Samples come in a random order and in subsets that grow by half. With a precision p > 0 a variant stops when
+the standard error of its MSE is below p times the MSE; with p = 0 every variant sees every sample, and its
+values are those of writing the model and running it whole, up to float rounding.
 """
 
 from __future__ import annotations

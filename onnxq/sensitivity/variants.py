@@ -1,8 +1,9 @@
 """What is varied: a few layers in a scheme each, everything else float.
 
-A variant becomes the segments of the model that it changes. Weights alone, the usual case, are encoded and put
-into a copy of the small segment that holds their layer; whatever else a policy may ask for (activations,
-smoothing) goes through the quantizing passes, and the segments whose bytes differ from float's are the change.
+A variant becomes the segments of the model that it changes. Weights alone, the usual case, are encoded and
+put into a copy of the small segment that holds their layer; whatever else a policy may ask for (activations,
+smoothing) goes through the quantizing passes, and the segments whose bytes differ from float's are the
+change.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def find_node(proto: onnx.ModelProto, layer: Layer) -> tuple[onnx.GraphProto, on
         (graph, node)
         for graph in _graphs(proto.graph)
         for node in graph.node
-        if node.op_type == layer.op and layer.weight in node.input[:2]
+        if not node.name and node.op_type == layer.op and layer.weight in node.input[:2]
     ]
     return alone[0] if len(alone) == 1 else None
 

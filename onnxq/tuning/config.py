@@ -31,8 +31,8 @@ class TuneConfig:
     calibration_samples: taken out of `data` (and then not evaluated on) unless `calibration_data` is given.
     ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
     chunk: samples per evaluation run, 0 chooses by their size. cache_mb: memory for cached activations.
-    strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of the
-    file, 0 asks for a front of about `front` points. precision: relative standard error at which a
+    strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of
+    the file, 0 asks for a front of about `front` points. precision: relative standard error at which a
     sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
     """
 

@@ -92,6 +92,10 @@ class Space:
 
         return Problem.of(self.layers, choices, cost, file_bytes=file_bytes, macs=macs)
 
+    def known(self, variant: Variant) -> Sensitivity:
+        """What was measured about a variant. Raises KeyError where it was not."""
+        return self._known[variant.key]
+
     def _typical(self, choices: Sequence[LayerPolicy]) -> dict[Scheme, float]:
         """The median sensitivity of each scheme over the layers that were measured, for those that were not;
         where none was, a tenth per bit of the scheme below it."""
@@ -159,7 +163,9 @@ def read_space(folder: str | Path) -> tuple[str, Problem]:
     path = Path(folder)
     found = sorted(path.glob("space-*.json")) if path.is_dir() else [path]
     if not found or not found[0].is_file():
-        raise UserError(f"{folder}: holds no sensitivities; make them with onnxq sensitivity --schemes -o {folder}")
+        raise UserError(
+            f"{folder}: holds no sensitivities; make them with onnxq sensitivity --schemes -o {folder}"
+        )
     try:
         document = json.loads(found[0].read_text(encoding="utf-8"))
         if not isinstance(document, dict):

@@ -2,8 +2,8 @@
 
 Each is a generator of proposals; it may look at what was measured before it goes on, and everything expensive
 that it does is in the journal, so that a resumed run takes the same way. `auto` goes from cheap to dear: the
-integer program's front, the threshold's, the integer program with interactions of neighbours, and an evolution
-that starts from all of them.
+integer program's front, the threshold's, the integer program with interactions of neighbours, and an
+evolution that starts from all of them.
 """
 
 from __future__ import annotations

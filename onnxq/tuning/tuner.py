@@ -22,12 +22,10 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.pareto import Pick
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.sensitivity.engine import Settings
+from onnxq.tuning.allocate import make_allocator
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
-from onnxq.tuning.space import Space, write_space
-from onnxq.tuning.strategies import Allocator
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -39,6 +37,8 @@ __all__ = ["Event", "TuneResult", "tune"]
 
 # A mode whose fully quantized candidate takes this many times as long as float is given up.
 _CRAWLING = 3.0
+# Of a time budget, what sensitivities may take.
+_SENSITIVITY_SHARE = 0.35
 _OURS = re.compile(rf"((?:{'|'.join(MODES)})-\d{{3,}})\.(?:onnx|onnx\.data|recipe)")
 
 
@@ -254,10 +254,27 @@ class _Run:
 
     def _allocate(self) -> bool:
         """The strategies that work on a table of sensitivities, one mode after the other."""
-        index = 0
-        for position, mode in enumerate(self.prepared.config.modes):
-            left = len(self.prepared.config.modes) - position
-            allocator = self._allocator(mode, left)
+        assert self.baseline is not None
+        config, names, index = self.prepared.config, set(self.layer_names()), 0
+        for position, mode in enumerate(config.modes):
+            allocator = make_allocator(
+                self.measurer,
+                [layer for layer in self.prepared.layers if layer.name in names],
+                mode,
+                self.folder,
+                self.journal,
+                lambda: self.candidates,
+                lambda what, done, total: self.emit(Event("rank", done, total, what)),
+                file_bytes=self.baseline.bytes,
+                deadline=self.deadline,
+                share=_SENSITIVITY_SHARE / (len(config.modes) - position),
+            )
+            if allocator.space.estimated:
+                missing = allocator.space.estimated
+                note = (
+                    f"{mode}: the time budget was too short for {missing} sensitivities; they were estimated"
+                )
+                self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
             for proposal in allocator.proposals():
                 index += 1
                 held = self._candidate(index, proposal)
@@ -265,33 +282,6 @@ class _Run:
                     return False
                 self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
         return True
-
-    def _allocator(self, mode: str, modes_left: int) -> Allocator:
-        """The search space of one mode. Sensitivities may take a third of its share of the time."""
-        config, prepared = self.prepared.config, self.prepared
-        names = set(self.layer_names())
-        layers = [layer for layer in prepared.layers if layer.name in names]
-        choices = config.ladder(mode)
-        self.measurer.calibrate_once(Policy({layer.name: choices[0] for layer in layers}))
-        share = None
-        if self.deadline is not None:
-            share = time.monotonic() + (self.deadline - time.monotonic()) / (3 * modes_left)
-        space = Space(
-            prepared.model,
-            layers,
-            prepared.calibration,
-            self.journal,
-            Settings(config.precision, max(config.threads, 1), config.cache_mb * 2**19, config.seed),
-            progress=lambda what, done, total: self.emit(Event("rank", done, total, f"{what}, {mode}")),
-            deadline=share,
-        )
-        assert self.baseline is not None
-        problem = space.problem(choices, file_bytes=self.baseline.bytes, macs=self.measurer.macs)
-        if space.estimated:
-            note = f"{mode}: {space.estimated} sensitivities were estimated, the time budget was too short"
-            self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
-        write_space(self.folder, mode, Path(config.model).name, problem)
-        return Allocator(mode, config, problem, space, self.metric, lambda: self.candidates, self.deadline)
 
     def _crawls(self, first: Candidate) -> bool:
         """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
