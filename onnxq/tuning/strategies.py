@@ -39,7 +39,8 @@ _LEAST_LEFT_S = 20.0
 class Allocator:
     """Proposals of one mode's strategy.
 
-    measured: the candidates of the run so far. deadline: on time.monotonic's clock.
+    measured: the candidates of the run so far. deadline: on time.monotonic's clock. cut_short: whether it was
+    the reason to leave something out.
     """
 
     mode: str
@@ -49,6 +50,7 @@ class Allocator:
     metric: str
     measured: Callable[[], Sequence[Candidate]]
     deadline: float | None = None
+    cut_short: bool = False
 
     def proposals(self) -> Iterator[Proposal]:
         """Different policies, in the order of their worth."""
@@ -67,6 +69,12 @@ class Allocator:
     def _left(self) -> float:
         return np.inf if self.deadline is None else self.deadline - time.monotonic()
 
+    def _enough_time(self) -> bool:
+        """Whether what is left pays for another method; if not, that is noted."""
+        enough = self._left() > _LEAST_LEFT_S
+        self.cut_short = self.cut_short or not enough
+        return enough
+
     def _threshold(self) -> Iterator[tuple[str, Assignment]]:
         if self.config.tau:
             yield "threshold", threshold(self.problem, self.config.tau)
@@ -76,7 +84,7 @@ class Allocator:
 
     def _ilp(self) -> Iterator[tuple[str, Assignment]]:
         yield from self._program(self.problem, "ilp")
-        if self._left() > _LEAST_LEFT_S and self.problem.count > 1:
+        if self.problem.count > 1 and self._enough_time():
             yield from self._program(self._paired(), "ilp-pairs")
 
     def _paired(self) -> Problem:
@@ -136,6 +144,7 @@ class Allocator:
             held = self.space.journal.get(_SHAPLEY_RECORD, key)
             if held is None:
                 if state.count and time.monotonic() > end:
+                    self.cut_short = True
                     break
                 held = play(game, order, lambda a: self.space.mse(self.problem, a)).tolist()
                 self.space.journal.append(_SHAPLEY_RECORD, key, held)
@@ -153,7 +162,9 @@ class Allocator:
 
         def stop() -> bool:
             self.space.progress("generations", min(next(rounds), self.config.generations), 0)
-            return time.monotonic() > end
+            late = time.monotonic() > end
+            self.cut_short = self.cut_short or late
+            return late
 
         found = evolve(
             problem,
@@ -165,6 +176,7 @@ class Allocator:
         )
         sizes = np.array([entry.bytes for entry in found], np.float64)
         if not len(sizes):
+            yield from (("nsga2", seed) for seed in _spread(seeds))
             return
         wanted = np.linspace(sizes[0], sizes[-1], self.config.front)
         chosen = sorted({int(np.abs(sizes - size).argmin()) for size in wanted})
@@ -176,13 +188,13 @@ class Allocator:
             for entry in source:
                 seeds.append(entry[1])
                 yield entry
-        if self.config.budget or self._left() < _LEAST_LEFT_S or self.problem.count < 2:
+        if self.config.budget or self.problem.count < 2 or not self._enough_time():
             return
         paired = self._paired()
         for entry in self._program(paired, "ilp-pairs"):
             seeds.append(entry[1])
             yield entry
-        if self._left() > _LEAST_LEFT_S:
+        if self._enough_time():
             yield from self._evolved(paired, seeds[: 3 * self.config.front])
 
 

@@ -255,7 +255,7 @@ class _Run:
     def _allocate(self) -> bool:
         """The strategies that work on a table of sensitivities, one mode after the other."""
         assert self.baseline is not None
-        config, names, index = self.prepared.config, set(self.layer_names()), 0
+        config, names, index, whole = self.prepared.config, set(self.layer_names()), 0, True
         for position, mode in enumerate(config.modes):
             allocator = make_allocator(
                 self.measurer,
@@ -281,7 +281,8 @@ class _Run:
                 if held is None:
                     return False
                 self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
-        return True
+            whole = whole and not allocator.cut_short
+        return whole
 
     def _crawls(self, first: Candidate) -> bool:
         """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
