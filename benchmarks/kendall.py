@@ -68,15 +68,13 @@ def main() -> None:
     evaluator = Evaluator(model, bench.evaluation.subset(range(args.images)), budget=0)
     measured = [scores(bench, evaluator, a) for a in policies]
     top1, mse = (np.array([entry[name] for entry in measured]) for name in ("top1", "mse"))
-    print(
-        f"{POLICIES} policies: top-1 {top1.min():.3f} to {top1.max():.3f}, logit MSE {mse.min():.3g} to {mse.max():.3g}"
-    )
+    print(f"{POLICIES} policies: top-1 {top1.min():.3f} to {top1.max():.3f}, ", end="")
+    print(f"logit MSE {mse.min():.3g} to {mse.max():.3g}")
     print("| prediction | tau with top-1 | p | tau with logit MSE | p |")
     for name, predicted in predictions.items():
         one, other = kendalltau(-np.array(predicted), top1), kendalltau(predicted, mse)
-        print(
-            f"| {name} | {one.statistic:.2f} | {one.pvalue:.1g} | {other.statistic:.2f} | {other.pvalue:.1g} |"
-        )
+        cells = (f"{found.statistic:.2f} | {found.pvalue:.1g}" for found in (one, other))
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def scores(bench: Bench, evaluator: Evaluator, assignment: Assignment) -> dict[str, Any]:
