@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from onnxq.report.drawing import COLOURS, MARKERS, add_legend, new_figure
@@ -66,8 +67,7 @@ def allocation_figure(
         bits = np.minimum(np.array(row), 10)  # float would dwarf the rest
         for width, colour in zip(widths, colours, strict=True):
             chosen = [index for index, value in enumerate(row) if value == width]
-            label = "float" if width == 32 else f"{width} bits"
-            axes.bar(chosen, bits[chosen], color=colour, width=0.85, label=label)
+            axes.bar(chosen, bits[chosen], color=colour, width=0.85)
         axes.set_ylim(0, max(8, int(bits.max())) + 0.5)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         axes.set_ylabel("bits")
@@ -75,7 +75,9 @@ def allocation_figure(
         axes.set_title(f"{title}{size}", loc="left", fontsize=11)
     figure.suptitle(f"{model}: bits per layer", x=0.01, ha="left", fontsize=13)
     _name_layers(panels[-1], layers)
-    add_legend(figure, *panels)
+    labels = ["float" if width == 32 else f"{width} bits" for width in widths]
+    patches = [Patch(color=colour, label=label) for label, colour in zip(labels, colours, strict=True)]
+    add_legend(figure, *panels, handles=patches)
     return figure
 
 

@@ -11,6 +11,7 @@ values are those of writing the model and running it whole, up to float rounding
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def measure_sensitivities(
     """Variant key -> sensitivity, of every variant; those in `known` are taken over.
 
     record: called once for each new result, before the next one is begun. deadline: on time.monotonic's
-    clock; what is not measured by then is missing from the result.
+    clock; where it comes near, variants stop after the first subset, and what is not measured by then is
+    missing from the result.
     Raises DataError for an empty dataset.
     """
     settings = settings or Settings()
@@ -98,15 +100,20 @@ class _Run:
         starts = [self.builder.first(variant) for variant in variants]
         errors = Accumulator(self._reference())
         sqnr: dict[str, float | None] = {}
-        for index in sorted(range(len(variants)), key=lambda i: (starts[i], i)):
-            if deadline is not None and time.monotonic() > deadline:
+        began = time.monotonic()
+        for done, index in enumerate(sorted(range(len(variants)), key=lambda i: (starts[i], i))):
+            now = time.monotonic()
+            if deadline is not None and now > deadline:
                 return
+            rate = (now - began) / max(done, 1)
+            late = deadline is not None and now + rate * (len(variants) - done) > deadline
             variant = variants[index]
             self.replay.advance(starts[index])
             if variant.key not in sqnr:
                 same = [v for v, start in zip(variants, starts, strict=True) if start == starts[index]]
                 sqnr = self._own_sqnr(same)
-            yield self._measure(variant, errors, precision, sqnr.get(variant.key))
+            wanted = math.inf if late else precision
+            yield self._measure(variant, errors, wanted, sqnr.get(variant.key))
 
     def _reference(self) -> Logits:
         """Float's logits, run as the variants are run."""

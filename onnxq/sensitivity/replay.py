@@ -90,9 +90,9 @@ class Replay:
                 done += len(part)
             self._held, self.position = target, self.position + 1
 
-    def open(self, models: Sequence[onnx.ModelProto]) -> list[Any]:
+    def open(self, models: Sequence[onnx.ModelProto], *, arena: bool = True) -> list[Any]:
         """Sessions of what stands in the place of float segments."""
-        return [self._open(proto) for proto in models]
+        return [self._open(proto, arena) for proto in models]
 
     def rest(self, last: int) -> list[Any]:
         """The session of all that follows segment `last`; empty behind the last one. One is kept."""
@@ -163,9 +163,9 @@ class Replay:
                 older.unlink()
         return np.memmap(path, np.float32, "w+", shape=shape)
 
-    def _open(self, proto: onnx.ModelProto) -> Any:
+    def _open(self, proto: onnx.ModelProto, arena: bool = True) -> Any:
         # With its arena: without one, ONNX Runtime maps and unmaps large tensors anew in every run.
-        return load_session(Model(proto, self.model.name), threads=1, arena=True)
+        return load_session(Model(proto, self.model.name), threads=1, arena=arena)
 
 
 def _samples(size: int) -> int:

@@ -39,7 +39,9 @@ class PolicyValues:
         self._members = members
         self._sessions: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._decoded: dict[tuple[str, Scheme], Any] = {}
-        self._feeds = [batch.inputs for batch in data.batches(self._replay.chunk)]
+        # Hundreds of sessions with arenas would hold gigabytes; half the chunk does without, equally fast.
+        chunk = max(self._replay.chunk // 2, 1)
+        self._feeds = [batch.inputs for batch in data.batches(chunk)]
         self._last: list[tuple[tuple[Any, ...], list[Any]]] = []
         self.evaluations = 0
         self._reference = self._run({})
@@ -76,7 +78,7 @@ class PolicyValues:
                 scheme = policy.get(name, FLOAT)
                 if not scheme.is_float:
                     proto = with_weight(proto, self._layers[name], self._weight(name, scheme))
-            self._sessions[key] = self._replay.open([proto])[0]
+            self._sessions[key] = self._replay.open([proto], arena=False)[0]
             while len(self._sessions) > _SESSIONS:
                 self._sessions.popitem(last=False)
         self._sessions.move_to_end(key)

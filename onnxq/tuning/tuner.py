@@ -20,6 +20,7 @@ from onnxq.machine import cpu_flags, cpu_name, vnni_warning
 from onnxq.report import LayerError, ReportWriter, environment, make_report
 from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
+from onnxq.search.objectives import metric_named
 from onnxq.search.pareto import Pick
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
 from onnxq.tuning.allocate import make_allocator
@@ -364,9 +365,9 @@ def tune(
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
         goal = None
         if config.metric_floor:
-            goal = any(
-                m.metrics.get(metric, 0.0) >= config.metric_floor for m in members if m.mode != "float"
-            )
+            kind, floor = metric_named(metric), config.metric_floor
+            reached = [m for m in members if m.mode != "float" and metric in m.metrics]
+            goal = any(kind.gap(m.metrics[metric], floor) <= 0 for m in reached)
         return TuneResult(
             run_folder,
             run.candidates,

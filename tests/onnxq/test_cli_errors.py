@@ -290,7 +290,6 @@ def test_options_of_quantize(refused: Refused, options: tuple[str, ...], words: 
         (("--metric-floor", "75"), "is a fraction"),
         (("--objectives", "metric"), "at least two"),
         (("--weights", "int99"), "2 to 8 or 16 bits"),
-        (("--strategy", "ilp", "--budget", "2.4 bananas"), "is no size; write 2.4MB"),
         (("--strategy", "threshold", "--tau", "-1"), "--tau -1: must not be negative"),
         (("--strategy", "ilp", "--front", "0"), "--front 0: must be 1 or more"),
         (("--precision", "-0.1"), "--precision -0.1: must not be negative"),
@@ -347,6 +346,12 @@ def test_interrupt_says_how_to_resume(invoke: Invoke, work: Path, monkeypatch: p
         "Interrupted. What is finished is safe in run; start the same command again to go on."
         in result.stderr
     )
+
+
+def test_a_budget_that_is_no_size(invoke: Invoke, work: Path) -> None:
+    result = invoke("tune", "tiny.onnx", *TUNE, "-o", "run", "--budget", "2.4 bananas")
+    assert result.exit_code == 2
+    assert "is no size; write 2.4MB" in result.stderr
 
 
 def test_no_table_to_allocate_from(refused: Refused, work: Path) -> None:
