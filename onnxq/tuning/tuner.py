@@ -14,19 +14,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxq._version import __version__
 from onnxq.files import atomic_write, atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
 from onnxq.report import LayerError, ReportWriter, environment, make_report
 from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.objectives import metric_named
-from onnxq.search.pareto import Pick
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.tuning.allocate import make_allocator
+from onnxq.tuning.allocate import draw_space, make_allocator
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
-from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
+from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
+from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -41,33 +40,6 @@ _CRAWLING = 3.0
 # Of a time budget, what sensitivities may take.
 _SENSITIVITY_SHARE = 0.35
 _OURS = re.compile(rf"((?:{'|'.join(MODES)})-\d{{3,}})\.(?:onnx|onnx\.data|recipe)")
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a progress display shows. phase: prepare, rank, measure, confirm."""
-
-    phase: str
-    done: int
-    total: int
-    text: str
-    best: str = ""
-
-
-@dataclass
-class TuneResult:
-    """The end of a run. goal_met is None when no metric floor was asked for."""
-
-    folder: Path
-    candidates: list[Candidate]
-    front: list[Candidate]
-    picks: dict[str, Pick]
-    baseline: Candidate
-    metric: str
-    finished: bool
-    resumed: int
-    summary: str
-    goal_met: bool | None = None
 
 
 @dataclass
@@ -317,16 +289,6 @@ class _Run:
                 self.emit(Event("confirm", position, len(pending), member.name, self.best_text()))
 
 
-def _fingerprint(prepared: Prepared) -> dict[str, str]:
-    return {
-        "model": model_hash(prepared.model),
-        "data": prepared.data.fingerprint(),
-        "calibration data": prepared.calibration.fingerprint(),
-        "onnxq version": __version__,
-        **prepared.config.fingerprint(),
-    }
-
-
 def tune(
     config: TuneConfig,
     folder: str | Path,
@@ -345,7 +307,7 @@ def tune(
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)
     metric = config.metric or ("top1" if prepared.data.labelled else "agreement")
-    fingerprint = _fingerprint(prepared)
+    fingerprint = fingerprint_of(prepared)
     run_folder = Path(folder)
     with Journal(run_folder, fingerprint, fresh=fresh) as journal:
         atomic_write_json(run_folder / "config.json", config.to_json())
@@ -357,12 +319,16 @@ def tune(
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()
-        run.prepared = prepared = _sanity(prepared, run.baseline)
+        run.prepared = prepared = sanity(prepared, run.baseline)
         whole = run.search()
         run.confirm()
         summary = run.report(finished=whole)
         members = run.members()
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
+        if config.chosen_strategy != "ranking":
+            for mode in config.modes:
+                if (run_folder / f"space-{mode}.json").exists():
+                    draw_space(run_folder, mode, picks)
         goal = None
         if config.metric_floor:
             kind, floor = metric_named(metric), config.metric_floor
@@ -380,14 +346,3 @@ def tune(
             summary,
             goal,
         )
-
-
-def _sanity(prepared: Prepared, baseline: Candidate) -> Prepared:
-    """Warn when the float model is about as good as guessing: labels or preprocessing are wrong then."""
-    top1, top5 = baseline.metrics.get("top1"), baseline.metrics.get("top5")
-    if top1 is not None and top5 is not None and baseline.samples >= 50 and top1 < 0.15 and top5 < 0.5:
-        return prepared.with_warning(
-            f"the float model itself reaches only {100 * top1:.1f} % top-1 on this data: "
-            "check --preprocess and the numbering of the labels before trusting any figure"
-        )
-    return prepared

@@ -92,6 +92,8 @@ def test_a_strategy_ends_in_a_front_of_real_files(
         if member.mode != "float":
             assert (run / "front" / f"{member.name}.onnx").stat().st_size == member.bytes
     assert load_report(run)["finished"] is True
+    assert (run / "sensitivity-weights.png").stat().st_size > 100
+    assert (run / "allocation-weights.png").stat().st_size > 100
     name, problem = read_space(run)
     assert name == "net.onnx"
     assert problem.layers == ("stem", "depthwise", "expand", "project", "fc")
