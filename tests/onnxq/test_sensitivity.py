@@ -247,3 +247,21 @@ def test_statistics_of_known_logits() -> None:
     assert found.agreement == 0.5
     assert found.kl > 0
     assert Sensitivity.from_json("key", found.to_json()) == found
+
+
+def test_variants_hurry_when_the_deadline_comes_near(
+    model: Model, data: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxq.sensitivity import engine
+
+    clock = iter(range(10_000))
+    monkeypatch.setattr(engine.time, "monotonic", lambda: float(next(clock)))
+    more = Samples("x", np.concatenate([data.array] * 4))
+    layers = find_layers(model)
+    variants = [Variant.of(layer.name, choice("gse4")) for layer in layers]
+    exact = Settings(precision=0.0)
+    found = measure_sensitivities(model, layers, more, variants, exact, deadline=5.0)
+    assert 0 < len(found) < len(variants)
+    assert all(entry.samples < 4 * N for entry in found.values())
+    relaxed = measure_sensitivities(model, layers, more, variants, exact, deadline=9_000.0)
+    assert all(entry.samples == 4 * N for entry in relaxed.values())
