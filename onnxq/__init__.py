@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxq._version import __version__ as __version__
+    from onnxq.allocation import Problem as Problem
+    from onnxq.allocation import ilp as ilp
+    from onnxq.allocation import ilp_front as ilp_front
+    from onnxq.allocation import threshold as threshold
     from onnxq.calibration import CalibratedRanges as CalibratedRanges
     from onnxq.data import Dataset as Dataset
     from onnxq.data import Preprocess as Preprocess
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from onnxq.tuning import TuneResult as TuneResult
     from onnxq.tuning import build_candidate as build_candidate
     from onnxq.tuning import tune as tune
+    from onnxq.tuning.sensitivities import SensitivityTable as SensitivityTable
+    from onnxq.tuning.sensitivities import sensitivities as sensitivities
     from passes import FLOAT as FLOAT
     from passes import Context as Context
     from passes import Exclude as Exclude
@@ -72,9 +78,11 @@ __all__ = [
     "PassResult",
     "Policy",
     "Preprocess",
+    "Problem",
     "Quantize",
     "Scheme",
     "Score",
+    "SensitivityTable",
     "Sequential",
     "Simplify",
     "Smooth",
@@ -90,6 +98,8 @@ __all__ = [
     "evaluate",
     "fetch",
     "find_layers",
+    "ilp",
+    "ilp_front",
     "load",
     "load_policy",
     "load_recipe",
@@ -99,11 +109,14 @@ __all__ = [
     "parse_recipe",
     "save",
     "select_layers",
+    "sensitivities",
+    "threshold",
     "tune",
 ]
 
 _PLACES = {
     "onnxq._version": ("__version__",),
+    "onnxq.allocation": ("Problem", "ilp", "ilp_front", "threshold"),
     "onnxq.calibration": ("CalibratedRanges",),
     "onnxq.data": ("Dataset", "Preprocess"),
     "onnxq.evaluation": ("Score", "load_session"),
@@ -112,6 +125,7 @@ _PLACES = {
     "onnxq.public": ("calibrate", "evaluate", "open_dataset"),
     "onnxq.report": ("load_report",),
     "onnxq.tuning": ("TuneConfig", "TuneResult", "build_candidate", "tune"),
+    "onnxq.tuning.sensitivities": ("SensitivityTable", "sensitivities"),
     "passes.fold_batchnorm": ("FoldBatchNorm",),
     "passes.golden": ("GoldenMismatch", "canonical_text", "check_golden"),
     "passes.simplify": ("Simplify",),

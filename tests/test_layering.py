@@ -19,6 +19,8 @@ FLOORS = (
     ("calibration",),
     ("evaluation",),
     ("rounding",),
+    ("sensitivity",),
+    ("allocation",),
     ("search",),
     ("report",),
     ("tuning", "public"),

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "decode": ("rewrite", "decode", "Turn weights that stand as bit streams back into float."),
     "apply": ("rewrite", "apply", "Run a recipe of passes on a model."),
     "sensitivity": ("sensitivity", "sensitivity", "Rank the layers by what quantizing them costs."),
+    "allocate": ("allocate", "allocate", "Spend bits by the sensitivities of a run."),
     "tune": ("tune", "tune", "Search the Pareto front of quantized models."),
     "build": ("runs", "build", "Write any candidate of a run as an ONNX file."),
     "eval": ("evaluate", "evaluate", "Accuracy of one or more models."),

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 
 __all__ = [
+    "ByteSize",
     "Duration",
     "absolute_free",
     "config_option",
@@ -227,3 +228,20 @@ class Duration(_FloatType):
             self.fail(f"'{value}' is no duration; write 90s, 20m or 1h30m", param, ctx)
         hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return hours * 3600 + minutes * 60 + seconds
+
+
+class ByteSize(_FloatType):
+    """Bytes from `2.4MB`, `800kB`, `1.5MiB` or a plain number."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?b?)", str(value).strip().lower())
+        if match is None or match.group(2) not in self._UNITS:
+            self.fail(f"'{value}' is no size; write 2.4MB, 800kB or 1.5MiB", param, ctx)
+        return float(match.group(1)) * self._UNITS[match.group(2)]

@@ -24,12 +24,22 @@ def _plan(config: TuneConfig, folder: Path) -> dict[str, Any]:
         "run": str(folder),
         "layers": len(prepared.layers),
         "modes": list(config.modes),
-        "candidates": len(prepared.layers) * len(config.modes) * len(config.weights),
+        "strategy": config.chosen_strategy,
+        "candidates": _most(config, len(prepared.layers)) * len(config.modes),
         "finished": sum(entry["mode"] != "float" for entry in held.values()),
         "samples": len(prepared.data),
         "calibration_samples": len(prepared.calibration),
         "config": config.to_json(),
     }
+
+
+def _most(config: TuneConfig, layers: int) -> int:
+    """The most candidates that the strategy proposes in one mode."""
+    rounds = {"threshold": 1, "ilp": 2, "shapley": 1, "nsga2": 1, "auto": 4}
+    if config.chosen_strategy == "ranking":
+        return layers * len(config.weights)
+    refined = 10 if config.metric_floor else 0
+    return rounds[config.chosen_strategy] * config.front + refined + 1
 
 
 def show_plan(configs: list[TuneConfig], folders: list[Path], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxq.cli.options import config_option, data_options, hub_option, json_option, resolve_threads
+from onnxq.cli.options import config_option, data_options, hub_option, json_option, resolve_threads, splitted
 
 if TYPE_CHECKING:
     from onnxq.search.layer_errors import LayerErrors
@@ -49,7 +49,22 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
     help="Samples measured on.",
 )
 @click.option("--top", type=click.IntRange(min=1), help="Show only the worst so many layers.")
-@click.option("-o", "--output", metavar="OUT.png", help="Draw both errors across the layers.")
+@click.option("-o", "--output", metavar="OUT", help="OUT.png draws; with --schemes a folder for `allocate`.")
+@click.option(
+    "--schemes",
+    multiple=True,
+    help="Measure the logits with one layer at a time in each of these, as in gse2,gse4,int8:channel.",
+)
+@click.option(
+    "--precision",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="--schemes: relative standard error to measure to; 0 takes every sample.",
+)
+@click.option(
+    "--cache-mb", type=click.IntRange(min=1), default=512, show_default=True, help="Memory for activations."
+)
 @json_option
 @config_option
 @hub_option
@@ -68,6 +83,9 @@ def sensitivity(
     ranking_samples: int,
     top: int | None,
     output: str | None,
+    schemes: tuple[str, ...],
+    precision: float,
+    cache_mb: int,
     as_json: bool,
     hub: str | None,
 ) -> None:
@@ -75,7 +93,8 @@ def sensitivity(
 
     QDQ error: what quantizing moves a layer's own tensor by. XModel error: how far its output in the wholly
     quantized network is from float, errors of the layers before it included. Both relative (L2).
-    Score: half of each, normalised over the layers.
+    Score: half of each, normalised over the layers. With --schemes instead: the mean squared error of the
+    logits with one layer alone in a scheme, for every layer and scheme (weights only).
     """
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.output import check_output
@@ -97,6 +116,16 @@ def sensitivity(
     path = str(resolve(model, hub))
     if output:
         check_output(Path(output), Path(path))
+    if schemes:
+        from onnxq.cli.scheme_table import show_schemes
+        from onnxq.sensitivity import Settings
+
+        model_file = load(path)
+        samples = min(limit or calibration_samples, calibration_samples)
+        dataset = open_for(model_file, calibration_data or data, preprocess, samples, seed)
+        settings = Settings(precision, resolve_threads(threads), cache_mb * 2**20, seed)
+        show_schemes(model_file, dataset, splitted(schemes), settings, output, top, as_json)
+        return
     weight, activation = (
         weight_scheme(weight_text(weights, None)),
         activation_scheme(activation_text(activations)),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxq.cli.options import (
+    ByteSize,
     Duration,
     config_option,
     data_options,
@@ -101,7 +102,23 @@ def _document(result: TuneResult) -> dict[str, Any]:
     metavar="TIME",
     help="Stop after 90s, 20m, 1h30m; go on later.",
 )
-@click.option("--strategy", default="ranking", show_default=True, help="How candidates are proposed.")
+@click.option(
+    "--strategy",
+    default="",
+    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on.",
+)
+@click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
+@click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")
+@click.option("--front", type=int, default=12, show_default=True, help="Points that a strategy proposes.")
+@click.option(
+    "--precision",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Relative standard error that a sensitivity is measured to; 0 takes every sample.",
+)
+@click.option("--permutations", type=int, default=10, show_default=True, help="Of shapley.")
+@click.option("--generations", type=int, default=10, show_default=True, help="Of nsga2.")
 @click.option(
     "--mode",
     "modes",
@@ -182,7 +199,8 @@ def tune(
 ) -> None:
     """Search the Pareto front of quality, size and latency over the ways to quantize MODEL.
 
-    Layers are ranked by their errors; from fully quantized to float, one more layer stays float per step.
+    ranking: layers by their errors; from fully quantized to float, one more layer stays float per step. The
+    others spend bits layer by layer, by how sensitive each is on the calibration samples.
     Every finished candidate is on the disk at once: the same command on the same RUN goes on where it was
     stopped.
     """

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def down_arrows(axes: Axes, points: Points, colour: str = FAINT, label: str | No
     axes.scatter(*columns(points), s=45, marker="$\u2193$", c=colour, zorder=6, label=label)
 
 
-def add_legend(figure: Figure, *panels: Axes, handles: Sequence[Line2D] = (), ncols: int = 6) -> None:
+def add_legend(figure: Figure, *panels: Axes, handles: Sequence[Artist] = (), ncols: int = 6) -> None:
     """One legend below all panels, outside the data; every label once, `handles` first."""
     entries: dict[str, Any] = {str(handle.get_label()): handle for handle in handles}
     for axes in panels:

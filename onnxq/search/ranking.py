@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from onnxq.search.layer_errors import LayerErrors
 from passes.policy import LayerPolicy, Policy
 
 __all__ = ["Proposal", "coarse_to_fine", "rank", "ranking_proposals"]
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def ranking_proposals(mode: str, ladder: Sequence[LayerPolicy], order: Sequence[
     return proposals
 
 
-def coarse_to_fine(proposals: Sequence[Proposal]) -> Iterator[Proposal]:
+def coarse_to_fine(proposals: Sequence[_Item]) -> Iterator[_Item]:
     """The same proposals, ends first, then middles: any prefix is spread over the whole range."""
     seen: set[int] = set()
     last = len(proposals) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxq.tuning.build import build_candidate
 from onnxq.tuning.config import TuneConfig
-from onnxq.tuning.tuner import Event, TuneResult, tune
+from onnxq.tuning.outcome import Event, TuneResult
+from onnxq.tuning.tuner import tune
 
 __all__ = ["Event", "TuneConfig", "TuneResult", "build_candidate", "tune"]

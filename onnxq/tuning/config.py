@@ -16,7 +16,9 @@ from passes.quantize import activation_scheme, weight_scheme
 __all__ = ["MODES", "TuneConfig"]
 
 MODES = ("static", "dynamic", "weights")
-STRATEGIES = ("ranking",)
+STRATEGIES = ("auto", "ilp", "nsga2", "ranking", "shapley", "threshold")
+# With fewer bit widths to choose from, excluding layers is all that there is to search.
+_SEVERAL = 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class TuneConfig:
     calibration_samples: taken out of `data` (and then not evaluated on) unless `calibration_data` is given.
     ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
     chunk: samples per evaluation run, 0 chooses by their size. cache_mb: memory for cached activations.
+    strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of
+    the file, 0 asks for a front of about `front` points. precision: relative standard error at which a
+    sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
     """
 
     model: str
@@ -39,7 +44,13 @@ class TuneConfig:
     calibration_samples: int = 100
     ranking_samples: int = 32
     seed: int = 0
-    strategy: str = "ranking"
+    strategy: str = ""
+    tau: float = 0.0
+    budget: float = 0.0
+    front: int = 12
+    precision: float = 0.1
+    permutations: int = 10
+    generations: int = 10
     modes: tuple[str, ...] = ("static", "dynamic")
     weights: tuple[str, ...] = ("int8:channel",)
     activations: str = "uint8"
@@ -64,7 +75,7 @@ class TuneConfig:
         parse_method(self.calibration)
         if self.metric:
             metric_named(self.metric)
-        if self.strategy not in STRATEGIES:
+        if self.strategy and self.strategy not in STRATEGIES:
             raise UserError(f"--strategy {self.strategy}: is not one of {', '.join(STRATEGIES)}")
         for mode in self.modes:
             if mode not in MODES:
@@ -73,7 +84,11 @@ class TuneConfig:
             raise UserError("nothing to tune: give at least one --mode and one --weights")
         if self.smooth not in ("none", "input", "output"):
             raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
-        for name in ("calibration_samples", "ranking_samples", "latency_runs"):
+        for name in ("tau", "budget", "precision"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name):g}: must not be negative")
+        positive = ("calibration_samples", "ranking_samples", "latency_runs", "front", "permutations")
+        for name in (*positive, "generations"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         for mode in self.modes:
@@ -86,6 +101,14 @@ class TuneConfig:
             activations = dataclasses.replace(activation_scheme("uint8"), dynamic=True)
         steps = [LayerPolicy(weight_scheme(text), activations) for text in self.weights]
         return [*steps, LayerPolicy()]
+
+    @property
+    def chosen_strategy(self) -> str:
+        """The strategy; where none is given, `auto` for three bit widths or more, `ranking` below that."""
+        if self.strategy:
+            return self.strategy
+        widths = {weight_scheme(text).bits for text in self.weights}
+        return "auto" if len(widths) >= _SEVERAL else "ranking"
 
     @property
     def smooth_selectors(self) -> tuple[str, ...]:
@@ -110,8 +133,5 @@ class TuneConfig:
     def fingerprint(self) -> dict[str, str]:
         """The options that decide the numbers, as text, for the journal."""
         free = {"model", "data", "calibration_data", "time_budget", "threads", "cache_mb", "metric_floor"}
-        return {
-            f"--{key.replace('_', '-')}": str(value)
-            for key, value in self.to_json().items()
-            if key not in free
-        }
+        values = {**self.to_json(), "strategy": self.chosen_strategy}
+        return {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}

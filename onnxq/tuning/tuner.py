@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onnxq._version import __version__
 from onnxq.files import atomic_write, atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
 from onnxq.report import LayerError, ReportWriter, environment, make_report
 from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
-from onnxq.search.pareto import Pick
+from onnxq.search.objectives import metric_named
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
+from onnxq.tuning.allocate import draw_space, make_allocator
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
-from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated, model_hash
+from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
+from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -36,34 +37,9 @@ __all__ = ["Event", "TuneResult", "tune"]
 
 # A mode whose fully quantized candidate takes this many times as long as float is given up.
 _CRAWLING = 3.0
+# Of a time budget, what sensitivities may take.
+_SENSITIVITY_SHARE = 0.35
 _OURS = re.compile(rf"((?:{'|'.join(MODES)})-\d{{3,}})\.(?:onnx|onnx\.data|recipe)")
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a progress display shows. phase: prepare, rank, measure, confirm."""
-
-    phase: str
-    done: int
-    total: int
-    text: str
-    best: str = ""
-
-
-@dataclass
-class TuneResult:
-    """The end of a run. goal_met is None when no metric floor was asked for."""
-
-    folder: Path
-    candidates: list[Candidate]
-    front: list[Candidate]
-    picks: dict[str, Pick]
-    baseline: Candidate
-    metric: str
-    finished: bool
-    resumed: int
-    summary: str
-    goal_met: bool | None = None
 
 
 @dataclass
@@ -216,6 +192,8 @@ class _Run:
 
     def search(self) -> bool:
         """Measure every proposal; False when the time ran out first."""
+        if self.prepared.config.chosen_strategy != "ranking":
+            return self._allocate()
         proposals = self.proposals()
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
@@ -223,22 +201,61 @@ class _Run:
         for done, (index, proposal) in enumerate(self.ordered(proposals), start=1):
             if proposal.mode in given_up:
                 continue
-            held = self.measurer.finished(proposal)
+            held = self._candidate(index, proposal)
             if held is None:
-                if self.out_of_time():
-                    return False
-                began = time.monotonic()
-                held = self.measurer.measure(proposal, index, self.everything)
-                self.candidates.append(held)
-                self.report(finished=False)
-                self.slowest = max(self.slowest, time.monotonic() - began)
-            else:
-                self.resumed += 1
-                self.candidates.append(held)
+                return False
             self.emit(Event("measure", done, total, held.name, self.best_text()))
             if self._crawls(held):
                 given_up.add(held.mode)
         return True
+
+    def _candidate(self, index: int, proposal: Proposal) -> Candidate | None:
+        """The proposal measured, now or by an earlier process; None when no time is left for it."""
+        held = self.measurer.finished(proposal)
+        if held is not None:
+            self.resumed += 1
+            self.candidates.append(held)
+            return held
+        if self.out_of_time():
+            return None
+        began = time.monotonic()
+        held = self.measurer.measure(proposal, index, self.everything)
+        self.candidates.append(held)
+        self.report(finished=False)
+        self.slowest = max(self.slowest, time.monotonic() - began)
+        return held
+
+    def _allocate(self) -> bool:
+        """The strategies that work on a table of sensitivities, one mode after the other."""
+        assert self.baseline is not None
+        config, names, index, whole = self.prepared.config, set(self.layer_names()), 0, True
+        for position, mode in enumerate(config.modes):
+            allocator = make_allocator(
+                self.measurer,
+                [layer for layer in self.prepared.layers if layer.name in names],
+                mode,
+                self.folder,
+                self.journal,
+                lambda: self.candidates,
+                lambda what, done, total: self.emit(Event("rank", done, total, what)),
+                file_bytes=self.baseline.bytes,
+                deadline=self.deadline,
+                share=_SENSITIVITY_SHARE / (len(config.modes) - position),
+            )
+            if allocator.space.estimated:
+                missing = allocator.space.estimated
+                note = (
+                    f"{mode}: the time budget was too short for {missing} sensitivities; they were estimated"
+                )
+                self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
+            for proposal in allocator.proposals():
+                index += 1
+                held = self._candidate(index, proposal)
+                if held is None:
+                    return False
+                self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
+            whole = whole and not allocator.cut_short
+        return whole
 
     def _crawls(self, first: Candidate) -> bool:
         """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
@@ -272,16 +289,6 @@ class _Run:
                 self.emit(Event("confirm", position, len(pending), member.name, self.best_text()))
 
 
-def _fingerprint(prepared: Prepared) -> dict[str, str]:
-    return {
-        "model": model_hash(prepared.model),
-        "data": prepared.data.fingerprint(),
-        "calibration data": prepared.calibration.fingerprint(),
-        "onnxq version": __version__,
-        **prepared.config.fingerprint(),
-    }
-
-
 def tune(
     config: TuneConfig,
     folder: str | Path,
@@ -300,7 +307,7 @@ def tune(
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)
     metric = config.metric or ("top1" if prepared.data.labelled else "agreement")
-    fingerprint = _fingerprint(prepared)
+    fingerprint = fingerprint_of(prepared)
     run_folder = Path(folder)
     with Journal(run_folder, fingerprint, fresh=fresh) as journal:
         atomic_write_json(run_folder / "config.json", config.to_json())
@@ -312,17 +319,21 @@ def tune(
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()
-        run.prepared = prepared = _sanity(prepared, run.baseline)
+        run.prepared = prepared = sanity(prepared, run.baseline)
         whole = run.search()
         run.confirm()
         summary = run.report(finished=whole)
         members = run.members()
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
+        if config.chosen_strategy != "ranking":
+            for mode in config.modes:
+                if (run_folder / f"space-{mode}.json").exists():
+                    draw_space(run_folder, mode, picks)
         goal = None
         if config.metric_floor:
-            goal = any(
-                m.metrics.get(metric, 0.0) >= config.metric_floor for m in members if m.mode != "float"
-            )
+            kind, floor = metric_named(metric), config.metric_floor
+            reached = [m for m in members if m.mode != "float" and metric in m.metrics]
+            goal = any(kind.gap(m.metrics[metric], floor) <= 0 for m in reached)
         return TuneResult(
             run_folder,
             run.candidates,
@@ -335,14 +346,3 @@ def tune(
             summary,
             goal,
         )
-
-
-def _sanity(prepared: Prepared, baseline: Candidate) -> Prepared:
-    """Warn when the float model is about as good as guessing: labels or preprocessing are wrong then."""
-    top1, top5 = baseline.metrics.get("top1"), baseline.metrics.get("top5")
-    if top1 is not None and top5 is not None and baseline.samples >= 50 and top1 < 0.15 and top5 < 0.5:
-        return prepared.with_warning(
-            f"the float model itself reaches only {100 * top1:.1f} % top-1 on this data: "
-            "check --preprocess and the numbering of the labels before trusting any figure"
-        )
-    return prepared

@@ -335,3 +335,48 @@ def test_models_of_other_opsets_are_told(invoke: Invoke, work: Path) -> None:
     assert proto.opset_import[0].version == 17
     result = ok(invoke("quantize", "tiny.onnx", "--weights", "int4", "--activations", "float"))
     assert "opset 17 upgraded to 21" in result.stderr
+
+
+def test_sensitivity_table_and_allocate(invoke: Invoke, work: Path) -> None:
+    schemes = ["--schemes", "gse2,gse4,gse8", "--data", "data.npz", "-o", "table"]
+    found = json.loads(ok(invoke("sensitivity", "tiny.onnx", *schemes, "--json")).stdout)
+    assert len(found["entries"]) == 12
+    assert {"journal.jsonl", "sensitivity.csv", "sensitivity.png", "space-weights.json"} <= {
+        path.name for path in Path("table").iterdir()
+    }
+    assert "table: ready for onnxq allocate" in ok(invoke("sensitivity", "tiny.onnx", *schemes)).stderr
+    ok(invoke("sensitivity", "tiny.onnx", *schemes[:4], "-o", "only.png"))
+    assert Path("only.png").stat().st_size > 100
+
+    text = ok(invoke("allocate", "table", "--front", "3", "-o", "front", "--plot", "bits.png")).stdout
+    assert "predicted logit MSE" in text
+    assert Path("bits.png").stat().st_size > 100
+    assert len(list(Path("front").glob("policy-*.json"))) == 3
+    ok(invoke("allocate", "table", "--budget", "30kB", "-o", "p.csv"))
+    ok(
+        invoke(
+            "allocate", "table", "--strategy", "threshold", "--tau", "0.01", "--bits", "4,8", "-o", "p.json"
+        )
+    )
+    for name in ("p.csv", "p.json"):
+        ok(invoke("quantize", "tiny.onnx", "--policy", name, "-o", f"{name}.onnx"))
+    document = json.loads(ok(invoke("allocate", "table", "--budget", "30kB", "--json")).stdout)
+    assert document[0]["bytes"] <= 30_000
+    assert abs(Path("p.csv.onnx").stat().st_size - document[0]["bytes"]) < 200_000
+
+
+def test_tune_by_bits(invoke: Invoke, work: Path) -> None:
+    options = "--mode weights --weights gse2,gse4,gse8 --objectives metric,bytes --front 3 --generations 1"
+    result = ok(invoke("tune", "tiny.onnx", "--data", "data.npz", "-o", "run", *options.split(), "--json"))
+    found = json.loads(result.stdout)
+    assert found["finished"]
+    assert found["candidates"] >= 3
+    missed = invoke(
+        "tune", "tiny.onnx", "--data", "data.npz", "-o", "goal", *options.split(), "--budget", "30kB",
+        "--metric", "mse", "--metric-floor", "1e-12", "--strategy", "ilp",
+    )  # fmt: skip
+    assert missed.exit_code == 3
+    late = invoke(
+        "tune", "tiny.onnx", "--data", "data.npz", "-o", "late", *options.split(), "--time-budget", "0.01"
+    )
+    assert late.exit_code == 4

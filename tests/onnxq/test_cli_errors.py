@@ -292,6 +292,10 @@ def test_options_of_quantize(refused: Refused, options: tuple[str, ...], words: 
         (("--metric-floor", "75"), "is a fraction"),
         (("--objectives", "metric"), "at least two"),
         (("--weights", "int99"), "2 to 8 or 16 bits"),
+        (("--strategy", "threshold", "--tau", "-1"), "--tau -1: must not be negative"),
+        (("--strategy", "ilp", "--front", "0"), "--front 0: must be 1 or more"),
+        (("--precision", "-0.1"), "--precision -0.1: must not be negative"),
+        (("--permutations", "0"), "--permutations 0: must be 1 or more"),
     ],
 )
 def test_options_of_tune(refused: Refused, options: tuple[str, ...], words: str) -> None:
@@ -344,3 +348,46 @@ def test_interrupt_says_how_to_resume(invoke: Invoke, work: Path, monkeypatch: p
         "Interrupted. What is finished is safe in run; start the same command again to go on."
         in result.stderr
     )
+
+
+def test_a_budget_that_is_no_size(invoke: Invoke, work: Path) -> None:
+    result = invoke("tune", "tiny.onnx", *TUNE, "-o", "run", "--budget", "2.4 bananas")
+    assert result.exit_code == 2
+    assert "is no size; write 2.4MB" in result.stderr
+
+
+def test_no_table_to_allocate_from(refused: Refused, work: Path) -> None:
+    Path("broken").mkdir()
+    assert "holds no sensitivities" in refused("allocate", "broken")
+    for text in ("{", "[]", "{}", '{"layers": ["a"], "choices": [], "cost": 1}'):
+        Path("broken/space-weights.json").write_text(text)
+        assert "is no table of sensitivities" in refused("allocate", "broken")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--strategy", "nsga2"), "--strategy nsga2: is not one of ilp, threshold"),
+        (("--strategy", "threshold", "--tau", "-1"), "must not be negative"),
+        (("--strategy", "threshold", "--bits", "four"), "are whole numbers"),
+        (("--strategy", "threshold", "--bits", "5"), "no choice of 5 bits"),
+        (("--budget", "1kB"), "the smallest file of this search space"),
+        (("--bops", "1", "--budget", "1MB"), "no policy of this search space fits"),
+        (("--front", "4", "-o", "p.json"), "do not fit one file"),
+    ],
+)
+def test_options_of_allocate(refused: Refused, work: Path, options: tuple[str, ...], words: str) -> None:
+    from onnxq.public import open_dataset
+    from onnxq.tuning.sensitivities import sensitivities
+    from passes.model import load
+
+    model = load("tiny.onnx")
+    Path("table").mkdir()
+    sensitivities(model, open_dataset("data.npz", model, limit=8), ["gse2", "gse4"], "table")
+    assert words in refused("allocate", "table", *options)
+
+
+def test_schemes_of_sensitivity(refused: Refused) -> None:
+    options = ("sensitivity", "tiny.onnx", "--data", "data.npz", "--schemes")
+    assert "is no scheme" in refused(*options, "gsee4")
+    assert "2 to 8 bits" in refused(*options, "gse9")

@@ -1,0 +1,201 @@
+"""Every strategy at equal sizes: EfficientNet-Lite0, weights only, GSE G = 32, b in {2, 3, 4, 6, 8}.
+
+    python benchmarks/mixed_front.py [--folder F] [--permutations 10] [--generations 10]
+
+Sensitivities, Shapley values and evolution on the 100 calibration images; each policy saved as a file,
+loaded, and run over the 400 evaluation images. Sizes are those of the weights (the file less what no policy
+changes), as shares of uniform GSE-8. `auto` is the best of what `tune --strategy auto` proposes at or below
+the size, chosen by logit MSE on calibration images, so that it has seen no evaluated image. Started again on
+the same folder it goes on. CPU seconds of a strategy count what it needed beyond the sensitivities, which
+have a row of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from imagenet import prepared, split
+
+from onnxq.allocation import Problem, evolve, ilp, ilp_front, threshold_front
+from onnxq.allocation.problem import Assignment
+from onnxq.allocation.shapley import value_problem
+from onnxq.data import Dataset
+from onnxq.evaluation import load_session
+from onnxq.search import Journal
+from onnxq.sensitivity import Settings
+from onnxq.tuning import TuneConfig
+from onnxq.tuning.measure import saved_bytes
+from onnxq.tuning.space import Space
+from onnxq.tuning.strategies import Allocator
+from passes import Context, LayerPolicy, Model, Quantize, Scheme, find_layers, save
+from passes.layers import macs
+from passes.opset import upgrade
+from passes.quantize import required_policy_opset
+
+SCHEMES = ("gse2", "gse3", "gse4", "gse6", "gse8")
+SHARES = (0.67, 0.5, 0.4)
+
+
+class Bench:
+    def __init__(self, folder: Path, permutations: int, generations: int) -> None:
+        self.folder, self.model = folder, prepared()
+        self.layers = find_layers(self.model)
+        self.calibration, self.evaluation = split(self.model)
+        self.config = TuneConfig(
+            model="", data="", strategy="auto", permutations=permutations, generations=generations
+        )
+        self.journal = Journal(folder, {"bench": "mixed_front"})
+        settings = Settings(0.1, 1, 2**29, 0)
+        self.space = Space(self.model, self.layers, self.calibration, self.journal, settings)
+        self.cpu: dict[str, float] = dict(self.journal.records("cpu"))
+        choices = [LayerPolicy(Scheme.parse(text)) for text in SCHEMES]
+        self.problem: Problem = self.timed(
+            "sensitivities",
+            lambda: self.space.problem(choices, file_bytes=saved_bytes(self.model), macs=macs(self.model)),
+        )
+        self.whole = self.problem.size(self.problem.uniform(len(SCHEMES) - 1)) - self.problem.rest
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        """CPU seconds of the first time are kept: a second run takes results from the journal."""
+        before = len(self.journal.records("value")) + len(self.journal.records("sensitivity"))
+        start = time.process_time()
+        result = work()
+        after = len(self.journal.records("value")) + len(self.journal.records("sensitivity"))
+        if after > before or name not in self.cpu:
+            self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - start
+            self.journal.append("cpu", name, self.cpu[name])
+            self.journal.append("evaluations", name, self.evaluations(name) + after - before)
+        return result
+
+    def evaluations(self, name: str) -> int:
+        return int(self.journal.get("evaluations", name) or 0)
+
+    def budget(self, share: float) -> float:
+        return share * self.whole + self.problem.rest
+
+    def top1(self, assignment: Assignment) -> dict[str, Any]:
+        key = "".join(map(str, assignment.tolist()))
+        held = self.journal.get("top1", key)
+        if held is None:
+            held = measure(self.model, self.problem, assignment, self.evaluation, self.folder)
+            self.journal.append("top1", key, held)
+        return dict(held)
+
+    def strategies(self) -> dict[str, dict[float, Assignment]]:
+        p, found = self.problem, {}
+        largest = {share: self.budget(share) for share in SHARES}
+        front = [a for _, a in threshold_front(p, 1000)]
+        found["threshold"] = {
+            s: max((a for a in front if p.size(a) <= b), key=p.size) for s, b in largest.items()
+        }
+        found["ilp"] = self.timed("ilp", lambda: {s: ilp(p, b) for s, b in largest.items()})
+        allocator = Allocator("weights", self.config, p, self.space, "top1", list)
+        paired = self.timed("ilp-pairs", allocator._paired)
+        found["ilp-pairs"] = {s: ilp(paired, b) for s, b in largest.items()}
+        seeds = [*ilp_front(p, 8), *(a for _, a in threshold_front(p, 6)), *found["ilp-pairs"].values()]
+        evolved = self.timed(
+            "nsga2",
+            lambda: evolve(paired, seeds, self.mse, generations=self.config.generations, seed=0),
+        )
+        found["nsga2"] = {
+            s: min((e for e in evolved if e.bytes <= b), key=lambda e: e.mse).assignment
+            for s, b in largest.items()
+        }
+        auto = [*found["threshold"].values(), *found["ilp"].values(), *found["ilp-pairs"].values()]
+        auto += [e.assignment for e in evolved]
+        found["auto"] = self.timed(
+            "auto",
+            lambda: {s: min((a for a in auto if p.size(a) <= b), key=self.mse) for s, b in largest.items()},
+        )
+        return found
+
+    def shapley(self) -> tuple[dict[float, Assignment], Assignment, Any]:
+        allocator = Allocator("weights", self.config, self.problem, self.space, "top1", list)
+        state = self.timed("shapley", allocator.shapley_state)
+        values = value_problem(self.problem, state)
+        return {s: ilp(values, self.budget(s)) for s in SHARES}, state.policy, state
+
+    def mse(self, assignment: Assignment) -> float:
+        return self.space.mse(self.problem, assignment)
+
+
+def measure(
+    model: Model, problem: Problem, assignment: Assignment, data: Dataset, folder: Path
+) -> dict[str, Any]:
+    """From the saved file: bytes, prediction, and one character per image that says whether it was right."""
+    policy = problem.policy(assignment)
+    lifted = upgrade(model, required_policy_opset(policy), "the policy", Context())
+    path = folder / "point.onnx"
+    save(Quantize.of(policy)(lifted, Context(check=False)).model, path)
+    session = load_session(path, threads=1)
+    name = session.get_inputs()[0].name
+    hits = np.concatenate(
+        [session.run(None, {name: b.inputs[name]})[0].argmax(1) == b.labels for b in data.batches(4)]
+    )
+    return {
+        "bytes": path.stat().st_size,
+        "predicted": problem.size(assignment),
+        "hits": "".join("1" if hit else "0" for hit in hits),
+    }
+
+
+def bits(entry: dict[str, Any]) -> Any:
+    return np.array([character == "1" for character in entry["hits"]], np.float64)
+
+
+def row(bench: Bench, name: str, points: dict[float, Assignment], best: dict[float, Any]) -> str:
+    cells = []
+    for share, assignment in points.items():
+        entry = bench.top1(assignment)
+        hits = bits(entry)
+        gap = hits - best.get(share, hits)
+        cells.append(
+            f"{hits.mean():.4f} ({gap.mean():+.4f} +- {gap.std() / np.sqrt(len(gap)):.4f}, "
+            f"{entry['bytes'] / 1e6:.3f} MB, predicted {entry['predicted'] / 1e6:.3f})"
+        )
+    cost = f"{bench.cpu.get(name, 0.0) / 60:.1f}"
+    return f"| {name} | {' | '.join(cells)} | {bench.evaluations(name)} | {cost} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--permutations", type=int, default=10)
+    parser.add_argument("--generations", type=int, default=10)
+    parser.add_argument("--skip-shapley", action="store_true")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp())
+    bench = Bench(folder, args.permutations, args.generations)
+    points = bench.strategies()
+    best = {s: bits(bench.top1(a)) for s, a in points["auto"].items()}
+    count, cpu = bench.evaluations("sensitivities"), bench.cpu["sensitivities"]
+    print(f"sensitivities: {count} variants, {cpu:.0f} CPU s")
+    print("| strategy | " + " | ".join(f"{s:g}x" for s in SHARES) + " | evaluations | CPU min |", flush=True)
+    for name, mine in points.items():
+        print(row(bench, name, mine, best), flush=True)
+    if args.skip_shapley:
+        return
+    mine, alpha, state = bench.shapley()
+    print(row(bench, "shapley", mine, best), flush=True)
+    entry = bench.top1(alpha)
+    share = (entry["predicted"] - bench.problem.rest) / bench.whole
+    print(f"shapley, plain argmax of alpha: {bits(entry).mean():.4f} at {share:.3f}x")
+    print("change of psi per permutation:", " ".join(f"{change:.3f}" for change in state.changes))
+    print(f"95 % interval / |psi|, median over players: {median_interval(state):.2f}")
+    (folder / "shapley.json").write_text(json.dumps({"psi": state.psi.tolist()}))
+
+
+def median_interval(state: Any) -> float:
+    psi, half = np.abs(state.psi[:, 1:]), state.interval[:, 1:]
+    return float(np.median(half[psi > 0] / psi[psi > 0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Ways to spend bits: one search space, from a table of sensitivities to assignments of choices to layers."""
+
+from __future__ import annotations
+
+from onnxq.allocation.ilp import ilp, ilp_front
+from onnxq.allocation.nsga2 import evolve
+from onnxq.allocation.problem import Problem
+from onnxq.allocation.shapley import Game, ShapleyState, play
+from onnxq.allocation.threshold import threshold, threshold_front
+
+__all__ = [
+    "Game",
+    "Problem",
+    "ShapleyState",
+    "evolve",
+    "ilp",
+    "ilp_front",
+    "play",
+    "threshold",
+    "threshold_front",
+]

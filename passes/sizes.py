@@ -1,0 +1,45 @@
+"""What a layer's weight takes in the file, before anything is encoded.
+
+GSE (passes/packed.py): b bits a weight and 5 bits a group, over the rows as they are padded to whole units.
+Packed integers: b bits a weight, a float16 scale and an int8 zero point a group. Integers with a type of
+ONNX's own (passes/weights.py): their container, a scale in the weight's float type and a zero point a group.
+Node, names and shared tables are counted flat: they depend on names, not on numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from passes.layers import Layer
+from passes.packed import is_packed
+from passes.policy import Scheme
+from passes.weights import container_bits
+from runtime_ops.functions import padded_rows
+from runtime_ops.gse import gse_bits
+
+__all__ = ["layer_bytes"]
+
+_NODE_BYTES = 400
+
+
+def layer_bytes(layer: Layer, scheme: Scheme, *, itemsize: int = 4, integer_activations: bool = False) -> int:
+    """Bytes of the layer's weight in that scheme. itemsize: of the float weight."""
+    if scheme.is_float:
+        return layer.weights * itemsize
+    channels = layer.weight_shape[layer.channel_axis]
+    row_size = math.prod(layer.weight_shape) // channels
+    group = min(scheme.block_size or row_size, row_size)
+    groups = -(-row_size // group)
+    if scheme.format == "gse":
+        rows = padded_rows(channels, row_size, group)
+        return -(-gse_bits(rows, row_size, scheme.bits, group) // 8) + _NODE_BYTES
+    if is_packed(scheme, integer_activations):
+        rows = padded_rows(channels, row_size, group)
+        return -(-rows * row_size * scheme.bits // 8) + 3 * rows * groups + _NODE_BYTES
+    if scheme.granularity == "tensor":
+        channels, groups, count = 1, 1, layer.weights
+    else:
+        count = layer.weights
+    container = container_bits(scheme.bits)
+    scales = channels * groups
+    return -(-count * container // 8) + scales * itemsize + -(-scales * container // 8) + _NODE_BYTES

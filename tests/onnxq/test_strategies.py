@@ -1,0 +1,221 @@
+"""The strategies that spend bits, as whole runs: anytime, resumable, reproducible, with exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxq.evaluation import load_session
+from onnxq.files import sha256_file
+from onnxq.report import load_report
+from onnxq.search import Journal, read_journal
+from onnxq.sensitivity import Settings
+from onnxq.tuning import TuneConfig, TuneResult, tune
+from onnxq.tuning.sensitivities import sensitivities
+from onnxq.tuning.space import read_space
+from passes.errors import ResumeError, UserError
+from passes.model import load
+from tests.nets import Net
+
+STRATEGIES = ("threshold", "ilp", "shapley", "nsga2", "auto")
+SAMPLES = 160
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """net.onnx, four convolutions of very different sizes and a Gemm, and data.npz."""
+    folder = tmp_path_factory.mktemp("strategies")
+    net = Net(seed=2)
+    y = net.conv(net.input("x", ["N", 3, 8, 8]), 3, 16, name="stem", act="relu")
+    y = net.conv(y, 16, 16, groups=16, name="depthwise", act="relu")
+    y = net.conv(y, 16, 48, 1, name="expand", act="relu")
+    y = net.conv(y, 48, 24, 1, name="project", act="relu")
+    y = net.add("Flatten", net.add("GlobalAveragePool", y))
+    model = net.model(net.add("Gemm", y, net.weight(24, 6), name="fc"))
+    onnx.save(model.proto, folder / "net.onnx")
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 1, (SAMPLES, 3, 8, 8)).astype(np.float32)
+    logits = load_session(str(folder / "net.onnx"), threads=1).run(None, {"x": x})[0]
+    np.savez(folder / "data.npz", x=x, y=logits.argmax(axis=1))
+    return folder
+
+
+def config(workspace: Path, strategy: str, **options: Any) -> TuneConfig:
+    settings: dict[str, Any] = {
+        "model": str(workspace / "net.onnx"),
+        "data": str(workspace / "data.npz"),
+        "calibration_samples": 40,
+        "objectives": "metric,bytes",
+        "metric": "mse",
+        "weights": ("gse2", "gse4", "gse8"),
+        "modes": ("weights",),
+        "threads": 1,
+        "front": 4,
+        "permutations": 2,
+        "generations": 2,
+        "strategy": strategy,
+        **options,
+    }
+    return TuneConfig(**settings)
+
+
+def state(run: Path, result: TuneResult) -> tuple[list[str], list[dict[str, Any]]]:
+    files = [f"{path.name} {sha256_file(path)}" for path in sorted((run / "front").glob("*.onnx"))]
+    return files, [member.to_json() for member in result.front]
+
+
+@pytest.fixture(scope="module")
+def finished(workspace: Path) -> dict[str, tuple[Path, TuneResult]]:
+    runs = {}
+    for strategy in STRATEGIES:
+        run = workspace / strategy
+        runs[strategy] = (run, tune(config(workspace, strategy), run))
+    return runs
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_ends_in_a_front_of_real_files(
+    finished: dict[str, tuple[Path, TuneResult]], strategy: str
+) -> None:
+    run, result = finished[strategy]
+    assert result.finished
+    assert len(result.candidates) >= 3
+    assert len({str(candidate.policy) for candidate in result.candidates}) == len(result.candidates)
+    assert {candidate.strategy.partition("-")[0] for candidate in result.candidates} >= (
+        {"ilp", "threshold"} if strategy == "auto" else {strategy}
+    )
+    for member in result.front:
+        if member.mode != "float":
+            assert (run / "front" / f"{member.name}.onnx").stat().st_size == member.bytes
+    assert load_report(run)["finished"] is True
+    assert (run / "sensitivity-weights.png").stat().st_size > 100
+    assert (run / "allocation-weights.png").stat().st_size > 100
+    name, problem = read_space(run)
+    assert name == "net.onnx"
+    assert problem.layers == ("stem", "depthwise", "expand", "project", "fc")
+
+
+def test_sizes_are_predicted(finished: dict[str, tuple[Path, TuneResult]]) -> None:
+    from passes.policy import Policy
+
+    run, result = finished["auto"]
+    problem = read_space(run)[1]
+    for candidate in result.candidates:
+        predicted = problem.size(problem.assignment(Policy.from_json(candidate.policy)))
+        # A network of 3,000 weights is mostly names and the function's body.
+        assert candidate.bytes == pytest.approx(predicted, rel=0.03, abs=200_000)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_runs_are_equal_to_the_byte(
+    workspace: Path, finished: dict[str, tuple[Path, TuneResult]], strategy: str
+) -> None:
+    run = workspace / f"{strategy}-again"
+    assert state(run, tune(config(workspace, strategy, threads=2), run)) == state(*finished[strategy])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_killed_anywhere_and_resumed_measures_nothing_twice(
+    workspace: Path,
+    finished: dict[str, tuple[Path, TuneResult]],
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+) -> None:
+    """Stopped behind every 17th journal record, whatever it is of: sensitivity, value, candidate."""
+    run = workspace / f"{strategy}-killed"
+    written: list[tuple[str, str]] = []
+    whole = Journal.append
+
+    def fragile(self: Journal, kind: str, key: str, payload: Any) -> None:
+        whole(self, kind, key, payload)
+        written.append((kind, key))
+        if len(written) % 17 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "append", fragile)
+    for _ in range(60):
+        try:
+            result = tune(config(workspace, strategy), run)
+            break
+        except KeyboardInterrupt:
+            continue
+    # The hits of a candidate stand before it; a kill in between measures it again, for it was not finished.
+    finished_work = [record for record in written if record[0] != "hits"]
+    assert len(finished_work) == len(set(finished_work)) > 17
+    assert state(run, result) == state(*finished[strategy])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_expired_budget_leaves_the_best_so_far(workspace: Path, strategy: str) -> None:
+    run = workspace / f"{strategy}-short"
+    result = tune(config(workspace, strategy, time_budget=1e-6), run)
+    assert not result.finished
+    assert len(result.candidates) == 1
+    report = load_report(run)
+    assert report["finished"] is False
+    assert any("estimated" in note for note in report["notes"])
+
+
+def test_one_budget_gives_one_policy_below_it(workspace: Path) -> None:
+    size = 14_000.0
+    result = tune(config(workspace, "ilp", budget=size), workspace / "budget")
+    problem = read_space(workspace / "budget")[1]
+    assert 1 <= len(result.candidates) <= 2  # without and with interactions
+    from passes.policy import Policy
+
+    for candidate in result.candidates:
+        assert problem.size(problem.assignment(Policy.from_json(candidate.policy))) <= size
+    with pytest.raises(UserError, match="the smallest file of this search space"):
+        tune(config(workspace, "ilp", budget=10.0), workspace / "too-small")
+
+
+def test_a_metric_floor_is_approached_and_told(workspace: Path) -> None:
+    held = config(workspace, "ilp", metric="agreement", metric_floor=0.9)
+    data = np.load(workspace / "data.npz")
+    np.save(workspace / "plain.npy", data["x"])
+    import dataclasses
+
+    held = dataclasses.replace(held, data=str(workspace / "plain.npy"))
+    result = tune(held, workspace / "floor")
+    assert result.goal_met is True
+    best = min(c.bytes for c in result.candidates if c.complete and c.metrics["agreement"] >= 0.9)
+    assert best < max(c.bytes for c in result.candidates)
+    missed = dataclasses.replace(held, metric_floor=1.01)
+    assert tune(missed, workspace / "floor-missed").goal_met is False
+
+
+def test_static_activations_keep_their_scheme(workspace: Path) -> None:
+    options = {"modes": ("static",), "weights": ("int4:channel", "int6:channel", "int8:channel")}
+    result = tune(config(workspace, "", **options), workspace / "static")
+    assert result.finished
+    assert {c.strategy for c in result.candidates} >= {"ilp", "threshold"}  # auto, for three widths
+    entries = [entry for c in result.candidates for entry in c.policy["layers"].values()]
+    assert {entry["activations"] for entry in entries if entry["weights"] != "float"} == {"uint8:asym"}
+
+
+def test_the_default_strategy_follows_the_widths() -> None:
+    assert TuneConfig("m", "d").chosen_strategy == "ranking"
+    assert TuneConfig("m", "d", weights=("int4", "int8", "int8:channel")).chosen_strategy == "ranking"
+    assert TuneConfig("m", "d", weights=("gse2", "gse4", "gse6")).chosen_strategy == "auto"
+
+
+def test_one_more_scheme_measures_only_that_one(workspace: Path) -> None:
+    model, folder = load(workspace / "net.onnx"), workspace / "table"
+    from onnxq.public import open_dataset
+
+    data = open_dataset(str(workspace / "data.npz"), model)
+    first = sensitivities(model, data, ["gse2", "gse8"], folder)
+    before = read_journal(folder)
+    assert before is not None
+    assert len(before.kinds["sensitivity"]) == 10
+    more = sensitivities(model, data, ["gse2", "gse4", "gse8"], folder)
+    after = (folder / "journal.jsonl").read_text().splitlines()
+    assert len(after) == 1 + 15
+    assert all(more.entries[key] == entry for key, entry in first.entries.items())
+    assert len((folder / "sensitivity.csv").read_text().splitlines()) == 16
+    with pytest.raises(ResumeError, match="--seed"):
+        sensitivities(model, data, ["gse2"], folder, settings=Settings(seed=1))
