@@ -92,8 +92,11 @@ def every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for nested in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from every_graph(nested)
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from every_graph(attribute.g)
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                for nested in attribute.graphs:
+                    yield from every_graph(nested)
 
 
 def is_large(proto: onnx.ModelProto) -> bool:
