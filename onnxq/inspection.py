@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from passes.model import Model, is_large
+from passes.model import Model, every_graph, is_large
 from runtime_ops.functions import GSE_OP, PACKED_OP, SIMULATED_OP
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
@@ -66,14 +65,6 @@ class LayerFacts:
         return bool(wanted) and int(wanted) < self.stored_bits
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for nested in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graphs(nested)
-
-
 def _dtype(number: int) -> str:
     name: str = onnx.TensorProto.DataType.Name(number).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
@@ -84,11 +75,11 @@ class _Reader:
 
     def __init__(self, model: Model) -> None:
         proto = model.proto if is_large(model.proto) else _inferred(model.proto)
-        self.nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+        self.nodes = [node for graph in every_graph(proto.graph) for node in graph.node]
         self.makers = {name: node for node in self.nodes for name in node.output if name}
         self.held: dict[str, onnx.TensorProto] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for graph in _graphs(proto.graph):
+        for graph in every_graph(proto.graph):
             self.held.update({tensor.name: tensor for tensor in graph.initializer})
             for value in (*graph.input, *graph.value_info, *graph.output):
                 if value.type.tensor_type.HasField("shape"):
@@ -270,10 +261,10 @@ def _values(values: Any, skip: set[str]) -> list[dict[str, Any]]:
 def describe(model: Model, size: int) -> dict[str, Any]:
     """The model as plain JSON. size: bytes of the file, external data included."""
     graph = model.proto.graph
-    held = [tensor for g in _graphs(graph) for tensor in g.initializer]
+    held = [tensor for g in every_graph(graph) for tensor in g.initializer]
     ops = Counter(
         f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        for g in _graphs(graph)
+        for g in every_graph(graph)
         for node in g.node
     )
     layers = layer_facts(model)

@@ -6,7 +6,6 @@ comes out is bit for bit what the function in the file gives. Nodes whose stream
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from onnx import numpy_helper
 
 from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
-from passes.model import Model
+from passes.model import Model, every_graph
 from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse
 from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP
@@ -28,21 +27,13 @@ Array = npt.NDArray[Any]
 _BEHIND = ("Slice", "Cast", "Transpose")
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
-
-
 def _is_packed(node: onnx.NodeProto) -> bool:
     return node.domain == DOMAIN and node.op_type in (GSE_OP, PACKED_OP)
 
 
 def has_packed_weights(proto: onnx.ModelProto) -> bool:
     """Whether any weight of the model stands as a bit stream."""
-    return any(_is_packed(node) for graph in _graphs(proto.graph) for node in graph.node)
+    return any(_is_packed(node) for graph in every_graph(proto.graph) for node in graph.node)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -98,7 +89,7 @@ class _Uses:
     def of(cls, proto: onnx.ModelProto) -> _Uses:
         readers: dict[str, list[onnx.NodeProto]] = {}
         outputs: set[str] = set()
-        for graph in _graphs(proto.graph):
+        for graph in every_graph(proto.graph):
             outputs.update(value.name for value in graph.output)
             for node in graph.node:
                 for name in node.input:
@@ -123,11 +114,11 @@ def decode_weights(model: Model) -> tuple[Model, dict[str, Array]]:
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    held = {tensor.name: tensor for graph in _graphs(proto.graph) for tensor in graph.initializer}
+    held = {tensor.name: tensor for graph in every_graph(proto.graph) for tensor in graph.initializer}
     uses = _Uses.of(proto)
     chains = [
         _chain(node, uses, held)
-        for graph in _graphs(proto.graph)
+        for graph in every_graph(proto.graph)
         for node in graph.node
         if _is_packed(node) and all(name in held for name in node.input if name)
     ]
@@ -158,14 +149,14 @@ def _drop(proto: onnx.ModelProto, gone: set[int], uses: _Uses) -> None:
         for name, readers in uses.readers.items()
         if name not in uses.outputs and all(id(node) in gone for node in readers)
     }
-    for graph in list(_graphs(proto.graph)):
+    for graph in list(every_graph(proto.graph)):
         for index in range(len(graph.node) - 1, -1, -1):
             if id(graph.node[index]) in gone:
                 del graph.node[index]
         for index in range(len(graph.initializer) - 1, -1, -1):
             if graph.initializer[index].name in unread:
                 del graph.initializer[index]
-    calls = {(node.domain, node.op_type) for graph in _graphs(proto.graph) for node in graph.node}
+    calls = {(node.domain, node.op_type) for graph in every_graph(proto.graph) for node in graph.node}
     for index in range(len(proto.functions) - 1, -1, -1):
         function = proto.functions[index]
         if function.domain == DOMAIN and (DOMAIN, function.name) not in calls:

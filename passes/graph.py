@@ -22,7 +22,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.errors import GraphError
-from passes.model import Model
+from passes.model import Model, every_graph
 from runtime_ops.functions import DOMAIN, function
 
 __all__ = [
@@ -55,17 +55,9 @@ _HELD_ATTRIBUTES = {
 }
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
-
-
 def _refuse_unheld(model: Model) -> None:
     """Raise GraphError for what graphsurgeon 0.6 would lose or corrupt."""
-    for graph in _graphs(model.proto.graph):
+    for graph in every_graph(model.proto.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             kind = value.type.WhichOneof("value")
             element = value.type.sequence_type.elem_type
@@ -251,7 +243,9 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
 
 def declare_functions(proto: onnx.ModelProto) -> None:
     """Bring along the functions of `ai.onnxq` that the model calls, each once, at the model's opset."""
-    calls = {node.op_type for graph in _graphs(proto.graph) for node in graph.node if node.domain == DOMAIN}
+    calls = {
+        node.op_type for graph in every_graph(proto.graph) for node in graph.node if node.domain == DOMAIN
+    }
     missing = calls - {held.name for held in proto.functions if held.domain == DOMAIN}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
     proto.functions.extend(function(name, opset) for name in sorted(missing))

@@ -23,7 +23,7 @@ from onnx.external_data_helper import (
 
 from passes.errors import InvalidModelError, ModelFileError, OutputError
 
-__all__ = ["Model", "check", "is_large", "load", "on_disk", "save", "serialize"]
+__all__ = ["Model", "check", "every_graph", "is_large", "load", "on_disk", "save", "serialize"]
 
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
@@ -85,6 +85,18 @@ def load(path: str | os.PathLike[str]) -> Model:
         problem = f"its external data cannot be read ({reason}); copy it beside the model"
         raise ModelFileError(file, problem) from None
     return Model(proto, str(file))
+
+
+def every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all that are nested in its nodes' attributes, outermost first."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from every_graph(attribute.g)
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                for nested in attribute.graphs:
+                    yield from every_graph(nested)
 
 
 def is_large(proto: onnx.ModelProto) -> bool:
