@@ -58,7 +58,14 @@ class DataRounder:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
-        batch = fit_batch(_BATCH, input_specs(model.proto))
+        specs = input_specs(model.proto)
+        batch = fit_batch(_BATCH, specs)
+        fixed = any(fit_batch(size, specs) != size for size in (1, 2))
+        if fixed and len(self.dataset) % batch:
+            raise DataError(
+                f"{self.dataset.name}: {len(self.dataset)} samples do not fill the model's batches of "
+                f"{batch}; limit them to a multiple or export with a dynamic batch"
+            )
         replay = Replay(model, tasks, self.dataset, batch, self.threads, self.budget)
         found: dict[str, RoundedLayer] = {}
         for task, node in replay:

@@ -228,6 +228,14 @@ def test_bad_weights_are_told_by_layer() -> None:
         quantized(model, images(8), weights="int4:channel")
 
 
+def test_fixed_batch() -> None:
+    net = Net()
+    model = net.model(net.conv(net.input("x", [4, 3, 12, 12]), 3, 4, name="conv"))
+    assert quantized(model, images(8), weights="int4:channel").modified
+    with pytest.raises(DataError, match=r"6 samples do not fill the model's batches of 4"):
+        quantized(model, images(6), weights="int4:channel")
+
+
 def test_text_form() -> None:
     step = oq.parse_recipe("quantize{weights=gse4:block32 activations=float rounding=gptq}")
     assert "rounding=gptq" in str(step)
