@@ -14,6 +14,7 @@ from passes.base import (
     register,
 )
 from passes.decoding import Decode
+from passes.equalize import Equalize
 from passes.errors import UserError
 from passes.exclude import Exclude, exclude
 from passes.fold_batchnorm import FoldBatchNorm
@@ -30,6 +31,7 @@ __all__ = [
     "FLOAT",
     "Context",
     "Decode",
+    "Equalize",
     "Exclude",
     "FoldBatchNorm",
     "GraphPass",

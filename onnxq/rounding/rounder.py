@@ -30,9 +30,9 @@ __all__ = ["DAMPING", "DataRounder"]
 _BATCH = 8
 # One chunk in so many is held out to choose the damping.
 _HOLD = 5
-_DAMPINGS = (0.01, 0.03, 0.1, 0.3)
+_DAMPINGS = (0.1, 0.3, 1.0, 3.0)
 # Chosen on calibration images of EfficientNet-Lite0, a part of them held out (benchmarks/RESULTS.md).
-DAMPING = 0.3
+DAMPING = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,14 @@ class DataRounder:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
-        batch = fit_batch(_BATCH, input_specs(model.proto))
+        specs = input_specs(model.proto)
+        batch = fit_batch(_BATCH, specs)
+        fixed = any(fit_batch(size, specs) != size for size in (1, 2))
+        if fixed and len(self.dataset) % batch:
+            raise DataError(
+                f"{self.dataset.name}: {len(self.dataset)} samples do not fill the model's batches of "
+                f"{batch}; limit them to a multiple or export with a dynamic batch"
+            )
         replay = Replay(model, tasks, self.dataset, batch, self.threads, self.budget)
         found: dict[str, RoundedLayer] = {}
         for task, node in replay:

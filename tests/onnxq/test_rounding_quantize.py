@@ -13,7 +13,7 @@ import pytest
 
 import onnxq as oq
 from onnxq.evaluation import load_session
-from onnxq.rounding import DataRounder
+from onnxq.rounding.rounder import DAMPING, DataRounder
 from passes.base import Context, PassResult
 from passes.errors import DataError, PolicyError, UnsupportedModelError
 from passes.model import Model, serialize
@@ -45,9 +45,11 @@ def images(count: int = 48, seed: int = 0) -> Array:
     ).astype(np.float32)
 
 
-def quantized(model: Model, x: Array, **options: Any) -> PassResult:
+def quantized(model: Model, x: Array, damping: float = DAMPING, **options: Any) -> PassResult:
     settings: dict[str, Any] = {"activations": "float", "rounding": "gptq"} | options
-    context = Context(ranges=ranges_of({"x": x}), rounder=DataRounder(Samples("x", x), threads=1))
+    context = Context(
+        ranges=ranges_of({"x": x}), rounder=DataRounder(Samples("x", x), damping=damping, threads=1)
+    )
     return Quantize(**settings)(model, context)
 
 
@@ -177,7 +179,7 @@ def test_matrix_products_without_a_bias(left: bool, weights: str) -> None:
     data = np.cumsum(np.random.default_rng(0).normal(size=(40, 6, 16)), axis=1 if left else 2).astype(
         np.float32
     )
-    held = quantized(model, data, weights=weights).model
+    held = quantized(model, data, 0.01, weights=weights).model
     plain = quantized(model, data, weights=weights, rounding="nearest").model
     assert error(model, held, data) < error(model, plain, data)
 
@@ -224,6 +226,14 @@ def test_bad_weights_are_told_by_layer() -> None:
     model = net.model(net.add("Conv", x, net.constant(weight, "w"), name="conv"))
     with pytest.raises(UnsupportedModelError, match=r"weight 'w' of conv holds NaN"):
         quantized(model, images(8), weights="int4:channel")
+
+
+def test_fixed_batch() -> None:
+    net = Net()
+    model = net.model(net.conv(net.input("x", [4, 3, 12, 12]), 3, 4, name="conv"))
+    assert quantized(model, images(8), weights="int4:channel").modified
+    with pytest.raises(DataError, match=r"6 samples do not fill the model's batches of 4"):
+        quantized(model, images(6), weights="int4:channel")
 
 
 def test_text_form() -> None:
