@@ -3,15 +3,17 @@
 Players o = (l, k) for every choice k above a layer's cheapest; in a coalition a layer runs at the highest of
 its players, at its cheapest choice without any. The value of a coalition S is taken in logit space,
 
-    V(S) = -ln MSE(S),   MSE: of the logits against float, on calibration data,
+    V(S) = -MSE(S),   MSE: of the logits against float, on calibration data,
 
-which still tells bad policies apart where accuracy is zero for all of them. psi_o = mean of V(S + o) - V(S).
+which still tells bad policies apart where accuracy is zero for all of them, and which is nearly additive
+where the network still works, so that few permutations say much. psi_o = mean of V(S + o) - V(S).
 
-Each permutation starts from a feasible coalition (the players up to a choice in the middle) and walks both
-ways: upwards, adding the players that are missing in the order of the permutation, and downwards, removing
-those that are present. Permutations come in antithetic pairs (each with its reverse). A walk is truncated
-where the MSE has risen above `ceiling` times the start's: players behind that
-add 0, as in SMPQ's truncation. Joining or leaving below a higher player of the same layer changes nothing and
+Each permutation starts from a feasible coalition (the players up to the choice below the finest) and walks
+both ways: upwards, adding the players that are missing in the order of the permutation, and downwards,
+removing those that are present. Permutations come in antithetic pairs (each with its reverse). A walk is
+truncated where the MSE has risen above `ceiling` times the start's. A player that a walk did not reach was
+not seen by it: psi is the mean over the walks that saw it (SMPQ counts 0, which in a downward walk would say
+that it is free to leave). Joining or leaving below a higher player of the same layer changes nothing and
 costs nothing.
 
 Momentum (SMPQ, section 3): q_k = beta q_{k-1} + lambda psi / |psi|, alpha_k = alpha_{k-1} + xi q_k / |q_k|.
@@ -19,9 +21,8 @@ Momentum (SMPQ, section 3): q_k = beta q_{k-1} + lambda psi / |psi|, alpha_k = a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +52,15 @@ class Game:
 
 @dataclass(frozen=True)
 class ShapleyState:
-    """After some permutations: sums of marginals and squares, momentum, alpha [L, K]; psi's changes."""
+    """After some permutations: sums of marginals and of squares, how many saw a player; alpha [L, K].
+
+    changes: the relative change of psi at each step.
+    """
 
     count: int
     total: Table
     squares: Table
+    seen: Table
     momentum: Table
     alpha: Table
     changes: tuple[float, ...] = field(default=())
@@ -63,40 +68,39 @@ class ShapleyState:
     @classmethod
     def empty(cls, game: Game) -> ShapleyState:
         zero = np.zeros((game.layers, game.choices))
-        return cls(0, zero, zero, zero, zero)
+        return cls(0, zero, zero, zero, zero, zero)
 
     @property
     def psi(self) -> Table:
-        """Estimated Shapley values [L, K]; 0 for each layer's cheapest choice."""
-        return self.total / max(self.count, 1)
+        """Estimated Shapley values [L, K]; 0 for each layer's cheapest choice and for what was never seen."""
+        return np.asarray(self.total / np.maximum(self.seen, 1), np.float64)
 
     @property
     def interval(self) -> Table:
-        """Half the width of the 95 % confidence interval of psi [L, K]; infinite before two permutations."""
-        if self.count < 2:
-            return np.full_like(self.total, np.inf)
-        variance = np.maximum(self.squares / self.count - np.square(self.psi), 0) * self.count
-        return np.asarray(1.96 * np.sqrt(variance / (self.count - 1) / self.count), np.float64)
+        """Half the width of the 95 % confidence interval of psi [L, K]; infinite if seen less than twice."""
+        count = np.maximum(self.seen, 2)
+        variance = np.maximum(self.squares / count - np.square(self.total / count), 0) * count / (count - 1)
+        return np.where(self.seen < 2, np.inf, 1.96 * np.sqrt(variance / count))
 
     def update(self, marginals: Table) -> ShapleyState:
-        """The state after one more permutation with these marginal contributions [L, K]."""
-        total, before = self.total + marginals, self.psi
-        after = total / (self.count + 1)
+        """The state after one more permutation; marginals [L, K], NaN for players that it did not see."""
+        visited = np.isfinite(marginals)
+        added = np.where(visited, marginals, 0.0)
+        before = self.psi
+        held = replace(
+            self,
+            count=self.count + 1,
+            total=self.total + added,
+            squares=self.squares + np.square(added),
+            seen=self.seen + visited,
+        )
+        after = held.psi
         norm = float(np.linalg.norm(after))
         momentum = BETA * self.momentum + (LAMBDA * after / norm if norm else 0.0)
         length = float(np.linalg.norm(momentum))
         alpha = self.alpha + (XI * momentum / length if length else 0.0)
         change = float(np.linalg.norm(after - before)) / norm if norm else 0.0
-        squares = self.squares + np.square(marginals)
-        return replace(
-            self,
-            count=self.count + 1,
-            total=total,
-            squares=squares,
-            momentum=momentum,
-            alpha=alpha,
-            changes=(*self.changes, change),
-        )
+        return replace(held, momentum=momentum, alpha=alpha, changes=(*self.changes, change))
 
     @property
     def policy(self) -> Assignment:
@@ -117,30 +121,32 @@ def permutations(game: Game, count: int, seed: int) -> Iterator[npt.NDArray[np.i
 
 
 def play(game: Game, order: npt.NDArray[np.int64], mse: Callable[[Assignment], float]) -> Table:
-    """Marginal contributions [L, K] of every player in one permutation.
+    """Marginal contributions [L, K] of every player in one permutation; NaN for those it did not reach.
 
     mse: logit MSE of an assignment, int [L].
     """
     players = game.players
-    marginals = np.zeros((game.layers, game.choices))
+    marginals = np.full((game.layers, game.choices), np.nan)
     begin = mse(np.full(game.layers, game.start, np.int64))
     for upward in (True, False):
         joined = np.zeros((game.layers, game.choices), np.bool_)
         joined[:, : game.start + 1] = True
-        held, value = begin, -np.log(max(begin, 1e-30))
+        held = begin
         for player in order if upward else order[::-1]:
             layer, k = players[int(player)]
             if (k > game.start) != upward:
                 continue
+            if held > game.ceiling * begin:
+                break
             before = _level(joined)
             joined[layer, k] = upward
             now = _level(joined)
-            if (before == now).all() or held > game.ceiling * begin:
+            if (before == now).all():
+                marginals[layer, k] = 0.0
                 continue
-            held = mse(now)
-            reached = -np.log(max(held, 1e-30))
-            marginals[layer, k] = reached - value if upward else value - reached
-            value = reached
+            reached = mse(now)
+            marginals[layer, k] = held - reached if upward else reached - held
+            held = reached
     return marginals
 
 
@@ -156,21 +162,18 @@ def value_problem(problem: Problem, state: ShapleyState) -> Problem:
     """The problem with Shapley values in the place of sensitivities, for the size-constrained variant.
 
     What a layer gains at choice k is the sum of its players up to k; its cost is what it lacks of the most.
-    Float, which is no player, costs what the finest choice does.
+    Players that no walk has seen take what the sensitivities say, times the median ratio of the two where
+    both are known. Float, which is no player, costs what the finest choice does.
     """
-    gains = np.cumsum(np.maximum(state.psi, 0), axis=1)
+    choices = state.psi.shape[1]
+    expected = np.zeros_like(state.psi)
+    expected[:, 1:] = np.maximum(problem.cost[:, : choices - 1] - problem.cost[:, 1:choices], 0)
+    known = (state.seen > 0) & (expected > 0)
+    ratio = float(np.median(state.psi[known] / expected[known])) if known.any() else 1.0
+    values = np.where(state.seen > 0, state.psi, expected * (ratio if ratio > 0 else 1.0))
+    gains = np.cumsum(np.maximum(values, 0) * (np.arange(choices) > 0), axis=1)
     costs = gains.max(axis=1, keepdims=True) - gains
-    missing = problem.cost.shape[1] - costs.shape[1]
+    missing = problem.cost.shape[1] - choices
     if missing:
         costs = np.concatenate([costs, np.repeat(costs[:, -1:], missing, axis=1)], axis=1)
     return replace(problem, cost=costs, correlation=np.zeros(0))
-
-
-def state_of(game: Game, records: Mapping[str, Any], count: int) -> ShapleyState:
-    """The state after the first `count` recorded permutations (key: their number)."""
-    state = ShapleyState.empty(game)
-    for index in range(count):
-        if str(index) not in records:
-            break
-        state = state.update(np.array(records[str(index)], np.float64))
-    return state

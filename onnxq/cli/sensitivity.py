@@ -58,7 +58,7 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
 @click.option(
     "--precision",
     type=click.FloatRange(min=0),
-    default=0.1,
+    default=0.2,
     show_default=True,
     help="--schemes: relative standard error to measure to; 0 takes every sample.",
 )

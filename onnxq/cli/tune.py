@@ -113,7 +113,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
 @click.option(
     "--precision",
     type=float,
-    default=0.1,
+    default=0.2,
     show_default=True,
     help="Relative standard error that a sensitivity is measured to; 0 takes every sample.",
 )

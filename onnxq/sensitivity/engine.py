@@ -45,7 +45,7 @@ class Settings:
     memory. seed: of the order of the samples.
     """
 
-    precision: float = 0.1
+    precision: float = 0.2
     threads: int = 1
     budget: int = 2**29
     seed: int = 0

@@ -48,7 +48,7 @@ class TuneConfig:
     tau: float = 0.0
     budget: float = 0.0
     front: int = 12
-    precision: float = 0.1
+    precision: float = 0.2
     permutations: int = 10
     generations: int = 10
     modes: tuple[str, ...] = ("static", "dynamic")

@@ -28,7 +28,7 @@ from passes.errors import UserError
 
 __all__ = ["Allocator"]
 
-_SHAPLEY_RECORD = "shapley"
+_SHAPLEY_RECORD = "permutation"
 _FLOOR_STEPS = 5
 # Of a time budget: what sensitivities may take, and when what is left no longer pays for another method.
 _EVOLUTION_SHARE = 0.5
@@ -135,7 +135,7 @@ class Allocator:
         choices = self.problem.finest + 1
         if choices < 2:
             raise UserError("--strategy shapley: needs at least two --weights schemes that are not float")
-        game = Game(self.problem.count, choices, choices // 2)
+        game = Game(self.problem.count, choices, choices - 2)
         state = ShapleyState.empty(game)
         end = time.monotonic() + _EVOLUTION_SHARE * self._left()
         count = self.config.permutations
@@ -146,7 +146,9 @@ class Allocator:
                 if state.count and time.monotonic() > end:
                     self.cut_short = True
                     break
-                held = play(game, order, lambda a: self.space.mse(self.problem, a)).tolist()
+                walk = play(game, order, lambda a: self.space.mse(self.problem, a))
+                # JSON has no NaN: null stands for a player that the walk did not see.
+                held = [[None if np.isnan(v) else v for v in row] for row in walk.tolist()]
                 self.space.journal.append(_SHAPLEY_RECORD, key, held)
             state = state.update(np.array(held, np.float64))
             self.space.progress("permutations", index + 1, count)

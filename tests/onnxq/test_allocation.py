@@ -133,11 +133,11 @@ def test_permutations_are_antithetic_and_seeded() -> None:
 
 
 def test_shapley_of_an_additive_game_is_exact_and_ranks_layers() -> None:
-    """-ln MSE additive over layers: every marginal of the top player is the layer's own gain."""
+    """The MSE is additive over layers: every marginal of the top player is the layer's own gain."""
     gains = np.array([0.5, 1.0, 0.1])
 
     def mse(assignment: Any) -> float:
-        return float(np.exp(-(gains * assignment).sum()))
+        return float(2 - (gains * assignment).sum())
 
     game = Game(3, 2, 0)
     state = ShapleyState.empty(game)

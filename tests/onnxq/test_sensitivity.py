@@ -252,10 +252,8 @@ def test_statistics_of_known_logits() -> None:
 def test_variants_hurry_when_the_deadline_comes_near(
     model: Model, data: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxq.sensitivity import engine
-
     clock = iter(range(10_000))
-    monkeypatch.setattr(engine.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("onnxq.sensitivity.engine.time.monotonic", lambda: float(next(clock)))
     more = Samples("x", np.concatenate([data.array] * 4))
     layers = find_layers(model)
     variants = [Variant.of(layer.name, choice("gse4")) for layer in layers]
