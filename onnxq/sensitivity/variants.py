@@ -8,7 +8,7 @@ change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from onnxq.evaluation.segments import Segment, split
 from passes.base import Context, RangeProvider
 from passes.errors import UnsupportedModelError
 from passes.layers import Layer
-from passes.model import Model
+from passes.model import Model, every_graph
 from passes.packed import is_packed
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
@@ -59,23 +59,15 @@ class Variant:
         return all(choice.activations.is_float and choice.smooth == "none" for _, choice in self.choices)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
-
-
 def find_node(proto: onnx.ModelProto, layer: Layer) -> tuple[onnx.GraphProto, onnx.NodeProto] | None:
     """The layer's node and the graph it stands in; None where this model does not hold it."""
-    for graph in _graphs(proto.graph):
+    for graph in every_graph(proto.graph):
         for node in graph.node:
             if node.op_type == layer.op and node.name == layer.name:
                 return graph, node
     alone = [
         (graph, node)
-        for graph in _graphs(proto.graph)
+        for graph in every_graph(proto.graph)
         for node in graph.node
         if not node.name and node.op_type == layer.op and layer.weight in node.input[:2]
     ]
@@ -99,7 +91,7 @@ def with_weight(proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any]) -
 
 def _drop(graph: onnx.GraphProto, name: str) -> None:
     """Remove an initializer that nobody reads any more."""
-    if any(name in node.input for held in _graphs(graph) for node in held.node):
+    if any(name in node.input for held in every_graph(graph) for node in held.node):
         return
     for position, tensor in enumerate(graph.initializer):
         if tensor.name == name:
@@ -139,7 +131,9 @@ class VariantBuilder:
             for layer in layers:
                 if layer.name not in self._home and find_node(segment.proto, layer) is not None:
                     self._home[layer.name] = index
-        self._arrays = {tensor.name: tensor for g in _graphs(model.proto.graph) for tensor in g.initializer}
+        self._arrays = {
+            tensor.name: tensor for g in every_graph(model.proto.graph) for tensor in g.initializer
+        }
         self._encoded: dict[tuple[str, Scheme], npt.NDArray[Any]] = {}
 
     def home(self, layer: str) -> int:
