@@ -6,6 +6,9 @@ comes out is bit for bit what the function in the file gives. Nodes whose stream
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +23,7 @@ from passes.model import Model, every_graph
 from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse
 from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP
+from runtime_ops.library import empty_floats
 
 __all__ = ["Decode", "decode_weights", "has_packed_weights"]
 
@@ -40,25 +44,33 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _array(tensor: onnx.TensorProto) -> Array:
+def _array(tensor: onnx.TensorProto, dtype: npt.DTypeLike) -> Array:
     """The tensor's values, without the copy that onnx makes of raw data."""
-    if not tensor.raw_data:
-        return numpy_helper.to_array(tensor)
-    return np.frombuffer(tensor.raw_data, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    raw = tensor.raw_data  # each access is a copy
+    return np.frombuffer(raw, dtype) if raw else numpy_helper.to_array(tensor)
 
 
-def _decoded(node: onnx.NodeProto, held: dict[str, onnx.TensorProto], name: str) -> Array:
-    """The array that a stream's node gives. Raises InvalidModelError naming it where it is malformed."""
-    attributes = _attributes(node)
-    count = 2 if node.op_type == GSE_OP else 3
-    arrays = [_array(held[tensor]) for tensor in node.input[:count]]
+def _decoded(
+    node: onnx.NodeProto, held: dict[str, onnx.TensorProto], name: str, out: npt.NDArray[np.float32] | None
+) -> Array:
+    """The array that a stream's node gives, in `out` where there is one, flat.
+
+    Raises InvalidModelError naming the node where it is malformed.
+    """
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    shape = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "shape"), None)
     try:
-        geometry = (attributes["bits"], attributes["group_size"])
+        if shape is None:
+            raise KeyError("shape")
+        geometry = (numbers["bits"], numbers["group_size"])
+        packed = _array(held[node.input[0]], np.uint8)
         if node.op_type == GSE_OP:
-            return decode_packed_gse(
-                arrays[0], arrays[1], *geometry, attributes["exponent_base"], attributes["shape"]
-            )
-        return decode_packed_affine(arrays[0], arrays[1], arrays[2], *geometry, attributes["shape"])
+            exponents = _array(held[node.input[1]], np.uint8)
+            values = decode_packed_gse(packed, exponents, *geometry, numbers["exponent_base"], shape, out)
+        else:
+            scale, zero = _array(held[node.input[1]], np.float16), _array(held[node.input[2]], np.int8)
+            values = decode_packed_affine(packed, scale, zero, *geometry, shape, out)
+        return values.reshape(shape)
     except (KeyError, ValueError, TypeError) as error:
         what = f"attribute {error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModelError(
@@ -106,14 +118,36 @@ class _Uses:
         return node if known and (node.op_type != "Slice" or len(node.input) == 3) else None
 
 
-def decode_weights(model: Model) -> tuple[Model, dict[str, Array]]:
+def _space(
+    nodes: Sequence[onnx.NodeProto], held: dict[str, onnx.TensorProto]
+) -> list[npt.NDArray[np.float32] | None]:
+    """Room for what each stream's node gives, in one piece of memory, which costs far fewer page faults.
+
+    None where the stream cannot hold as many values as the node's shape says.
+    """
+    counts = []
+    for node in nodes:
+        shape = next((a.ints for a in node.attribute if a.name == "shape"), ())
+        count = math.prod(shape) if shape and min(shape) > 0 else 0
+        counts.append(count if count <= 4 * math.prod(held[node.input[0]].dims) else 0)
+    # Each weight begins with a cache line.
+    starts = [0, *itertools.accumulate(-(-count // 16) * 16 for count in counts)]
+    memory = empty_floats([starts[-1]])
+    return [
+        memory[start : start + count] if count else None for start, count in zip(starts, counts, strict=False)
+    ]
+
+
+def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str, Array]]:
     """The model without its streams, and the arrays that belong in their place, by tensor name.
 
     The tensors have no maker in the model that is returned: they become initializers of its main graph, with
-    their values or as external data. The given model is not touched.
+    their values or as external data. own: the given model may be taken apart; otherwise it is not touched.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto = model.proto
+    if not own:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
     held = {tensor.name: tensor for graph in every_graph(proto.graph) for tensor in graph.initializer}
     uses = _Uses.of(proto)
     chains = [
@@ -123,13 +157,14 @@ def decode_weights(model: Model) -> tuple[Model, dict[str, Array]]:
         if _is_packed(node) and all(name in held for name in node.input if name)
     ]
 
-    def decoded(chain: list[onnx.NodeProto]) -> Array:
-        array = _decoded(chain[0], held, model.name)
+    def decoded(chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
+        array = _decoded(chain[0], held, model.name, out)
         for node in chain[1:]:
             array = _moved(node, array, held)
         return np.ascontiguousarray(array)
 
-    arrays = {chain[-1].output[0]: decoded(chain) for chain in chains}
+    space = _space([chain[0] for chain in chains], held)
+    arrays = {chain[-1].output[0]: decoded(chain, out) for chain, out in zip(chains, space, strict=True)}
     _drop(proto, {id(node) for chain in chains for node in chain}, uses)
     return model.with_proto(proto), arrays
 
@@ -142,6 +177,17 @@ def _chain(node: onnx.NodeProto, uses: _Uses, held: dict[str, onnx.TensorProto])
     return chain
 
 
+def _delete(field: Any, doomed: Sequence[int]) -> None:
+    """Remove entries of a repeated field, run by run from the end; indices ascending."""
+    stop = len(doomed)
+    while stop:
+        start = stop - 1
+        while start and doomed[start - 1] == doomed[start] - 1:
+            start -= 1
+        del field[doomed[start] : doomed[stop - 1] + 1]
+        stop = start
+
+
 def _drop(proto: onnx.ModelProto, gone: set[int], uses: _Uses) -> None:
     """Remove nodes, the initializers that only they read, and functions that nobody calls any more."""
     unread = {
@@ -150,12 +196,8 @@ def _drop(proto: onnx.ModelProto, gone: set[int], uses: _Uses) -> None:
         if name not in uses.outputs and all(id(node) in gone for node in readers)
     }
     for graph in list(every_graph(proto.graph)):
-        for index in range(len(graph.node) - 1, -1, -1):
-            if id(graph.node[index]) in gone:
-                del graph.node[index]
-        for index in range(len(graph.initializer) - 1, -1, -1):
-            if graph.initializer[index].name in unread:
-                del graph.initializer[index]
+        _delete(graph.node, [index for index, node in enumerate(graph.node) if id(node) in gone])
+        _delete(graph.initializer, [i for i, tensor in enumerate(graph.initializer) if tensor.name in unread])
     calls = {(node.domain, node.op_type) for graph in every_graph(proto.graph) for node in graph.node}
     for index in range(len(proto.functions) - 1, -1, -1):
         function = proto.functions[index]

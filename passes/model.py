@@ -25,6 +25,7 @@ from passes.errors import InvalidModelError, ModelFileError, OutputError
 
 __all__ = ["Model", "check", "every_graph", "is_large", "load", "on_disk", "save", "serialize"]
 
+_TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
 
@@ -78,6 +79,8 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise ModelFileError(file, problem) from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
+    if not _has_external_data(proto):
+        return Model(proto, str(file))
     try:
         load_external_data_for_model(proto, str(file.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -85,6 +88,20 @@ def load(path: str | os.PathLike[str]) -> Model:
         problem = f"its external data cannot be read ({reason}); copy it beside the model"
         raise ModelFileError(file, problem) from None
     return Model(proto, str(file))
+
+
+def _has_external_data(proto: onnx.ModelProto) -> bool:
+    """Whether any tensor's values stand outside of the model."""
+    external = onnx.TensorProto.EXTERNAL
+    for graph in every_graph(proto.graph):
+        if any(tensor.data_location == external for tensor in graph.initializer):
+            return True
+        for node in graph.node:
+            for attribute in node.attribute:
+                held = (attribute.t, *attribute.tensors) if attribute.type in _TENSORS else ()
+                if any(tensor.data_location == external for tensor in held):
+                    return True
+    return False
 
 
 def every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -21,16 +21,37 @@ Float = npt.NDArray[np.float32]
 
 
 def decode_packed_gse(
-    packed: Array, exponents: Array, bits: int, group_size: int, exponent_base: int, shape: Sequence[int]
+    packed: Array,
+    exponents: Array,
+    bits: int,
+    group_size: int,
+    exponent_base: int,
+    shape: Sequence[int],
+    out: Float | None = None,
 ) -> Float:
-    """`decode_gse` of runtime_ops/gse.py. Raises ValueError for malformed input."""
-    decode = decode_gse_native if native_available() else decode_gse
-    return decode(packed, exponents, bits, group_size, exponent_base, shape)
+    """`decode_gse` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
+    if native_available():
+        return decode_gse_native(packed, exponents, bits, group_size, exponent_base, shape, out=out)
+    return _into(out, decode_gse(packed, exponents, bits, group_size, exponent_base, shape))
 
 
 def decode_packed_affine(
-    packed: Array, scale: Array, zero_point: Array, bits: int, group_size: int, shape: Sequence[int]
+    packed: Array,
+    scale: Array,
+    zero_point: Array,
+    bits: int,
+    group_size: int,
+    shape: Sequence[int],
+    out: Float | None = None,
 ) -> Float:
-    """`decode_affine` of runtime_ops/gse.py. Raises ValueError for malformed input."""
-    decode = decode_affine_native if native_available() else decode_affine
-    return decode(packed, scale, zero_point, bits, group_size, shape)
+    """`decode_affine` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
+    if native_available():
+        return decode_affine_native(packed, scale, zero_point, bits, group_size, shape, out=out)
+    return _into(out, decode_affine(packed, scale, zero_point, bits, group_size, shape))
+
+
+def _into(out: Float | None, values: Float) -> Float:
+    if out is None:
+        return values
+    out[...] = values.reshape(out.shape)
+    return out

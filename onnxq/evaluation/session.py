@@ -68,13 +68,13 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
     return options
 
 
-def _hand_over(model: Model, options: ort.SessionOptions) -> tuple[Model, list[Any]]:
+def _hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Model, list[Any]]:
     """The model without its bit streams, and the decoded weights, which `options` hands to ONNX Runtime.
 
     External initializers are what ONNX Runtime fuses, lays out and prepacks like weights of the file.
-    The values must live as long as the session.
+    The values must live as long as the session. own: the model is nobody else's and may be taken apart.
     """
-    held, arrays = decode_weights(model)
+    held, arrays = decode_weights(model, own=own)
     for name, array in arrays.items():
         held.proto.graph.initializer.append(_placeholder(name, array))
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
@@ -115,7 +115,7 @@ def load_session(
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
     if has_packed_weights(held.proto):
-        held, kept = _hand_over(held, options)
+        held, kept = _hand_over(held, options, own=path is not None)
         path = None
     try:
         session = _open(held, path, options)
