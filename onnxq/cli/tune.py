@@ -142,6 +142,13 @@ def _document(result: TuneResult) -> dict[str, Any]:
     help="minmax, percentile[:P], entropy, mse.",
 )
 @click.option(
+    "--rounding",
+    default="nearest",
+    show_default=True,
+    help="Of the candidates' weights: nearest, bias, or gptq, which looks at the calibration set: slower to"
+    " build, far better below 6 bits.",
+)
+@click.option(
     "--smooth",
     type=click.Choice(["none", "output", "input"]),
     default="none",

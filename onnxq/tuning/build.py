@@ -9,8 +9,8 @@ from onnxq.files import sha256_bytes
 from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
 from onnxq.tuning.config import TuneConfig
-from onnxq.tuning.measure import build_model
-from onnxq.tuning.prepare import model_hash, prepare_model, recorded_ranges
+from onnxq.tuning.measure import build_model, make_rounder
+from onnxq.tuning.prepare import model_hash, open_data, prepare_model, recorded_ranges
 from passes.base import Context
 from passes.errors import ResumeError, UserError
 from passes.model import Model, check, is_large, serialize
@@ -50,17 +50,21 @@ def build_candidate(run: str | Path, name: str, model: str | None = None) -> tup
     settings = dict(report["config"])
     if model is not None:
         settings["model"] = model
-    prepared, _ = prepare_model(TuneConfig.from_json(settings), Context())
+    config = TuneConfig.from_json(settings)
+    prepared, _ = prepare_model(config, Context())
     if model_hash(prepared) != journal.fingerprint["model"]:
         raise ResumeError(
             f"{settings['model']}: is not the model that {folder} was tuned from; give that one with --model"
         )
     ranges = recorded_ranges(journal.kinds.get("ranges", {}))
-    result = (
-        prepared
-        if candidate.mode == "float"
-        else build_model(prepared, Policy.from_json(candidate.policy), ranges)
-    )
+    if candidate.mode == "float":
+        result = prepared
+    else:
+        # Rounding looks at the calibration set again; what the journal holds is enough otherwise.
+        data = None if config.rounding == "nearest" else open_data(config, prepared)[1]
+        rounder = None if data is None else make_rounder(config, data)
+        policy = Policy.from_json(candidate.policy)
+        result = build_model(prepared, policy, ranges, rounder, config.rounding)
     check(result)
     if (
         candidate.sha256

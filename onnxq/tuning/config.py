@@ -34,6 +34,8 @@ class TuneConfig:
     strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of
     the file, 0 asks for a front of about `front` points. precision: relative standard error at which a
     sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
+    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities and
+    layer errors are of nearest.
     """
 
     model: str
@@ -55,6 +57,7 @@ class TuneConfig:
     weights: tuple[str, ...] = ("int8:channel",)
     activations: str = "uint8"
     calibration: str = "percentile:99.99"
+    rounding: str = "nearest"
     smooth: str = "none"
     smooth_layers: str = "depthwise"
     exclude: tuple[str, ...] = ()
@@ -82,6 +85,8 @@ class TuneConfig:
                 raise UserError(f"--mode {mode}: is not one of {', '.join(MODES)}")
         if not self.modes or not self.weights:
             raise UserError("nothing to tune: give at least one --mode and one --weights")
+        if self.rounding not in ("nearest", "bias", "gptq"):
+            raise UserError(f"--rounding {self.rounding}: is not one of nearest, bias, gptq")
         if self.smooth not in ("none", "input", "output"):
             raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
         for name in ("tau", "budget", "precision"):

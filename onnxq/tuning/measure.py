@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from onnxq._version import __version__
-from onnxq.data import fit_batch, input_specs
+from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.evaluation import Evaluator, Score, Timing, hits_from_text, hits_to_text, interleaved, load_session
 from onnxq.files import sha256_bytes
+from onnxq.rounding import DataRounder
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.journal import Journal
 from onnxq.search.objectives import Objective
 from onnxq.search.ranking import Proposal
+from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.prepare import Prepared, RecordedRanges
 from passes.base import Context
 from passes.errors import UserError
@@ -25,7 +27,7 @@ from passes.placement import plan_activations
 from passes.policy import Policy
 from passes.quantize import Quantize
 
-__all__ = ["Measurer", "build_model", "policy_bops", "saved_bytes"]
+__all__ = ["Measurer", "build_model", "make_rounder", "policy_bops", "saved_bytes"]
 
 _FLOAT_BITS = 32
 # A timing is repeated while the quartiles of its ratio to float are further apart than this share of it.
@@ -34,11 +36,26 @@ _TIMING_ROUNDS = 4
 
 
 def build_model(
-    model: Model, policy: Policy, ranges: RecordedRanges, context: Context | None = None
+    model: Model,
+    policy: Policy,
+    ranges: RecordedRanges,
+    rounder: DataRounder | None = None,
+    rounding: Any = "nearest",
 ) -> Model:
-    """The prepared model under a policy. Deterministic: same inputs, same bytes."""
-    context = context or Context(check=False)
-    return Quantize.of(policy)(model, dataclasses.replace(context, ranges=ranges)).model
+    """The prepared model under a policy. Deterministic: same inputs, same bytes.
+
+    rounder: sees the calibration set; needed for any `rounding` but nearest.
+    """
+    context = Context(check=False, ranges=ranges, rounder=rounder)
+    return dataclasses.replace(Quantize.of(policy), rounding=rounding)(model, context).model
+
+
+def make_rounder(config: TuneConfig, calibration: Dataset) -> DataRounder | None:
+    """What rounds the weights of candidates; None where that looks at no data.
+
+    On one thread, so that a candidate has the same bytes on any number of cores.
+    """
+    return None if config.rounding == "nearest" else DataRounder(calibration, seed=config.seed, threads=1)
 
 
 def saved_bytes(model: Model) -> int:
@@ -84,6 +101,7 @@ class Measurer:
         )
         self.macs = macs(prepared.model)
         self._fingerprint = dict(fingerprint)
+        self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
         self._last: tuple[str, Model] | None = None
         self._hits: dict[str, Any] = {}
@@ -187,7 +205,8 @@ class Measurer:
     def build(self, key: str, policy: Policy) -> Model:
         """The candidate's model; the last one is kept, for the front is usually saved right after."""
         if self._last is None or self._last[0] != key:
-            self._last = (key, build_model(self.model, policy, self.ranges))
+            rounding = self.prepared.config.rounding
+            self._last = (key, build_model(self.model, policy, self.ranges, self._rounder, rounding))
         return self._last[1]
 
     def _measured(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onnxq.files import atomic_write, atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
@@ -111,7 +112,9 @@ class _Run:
             return
         policy = Policy.from_json(member.policy)
         save(self.measurer.build(member.key, policy), path)
-        recipe = base_recipe(self.prepared.config) | Quantize.of(policy)
+        config = self.prepared.config
+        rounding: Any = config.rounding
+        recipe = base_recipe(config) | dataclasses.replace(Quantize.of(policy), rounding=rounding)
         atomic_write(path.with_suffix(".recipe"), format_pass(recipe).replace(" | ", "\n") + "\n")
         self.saved.add(member.name)
 

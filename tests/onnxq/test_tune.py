@@ -211,6 +211,29 @@ def test_any_candidate_is_rebuilt_to_the_byte(finished: tuple[Path, TuneResult])
         build_candidate(run, "static-999")
 
 
+def test_rounding_on_data_is_in_the_candidates(workspace: Path, tmp_path: Path) -> None:
+    """Other weights than to nearest, the same again when rebuilt, and a recipe that says so."""
+    options: dict[str, Any] = {
+        "modes": ("weights",),
+        "weights": ("int3:channel",),
+        "objectives": "metric,bytes",
+    }
+    plain = tune(config(workspace, **options), tmp_path / "plain")
+    rounded = tune(config(workspace, **options, rounding="gptq"), tmp_path / "rounded")
+    first, second = ({c.step: c for c in result.candidates}[0] for result in (plain, rounded))
+    assert first.sha256 != second.sha256
+    for candidate in rounded.candidates[:2]:
+        model, _ = build_candidate(tmp_path / "rounded", candidate.name)
+        assert sha256_bytes(serialize(model)) == candidate.sha256
+    recipes = list((tmp_path / "rounded" / "front").glob("*.recipe"))
+    assert recipes
+    assert all("rounding=gptq" in recipe.read_text() for recipe in recipes)
+    with pytest.raises(ResumeError, match="rounding"):
+        tune(config(workspace, **options), tmp_path / "rounded")
+    with pytest.raises(UserError, match="--rounding up"):
+        tune(config(workspace, **options, rounding="up"), tmp_path / "none")
+
+
 def test_recipe_beside_a_front_member_makes_the_same_layers(finished: tuple[Path, TuneResult]) -> None:
     from passes.recipe import load_recipe
 
