@@ -11,6 +11,7 @@ x[l + 1, b], which for a chain is as tight as it gets.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,7 @@ def ilp(problem: Problem, budget: float, *, bops: float = 0.0) -> Assignment:
 
     Raises UserError when none fits.
     """
+    budget = math.floor(budget)  # sizes are whole bytes; the solver has a tolerance
     least = problem.size(_cheapest(problem))
     if least > budget:
         raise UserError(
