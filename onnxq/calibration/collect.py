@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Batch, Dataset
 from onnxq.data.inputs import fit_batch, has_batch_axis, input_specs
-from passes.errors import DataError, GraphError, UnsupportedModelError
-from passes.model import Model, is_large, load, on_disk, serialize
+from onnxq.session import load_session
+from passes.errors import DataError, GraphError, InvalidModelError, UnsupportedModelError
+from passes.model import Model, load
 
 __all__ = ["DEFAULT_BATCH", "DEFAULT_BUDGET", "collect"]
 
@@ -135,30 +135,16 @@ def _place(proto: onnx.ModelProto, statistics: Mapping[str, TensorStatistics]) -
 
 
 def _session(proto: onnx.ModelProto, outputs: Sequence[str], threads: int | None) -> ort.InferenceSession:
-    """A CPU session of the model with `outputs` among its outputs; above 2 GB through a temporary file."""
+    """A CPU session of the model with `outputs` among its outputs."""
     watched = onnx.ModelProto()
     watched.CopyFrom(proto)
     present = {value.name for value in watched.graph.output}
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in present)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
-    # The arena keeps the largest block of every size it ever gave out; here all outputs live at once anyway.
-    options.enable_cpu_mem_arena = False
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # An arena keeps the largest block of every size it ever gave out; here all outputs live at once anyway.
     try:
-        if not is_large(watched):
-            return _open(serialize(Model(watched)), options)
-        with on_disk(Model(watched)) as path:
-            return _open(path, options)
-    except _RUNTIME_ERRORS as error:
-        raise UnsupportedModelError(f"onnxruntime refuses the model: {_first_line(error)}") from error
-
-
-def _open(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    source = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return load_session(Model(watched), threads=threads, arena=False, fuse=False)
+    except InvalidModelError as error:
+        raise UnsupportedModelError(f"onnxruntime refuses the model: {error}") from error
 
 
 def _run(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from onnxq.data import Dataset, InputSpec, fit_batch, input_specs
 from onnxq.evaluation.metrics import Logits, Metrics, Score, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, split
-from onnxq.evaluation.session import load_session
+from onnxq.session import load_session
 from passes.errors import DataError
 from passes.model import Model
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxq.data.dataset import Dataset
-from onnxq.evaluation.session import load_session
 from onnxq.rounding.steps import Step, cut_steps, step_model
 from onnxq.rounding.store import Store
+from onnxq.session import load_session
 from passes.model import Model
 from passes.rounding import RoundedLayer, RoundingTask
 

@@ -19,7 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxq.data import Dataset, fit_batch, input_specs
-from onnxq.evaluation.session import load_session
+from onnxq.session import load_session
 from passes.graph import consumers, import_graph, producer, values
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model

@@ -24,7 +24,7 @@ import onnx
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.evaluation.metrics import Logits, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, split
-from onnxq.evaluation.session import load_session
+from onnxq.session import load_session
 from passes.model import Model
 
 __all__ = ["Replay"]

@@ -15,8 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxq.calibration import CalibratedRanges, StatisticsCache, TensorStatistics, collect, model_digest
 from onnxq.calibration import ranges as ranges_module
 from onnxq.data import Dataset, InputSpec, input_specs, open_dataset, random_dataset
+from passes import Decode, Quantize
 from passes import model as passes_model
 from passes.errors import DataError, GraphError, ModelFileError, UnsupportedModelError
+from tests.nets import Net
 
 WIDTH = 8
 
@@ -121,7 +123,7 @@ def test_mistakes(tmp_path: Path) -> None:
         collect(model, ["h"], random_dataset([InputSpec("x", np.dtype(np.float32), ("N", 3))], 2, 0))
     broken = _model()
     broken.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(UnsupportedModelError, match="refuses the model"):
+    with pytest.raises(UnsupportedModelError, match="uses the op NoSuchOperator"):
         collect(broken, ["h"], _data(model))
 
 
@@ -195,3 +197,14 @@ def test_model_digest_is_of_content() -> None:
     renamed.graph.node[1].name = "other"
     prints = {model_digest(m) for m in (_model(), _model(batch=2), _model(scale=3), renamed)}
     assert len(prints) == 4
+
+
+def test_packed_weights_are_calibrated_as_their_float_self() -> None:
+    """Calibration goes through the loader as everything does: what it sees is what float weights give."""
+    net = Net()
+    x = net.conv(net.input("x", ["N", 8, 6, 6]), 8, 8, act="relu")
+    model = Quantize(weights="gse4", activations="float")(net.model(net.conv(x, 8, 8))).model
+    plain = Decode()(model).model
+    names = [node.output[0] for node in plain.proto.graph.node]
+    data = _data(plain.proto)
+    assert _bits(collect(model.proto, names, data)) == _bits(collect(plain.proto, names, data))

@@ -97,19 +97,23 @@ def load_session(
     threads: int | None = None,
     optimized: Path | None = None,
     arena: bool = True,
+    fuse: bool = True,
 ) -> Any:
     """An ONNX Runtime CPU session of a model or file.
 
     Weights that are quantized alone are folded to float at load time, so that they cost nothing at run time;
     those that stand as bit streams are decoded here and handed over as float. optimized: where to write ONNX
     Runtime's own optimised graph. arena: False for one of many sessions that live side by side: each arena
-    keeps the peak of its session.
+    keeps the peak of its session. fuse: False keeps every operator as it stands, so that inner tensors can be
+    read.
     Raises UnsupportedModelError for unknown ops, InvalidModelError when ONNX Runtime refuses the model.
     """
     held = model if isinstance(model, Model) else load(model)
     refuse_unknown_ops(held)
     options = session_options(threads, float_weights_only(held))
     options.enable_cpu_mem_arena = arena
+    if not fuse:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     path = None if isinstance(model, Model) else Path(model)
