@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,16 @@ from PIL import Image
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
-__all__ = ["InputSpec", "Sample", "conform", "fit_batch", "has_batch_axis", "input_specs", "sole_input"]
+__all__ = [
+    "InputSpec",
+    "Sample",
+    "conform",
+    "fit_batch",
+    "has_batch_axis",
+    "input_specs",
+    "sample_size",
+    "sole_input",
+]
 
 Sample = dict[str, NDArray[Any]]
 
@@ -53,6 +63,11 @@ def has_batch_axis(inputs: Sequence[InputSpec]) -> bool:
     """Whether axis 0 of every input can be one common batch axis."""
     fixed = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)}
     return all(spec.shape for spec in inputs) and len(fixed) <= 1
+
+
+def sample_size(specs: Sequence[InputSpec]) -> int:
+    """Numbers that one sample feeds; dimensions that the model leaves open count as 1."""
+    return sum(math.prod(d if isinstance(d, int) else 1 for d in spec.shape[1:]) for spec in specs)
 
 
 def fit_batch(size: int, inputs: Sequence[InputSpec]) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.data import Dataset, InputSpec, fit_batch, input_specs
+from onnxq.data.inputs import sample_size
 from onnxq.evaluation.metrics import Logits, Metrics, Score, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, split
 from onnxq.session import load_session
@@ -41,9 +42,8 @@ _MOST_SAMPLES = 64
 
 
 def _chunk_for(specs: Sequence[InputSpec]) -> int:
-    """Samples per run by the size of one; dimensions that the model leaves open count as 1."""
-    size = sum(math.prod(d if isinstance(d, int) else 1 for d in spec.shape[1:]) for spec in specs)
-    return min(max(_CHUNK_NUMBERS // max(size, 1), 1), _MOST_SAMPLES)
+    """Samples per run by the size of one."""
+    return min(max(_CHUNK_NUMBERS // max(sample_size(specs), 1), 1), _MOST_SAMPLES)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxq.data import Dataset, fit_batch, input_specs
+from onnxq.data.inputs import sample_size
 from onnxq.evaluation.metrics import Logits, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, split
 from onnxq.session import load_session
@@ -48,8 +49,7 @@ class Replay:
         cut = len(specs) == 1 and len(model.proto.graph.output) == 1
         self.anchors = _anchors(model, len(data), budget) if cut else {}
         self.segments: list[Segment] = split(model, self.anchors)
-        size = sum(math.prod(d if isinstance(d, int) else 1 for d in spec.shape[1:]) for spec in specs)
-        self._first_chunk = fit_batch(_samples(size), specs)
+        self._first_chunk = fit_batch(_samples(sample_size(specs)), specs)
         self._fixed = self._first_chunk == 1 and fit_batch(2, specs) == 1
         self.position = 0
         self.spilled = 0
