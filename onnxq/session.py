@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.model import Model, is_large, load, on_disk, serialize
+from passes.model import Model, every_graph, is_large, load, on_disk, serialize
 
 __all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
 
@@ -157,14 +157,8 @@ def surviving_qdq(model: Model, folder: Path) -> dict[str, int]:
     load_session(model, threads=1, optimized=target)
     proto = onnx.load(target, load_external_data=False)
     counts = {"QuantizeLinear": 0, "DequantizeLinear": 0}
-
-    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
-        for node in nodes:
+    for graph in every_graph(proto.graph):
+        for node in graph.node:
             if node.op_type in counts:
                 counts[node.op_type] += 1
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    walk(attribute.g.node)
-
-    walk(proto.graph.node)
     return counts

@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx.external_data_helper import (
     convert_model_to_external_data,
     load_external_data_for_model,
-    uses_external_data,
 )
 
 from passes.errors import InvalidModelError, ModelFileError, OutputError
@@ -79,7 +78,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise ModelFileError(file, problem) from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
-    if not _has_external_data(proto):
+    if not has_external_data(proto):
         return Model(proto, str(file))
     try:
         load_external_data_for_model(proto, str(file.parent))
@@ -90,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     return Model(proto, str(file))
 
 
-def _has_external_data(proto: onnx.ModelProto) -> bool:
+def has_external_data(proto: onnx.ModelProto) -> bool:
     """Whether any tensor's values stand outside of the model."""
     external = onnx.TensorProto.EXTERNAL
     for graph in every_graph(proto.graph):
@@ -177,8 +176,3 @@ def check(model: Model) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {reason}") from None
-
-
-def has_external_data(proto: onnx.ModelProto) -> bool:
-    """Whether any initializer still points outside the file."""
-    return any(uses_external_data(tensor) for tensor in proto.graph.initializer)

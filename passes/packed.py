@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from passes.graph import add_constant, unique_name
 from passes.policy import Scheme
-from passes.weights import EncodedWeight, Rows
+from passes.weights import EncodedWeight, Rows, channels_back
 from runtime_ops.bitpack import pack_bits
 from runtime_ops.functions import (
     DOMAIN,
@@ -131,6 +131,4 @@ def write_packed(
         result = emit("Cast", [result], (channels, *others), "cast", dtype, to=kind)
     if axis == 0:
         return result
-    order = list(range(1, len(target)))
-    order.insert(axis, 0)
-    return emit("Transpose", [result], target, "transposed", dtype, perm=order)
+    return emit("Transpose", [result], target, "transposed", dtype, perm=channels_back(len(target), axis))

@@ -129,7 +129,7 @@ class _Planner:
         self.layer_nodes = [
             node
             for node in graph.nodes
-            if id(node) in layers and self._static(policy[layers[id(node)].name].activations)
+            if id(node) in layers and policy[layers[id(node)].name].activations.is_static
         ]
         self.scheme_of = {id(n): policy[layers[id(n)].name].activations for n in self.layer_nodes}
         self.fuses = {
@@ -137,10 +137,6 @@ class _Planner:
             for n in self.layer_nodes
         }
         self.plan = ActivationPlan()
-
-    @staticmethod
-    def _static(scheme: Scheme) -> bool:
-        return scheme.format == "int" and not scheme.dynamic
 
     def _result(self, node: gs.Node) -> gs.Tensor:
         """What an operator between layers gives, its epilogue included."""

@@ -71,6 +71,16 @@ class Scheme:
     def is_float(self) -> bool:
         return self.format == "float"
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether codes are integers, which kernels may read; GSE is none of them."""
+        return self.format == "int"
+
+    @property
+    def is_static(self) -> bool:
+        """Of activations: integers whose range is calibrated ahead of time."""
+        return self.is_integer and not self.dynamic
+
     def __str__(self) -> str:
         if self.is_float:
             return "float"

@@ -189,7 +189,7 @@ def required_policy_opset(policy: Policy, standard: bool = False) -> int:
     """
 
     def weights(choice: LayerPolicy) -> int:
-        packed = is_packed(choice.weights, _on_integers(choice.activations), standard)
+        packed = is_packed(choice.weights, choice.activations.is_integer, standard)
         return LEAST_OPSET if packed else required_opset(choice.weights)
 
     def activations(scheme: Scheme) -> int:
@@ -199,11 +199,6 @@ def required_policy_opset(policy: Policy, standard: bool = False) -> int:
 
     chosen = [policy[name] for name in policy.quantized]
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
-
-
-def _on_integers(activations: Scheme) -> bool:
-    """Whether a layer with such activations is meant for an integer kernel."""
-    return activations.format == "int"
 
 
 def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
@@ -247,7 +242,7 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
                 "refused", layer.name, "float16: its weights are quantized, its activations stay float16"
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
-        packed = is_packed(choice.weights, _on_integers(choice.activations), standard)
+        packed = is_packed(choice.weights, choice.activations.is_integer, standard)
         if (
             not packed
             and not choice.weights.is_float
@@ -332,7 +327,7 @@ class _Edit:
     ) -> None:
         index = weight_index(node)
         assert index is not None  # graph_layers found it
-        if _on_integers(choice.activations) and home is not self.graph:
+        if choice.activations.is_integer and home is not self.graph:
             self.context.note(
                 "info", layer.name, "stands in a subgraph: weights only, activations stay float"
             )
@@ -346,7 +341,7 @@ class _Edit:
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
-        packed = is_packed(choice.weights, _on_integers(choice.activations), self.standard)
+        packed = is_packed(choice.weights, choice.activations.is_integer, self.standard)
         if encoded is None:
             encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
         self._tell_loss(layer, encoded)

@@ -70,7 +70,7 @@ def rounding_tasks(
                 choice.weights,
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
                 input_scale=None if source is None else float(source.scale),
-                half=is_packed(choice.weights, choice.activations.format == "int", standard),
+                half=is_packed(choice.weights, choice.activations.is_integer, standard),
                 nearest=nearest,
             )
         )

@@ -40,6 +40,7 @@ from runtime_ops import (
 
 __all__ = [
     "EncodedWeight",
+    "channels_back",
     "container_bits",
     "encode_layer",
     "encode_weight",
@@ -279,6 +280,13 @@ def _shaped(
     return EncodedWeight(layout(flat), scales, zeros, across, scheme.block_size, axis, decoded, held)
 
 
+def channels_back(rank: int, axis: int) -> list[int]:
+    """Permutation that brings output channels, the first axis, back to `axis`."""
+    order = list(range(1, rank))
+    order.insert(axis, 0)
+    return order
+
+
 def write_weight(
     graph: gs.Graph,
     root: gs.Graph,
@@ -331,6 +339,5 @@ def write_weight(
     result = emit("Reshape", [result, shape], moved, "reshaped")
     if not turned:
         return result
-    order = list(range(1, len(target)))
-    order.insert(encoded.channel_axis, 0)
-    return emit("Transpose", [result], target, "transposed", perm=order)
+    perm = channels_back(len(target), encoded.channel_axis)
+    return emit("Transpose", [result], target, "transposed", perm=perm)

@@ -64,11 +64,6 @@ class QuantizedTensor:
     format: IntegerFormat
 
 
-def _grouped(values: Float, axes: tuple[int, ...]) -> tuple[Float, Float]:
-    """Minimum and maximum over `axes`, dimensions kept."""
-    return values.min(axis=axes, keepdims=True), values.max(axis=axes, keepdims=True)
-
-
 def affine_parameters(low: npt.ArrayLike, high: npt.ArrayLike, fmt: IntegerFormat) -> tuple[Float, Codes]:
     """Scale and zero point of an asymmetric format for the real range [low, high], widened to hold 0.
 

@@ -59,7 +59,7 @@ class Problem:
 
         ladder = sorted(choices, key=lambda choice: bits(choice.weights))
         size = [
-            [layer_bytes(layer, c.weights, integer_activations=c.activations.format == "int") for c in ladder]
+            [layer_bytes(layer, c.weights, integer_activations=c.activations.is_integer) for c in ladder]
             for layer in layers
         ]
         cost = [[0.0 if c.is_float else sensitivity(layer.name, c) for c in ladder] for layer in layers]

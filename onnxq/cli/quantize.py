@@ -75,7 +75,7 @@ def _needs_data(settings: dict[str, Any]) -> bool:
         schemes = [policy[name].activations for name in policy]
     else:
         schemes = [activation_scheme(activation_text(settings["activations"]))]
-    return any(scheme.format == "int" and not scheme.dynamic for scheme in schemes)
+    return any(scheme.is_static for scheme in schemes)
 
 
 def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, str]]:
