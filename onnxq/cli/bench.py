@@ -41,7 +41,7 @@ def bench(
     The models run in turns, so that all of them see the same load of the machine; compare ratios, not times.
     """
     from onnxq.cli.datasets import open_for
-    from onnxq.cli.feeds import random_feed
+    from onnxq.runners.feeds import made_up_feed
     from onnxq.cli.terminal import print_json, table
     from onnxq.data import fit_batch, input_specs
     from onnxq.evaluation import interleaved, load_session
@@ -60,7 +60,7 @@ def bench(
             )
     feed: dict[str, Any] | None
     if data is None:
-        feed = random_feed(loaded[0])
+        feed = made_up_feed(loaded[0])
     else:
         feed = next(open_for(loaded[0], data, preprocess, 0, 0).batches(fit_batch(1, specs))).inputs
     if feed is None:
