@@ -51,8 +51,8 @@ def stamped(model: Model, command: str, settings: Mapping[str, Any]) -> Model:
 
 def run_once(model: Model) -> None:
     """Load the model in ONNX Runtime and run it once. Raises InvalidModelError when either fails."""
-    from onnxq.runners.feeds import made_up_feed
     from onnxq.evaluation import load_session
+    from onnxq.runners.feeds import made_up_feed
 
     session = load_session(model, threads=1)
     feed = made_up_feed(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,9 @@ from passes.model import Model
 
 __all__ = ["Array", "DeviceError", "Feed", "Program", "Runner", "first_line"]
 
+# "InternalError: Check failed: (sock.Connect(addr)) is false: Connect to ... failed"
+_CHECK = re.compile(r"^(\w+Error: )?Check failed: \(.*?\)( is false)?:? ?")
+
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
@@ -22,7 +26,9 @@ class Program(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the user must know: nodes that fell back to the CPU, Q/DQ left unfused, missing CPU features."""
+        """What the user must know: nodes that fell back to the CPU, Q/DQ left unfused, missing CPU
+        features.
+        """
 
     def run(self, feed: Feed) -> list[Array]:
         """The outputs, in the model's order. Raises DeviceError naming device and phase."""
@@ -54,11 +60,10 @@ class Runner(Protocol):
 
 
 def first_line(error: BaseException | str, limit: int = 300) -> str:
-    """The last telling line of a message that may be a C++ stack trace, else the type's name."""
+    """The first line of a message, without what only TVM's authors understand; else the type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("File ", "Stack trace", "["))] or lines
     text = lines[0] if lines else type(error).__name__
-    return text[:limit]
+    return _CHECK.sub("", text)[:limit]
 
 
 def as_arrays(outputs: Sequence[Any]) -> list[Array]:

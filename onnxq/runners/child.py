@@ -1,9 +1,10 @@
 """A child process with a hard time limit on every call.
 
-TVM's client hangs for ever on a peer that accepts and never answers, its tuner crashes the process, and its compiler
-is C++: none of it runs in our process. The child is the leader of a process group of its own, so that ending it ends
-what it started; it ends by itself when we are gone. Messages are pickles with a length in front, over its standard
-input and output; what TVM itself prints goes to standard error, whose end is kept for messages.
+TVM's client hangs for ever on a peer that accepts and never answers, its tuner crashes the process, and its
+compiler is C++: none of it runs in our process. The child is the leader of a process group of its own, so
+that ending it ends what it started; it ends by itself when we are gone. Messages are pickles with a length
+in front, over its standard input and output; what TVM itself prints goes to standard error, whose end is
+kept for messages.
 """
 
 from __future__ import annotations
@@ -22,22 +23,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Child", "ChildDied", "ChildFailed", "ChildTimeout", "read_message", "write_message"]
+__all__ = [
+    "Child",
+    "ChildDiedError",
+    "ChildFailedError",
+    "ChildTimeoutError",
+    "read_message",
+    "write_message",
+]
 
 _LENGTH = struct.Struct("<Q")
 _ROOT = Path(__file__).resolve().parents[2]
 _TAIL_BYTES = 4000
 
 
-class ChildDied(Exception):
+class ChildDiedError(Exception):
     """The process ended; the text says how."""
 
 
-class ChildTimeout(Exception):
+class ChildTimeoutError(Exception):
     """The call took longer than it may; the process was ended."""
 
 
-class ChildFailed(Exception):
+class ChildFailedError(Exception):
     """The call raised in the child; the text is the type and message of what it raised."""
 
 
@@ -88,8 +96,8 @@ class Child:
         """The result of the child's function `name`.
 
         Raises:
-            ChildFailed: it raised. ChildTimeout: it took longer than `limit_s`; the child is gone.
-            ChildDied: the process ended meanwhile.
+            ChildFailedError: it raised. ChildTimeoutError: it took longer than `limit_s`; the child is gone.
+            ChildDiedError: the process ended meanwhile.
         """
         assert self._process.stdin is not None
         try:
@@ -97,13 +105,13 @@ class Child:
             kind, value = self._answers.get(timeout=limit_s)
         except queue.Empty:
             self.close()
-            raise ChildTimeout(f"no answer within {limit_s:g} s") from None
+            raise ChildTimeoutError(f"no answer within {limit_s:g} s") from None
         except (BrokenPipeError, OSError):
             kind, value = "died", None
         if kind == "died":
-            raise ChildDied(self._obituary())
+            raise ChildDiedError(self._obituary())
         if kind == "error":
-            raise ChildFailed(value)
+            raise ChildFailedError(value)
         return value
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """Device strings: `ort:cpu`, `ort:openvino?precision=f32`, `tvm:llvm`, `tvm://phone:9090?target=mali`, ...
 
-    ort:PROVIDER[?option=value&...]          ONNX Runtime with one execution provider
-    tvm:TARGET[?option=value&...]            TVM on this machine
-    tvm://HOST:PORT?target=TARGET&...        TVM on a machine that runs an RPC server
-    tvm://HOST:PORT?target=TARGET&key=KEY    the same, of the pool KEY of the tracker at HOST:PORT
+ort:PROVIDER[?option=value&...]          ONNX Runtime with one execution provider
+tvm:TARGET[?option=value&...]            TVM on this machine
+tvm://HOST:PORT?target=TARGET&...        TVM on a machine that runs an RPC server
+tvm://HOST:PORT?target=TARGET&key=KEY    the same, of the pool KEY of the tracker at HOST:PORT
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def parse_device(text: str) -> Device:
     host, port = "", 0
     if place.startswith("//"):
         if tool == "ort":
-            raise UserError(f"device {text!r}: ONNX Runtime runs on this machine only; remote devices are tvm://")
+            raise UserError(
+                f"device {text!r}: ONNX Runtime runs on this machine only; remote devices are tvm://"
+            )
         host, port = _address(text, place[2:])
         kind = options.pop("target", "")
         if not kind:
@@ -121,7 +123,17 @@ def parse_device(text: str) -> Device:
     allowed = _ORT_OPTIONS if tool == "ort" else _RPC_OPTIONS if host else _TVM_OPTIONS
     _check(text, options, allowed, provider=tool == "ort")
     device = Device(text.strip(), tool, kind, host, port, options)
-    for name in ("threads", "cores", "tune-trials", "tolerance", "compile", "connect", "upload", "run", "retries"):
+    for name in (
+        "threads",
+        "cores",
+        "tune-trials",
+        "tolerance",
+        "compile",
+        "connect",
+        "upload",
+        "run",
+        "retries",
+    ):
         device.number(name)
     return device
 

@@ -24,7 +24,9 @@ def made_up_feed(model: Model, batch: int = 1, seed: int = 0) -> dict[str, npt.N
     feed: dict[str, npt.NDArray[Any]] = {}
     for spec in input_specs(model.proto):
         free = [batch, *[1] * len(spec.shape)]
-        shape = [dim if isinstance(dim, int) and dim > 0 else free[min(i, 1)] for i, dim in enumerate(spec.shape)]
+        shape = [
+            dim if isinstance(dim, int) and dim > 0 else free[min(i, 1)] for i, dim in enumerate(spec.shape)
+        ]
         if spec.dtype.kind == "f":
             feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         elif spec.dtype.kind in "biu":

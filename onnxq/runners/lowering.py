@@ -2,8 +2,10 @@
 
 1. The free first dimension of every input becomes the batch, other free ones 1; then shapes are folded.
 2. Weights that stand as bit streams become float (passes/decoding.py), and so does every DequantizeLinear of
-   constants: the importer fails on 4 bits and on blocks, and TVM would compute them once at compile time anyway.
-3. Pairs of Q and DQ around activations stay; the importer knows 8 and 16 bits. Activations of 4 bits are refused.
+   constants: the importer fails on 4 bits and on blocks, and TVM would compute them once at compile time
+   anyway.
+3. Pairs of Q and DQ around activations stay; the importer knows 8 and 16 bits. Activations of 4 bits are
+   refused.
 
 The values are those that ONNX Runtime computes with: (q - zero) * scale in float32.
 """
@@ -42,8 +44,8 @@ def lowered(model: Model, batch: int = 1) -> Model:
     for node in result.proto.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedModelError(
-                f"{model.name}: node '{node.name or node.output[0]}' uses {node.domain}::{node.op_type}, which TVM "
-                "does not know; keep to standard operators for this device"
+                f"{model.name}: node '{node.name or node.output[0]}' uses {node.domain}::{node.op_type}, which "
+                "TVM does not know; keep to standard operators for this device"
             )
     return result
 
@@ -119,6 +121,6 @@ def _check_width(model: Model, node: onnx.NodeProto, held: dict[str, TensorProto
     if kind not in _WIDE:
         raise UnsupportedModelError(
             f"{model.name}: node '{node.name or node.output[0]}' quantizes activations to "
-            f"{TensorProto.DataType.Name(kind).lower()}, which TVM's importer does not know; use 8 or 16 bits for "
-            "this device"
+            f"{TensorProto.DataType.Name(kind).lower()}, which TVM's importer does not know; use 8 or 16 bits "
+            "for this device"
         )

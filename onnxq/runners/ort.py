@@ -1,7 +1,7 @@
 """OrtRunner: ONNX Runtime on this machine, with the CPU or any other execution provider.
 
-A provider that takes no node, or that ONNX Runtime dropped while it made the session, is an error: both leave a
-session that runs on the CPU and looks as if all were well.
+A provider that takes no node, or that ONNX Runtime dropped while it made the session, is an error: both
+leave a session that runs on the CPU and looks as if all were well.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class OrtRunner:
         """
         inputs = made_up_feed(model, batch) if feed is None else feed
         if inputs is None:
-            raise UnsupportedModelError(f"{model.name}: no input can be made up for it, so it cannot be profiled")
+            raise UnsupportedModelError(
+                f"{model.name}: no input can be made up for it, so it cannot be profiled"
+            )
         with tempfile.TemporaryDirectory(prefix="onnxq-profile-") as folder:
             _, apply = configure(self.device, Path(folder) / "ort")
             session = load_session(model, threads=self.threads, configure=apply)
@@ -112,8 +114,8 @@ class OrtRunner:
             raise DeviceError(
                 self.name,
                 "connect",
-                f"ONNX Runtime silently fell back to {', '.join(used)} instead of {self.provider}; its driver or "
-                "a library that it needs is missing",
+                f"ONNX Runtime silently fell back to {', '.join(used)} instead of {self.provider}; its "
+                "driver or a library that it needs is missing",
                 lasting=True,
             )
 
@@ -136,10 +138,9 @@ class OrtRunner:
         ops = Counter(time.op for time in left)
         kinds = ", ".join(f"{count} {op}" for op, count in ops.most_common(_SHOWN))
         names = ", ".join(time.node for time in left[:_SHOWN])
-        return [f"{self.name}: {len(left)} of {len(placement.times)} kernels fell back to the CPU ({kinds}): {names}"]
+        share = f"{len(left)} of {len(placement.times)} kernels"
+        return [f"{self.name}: {share} fell back to the CPU ({kinds}): {names}"]
 
 
 def _has_quantized_activations(model: Model) -> bool:
-    return any(
-        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.proto.graph.node
-    )
+    return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.proto.graph.node)

@@ -1,9 +1,10 @@
 """ONNX Runtime's per-node profile, told in the model's own node names.
 
 ONNX Runtime fuses and renames: a Conv in its NCHWc layout is called after the tensor that it writes
-(`relu_out_nchwc`), an integer one after the node with a counter (`conv1_token_4`). A kernel is therefore looked up
-first as a node's name and then as a tensor's, and from there the walk goes back to the operator that was fused.
-Kernel times serve to find where time goes, not to decide: under load their sum is not the run time.
+(`relu_out_nchwc`), an integer one after the node with a counter (`conv1_token_4`). A kernel is therefore
+looked up first as a node's name and then as a tensor's, and from there the walk goes back to the operator
+that was fused. Kernel times serve to find where time goes, not to decide: under load their sum is not the
+run time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import onnx
 
@@ -22,7 +24,8 @@ from passes.model import Model
 __all__ = ["NodeTime", "Placement", "read_profile"]
 
 _SUFFIX = re.compile(r"(_nchwc|_quant|_nhwc|_token_\d+|_kernel_time)$")
-# What a fused operator begins with; behind it in the chain stand BatchNormalization, Add, Mul and activations.
+# What a fused operator begins with; behind it in the chain stand BatchNormalization, Add, Mul and
+# activations.
 _HEADS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")
 _FUSED = {
     "QLinearConv": "Conv",
@@ -45,7 +48,7 @@ class NodeTime:
         node: the model's own node, or the kernel's name in brackets where ONNX Runtime made it up.
         op: the operator that ran.
         provider: the execution provider that it ran on.
-        milliseconds: mean over the profiled runs.
+        milliseconds: median over the profiled runs.
     """
 
     node: str
@@ -74,7 +77,7 @@ class Placement:
 
 
 def read_profile(path: Path, model: Model) -> Placement:
-    """The kernels of a profile file, in the order of their first run, times averaged over the runs.
+    """The kernels of a profile file, in the order of their first run, times are medians over the runs.
 
     Raises:
         ValueError: the file is no profile.
@@ -90,7 +93,7 @@ def read_profile(path: Path, model: Model) -> Placement:
     names = _Names.of(model.proto)
     return Placement(
         tuple(
-            NodeTime(names.own(name, op), op, provider, sum(times) / len(times))
+            NodeTime(names.own(name, op), op, provider, median(times))
             for (name, op, provider), times in found.items()
         )
     )

@@ -41,6 +41,7 @@ _LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_AZURE = "AzureExecutionProvider"
 _registered: dict[str, str] = {}
 _guard = threading.Lock()
 
@@ -51,9 +52,12 @@ def provider_name(kind: str) -> str:
 
 
 def available_providers() -> list[str]:
-    """Short names of the providers that a session here could be given, plug-ins included."""
+    """Short names of the providers that a session here could be given, plug-ins included.
+
+    Azure's is left out: it sends requests to a service and computes nothing itself.
+    """
     short = {name: kind for kind, name in _NAMES.items()}
-    built_in = [short.get(name, name) for name in ort.get_available_providers()]
+    built_in = [short.get(name, name) for name in ort.get_available_providers() if name != _AZURE]
     plugins = [kind for kind, module in _PLUGINS.items() if kind not in built_in and find_spec(module)]
     return sorted([*built_in, *plugins], key=lambda kind: (kind != "cpu", kind))
 
@@ -112,7 +116,9 @@ def _precision(device: Device, name: str, plugin: bool) -> dict[str, str]:
 
 
 def _config_file(text: str) -> str:
-    """onnxruntime-openvino takes the JSON text itself in some releases, a file's path in others: a path works."""
+    """onnxruntime-openvino takes the JSON text itself in some releases, a file's path in others: a path
+    works.
+    """
     import tempfile
 
     path = Path(tempfile.gettempdir()) / "onnxq-openvino.json"
@@ -121,7 +127,9 @@ def _config_file(text: str) -> str:
 
 
 def _plugin(device: Device) -> str | None:
-    """Register the plug-in library behind a device, once per process; its provider's name, None for built-ins."""
+    """Register the plug-in library behind a device, once per process; its provider's name, None for
+    built-ins.
+    """
     library, name = device.options.get("library", ""), device.options.get("name", "")
     if not library:
         package = _PLUGINS.get(device.kind)
@@ -137,7 +145,10 @@ def _plugin(device: Device) -> str | None:
                 ort.register_execution_provider_library(device.kind, library)
             except (AttributeError, RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
                 raise DeviceError(
-                    device.text, "connect", f"its library {library} cannot be registered: {error}", lasting=True
+                    device.text,
+                    "connect",
+                    f"its library {library} cannot be registered: {error}",
+                    lasting=True,
                 ) from None
             _registered[library] = name or device.kind
         found = _registered[library]

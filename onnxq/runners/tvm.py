@@ -1,7 +1,8 @@
 """TvmRunner: models compiled by TVM and run on this machine or over RPC, always in a child process.
 
-Every phase (compile, connect, upload, run) has a hard time limit. What fails is tried again on a fresh child and a
-fresh session with a growing pause; what exceeds its limit is not, since a device that hung once would hang again.
+Every phase (compile, connect, upload, run) has a hard time limit. What fails is tried again on a fresh
+child and a fresh session with a growing pause; what exceeds its limit is not, since a device that hung once
+would hang again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from onnxq.data import input_specs
 from onnxq.runners.base import Array, Feed, first_line
-from onnxq.runners.child import Child, ChildDied, ChildFailed, ChildTimeout
+from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
 from onnxq.runners.device import Device
 from onnxq.runners.lowering import lowered
 from passes.errors import DeviceError, UserError
@@ -52,7 +53,9 @@ class TvmProgram:
 
     def time(self, feed: Feed, runs: int) -> list[float]:
         arrays = self._ordered(feed)
-        times: list[float] = self._runner.attempt("run", lambda limit: self._call("time", limit, arrays, runs))
+        times: list[float] = self._runner.attempt(
+            "run", lambda limit: self._call("time", limit, arrays, runs)
+        )
         return times
 
     def load(self) -> None:
@@ -61,7 +64,7 @@ class TvmProgram:
 
     def close(self) -> None:
         if self._session == self._runner.session and self._handle:
-            with contextlib.suppress(ChildDied, ChildFailed, ChildTimeout, DeviceError):
+            with contextlib.suppress(ChildDiedError, ChildFailedError, ChildTimeoutError, DeviceError):
                 self._runner.child().call("drop", self._handle, limit_s=self._runner.limits.run)
         self._handle, self._session = 0, -1
         shutil.rmtree(self.path.parent, ignore_errors=True)
@@ -146,11 +149,13 @@ class TvmRunner:
         try:
             child = self.child()
             return Path(
-                child.call("compile", data, self.device.kind, options, str(folder), limit_s=self.limits.compile)
+                child.call(
+                    "compile", data, self.device.kind, options, str(folder), limit_s=self.limits.compile
+                )
             )
-        except ChildFailed as error:
+        except ChildFailedError as error:
             raise DeviceError(self.name, "compile", first_line(error), lasting=True) from None
-        except (ChildDied, ChildTimeout) as error:
+        except (ChildDiedError, ChildTimeoutError) as error:
             self.drop_session()
             raise DeviceError(self.name, "compile", f"TVM: {error}", lasting=True) from None
 
@@ -213,14 +218,15 @@ class TvmRunner:
                 return action(limit)
             except UserError:
                 raise
-            except ChildTimeout as error:
+            except ChildTimeoutError as error:
                 failed, problem = self._phase, str(error)
                 self.drop_session()
                 raise DeviceError(self.name, failed, f"{problem}{self._hint(failed)}") from None
-            except (ChildDied, ChildFailed) as error:
+            except (ChildDiedError, ChildFailedError) as error:
                 failed, problem = self._phase, first_line(error)
                 self.drop_session()
-                if again == self.limits.retries:
+                # On this machine a second try gives the same answer.
+                if again == self.limits.retries or not self.device.remote:
                     tries = f" ({again + 1} tries)" if again else ""
                     raise DeviceError(self.name, failed, f"{problem}{tries}{self._hint(failed)}") from None
                 time.sleep(self.limits.backoff * 2**again)
@@ -228,6 +234,10 @@ class TvmRunner:
 
     def _hint(self, phase: str) -> str:
         if phase == "connect" and self.device.remote:
-            what = f"a free device with the key {self.device.key!r}" if self.device.key else "python -m tvm.exec.rpc_server"
+            what = (
+                f"a free device with the key {self.device.key!r}"
+                if self.device.key
+                else "python -m tvm.exec.rpc_server"
+            )
             return f"; is {what} running at {self.device.host}:{self.device.port}?"
         return ""

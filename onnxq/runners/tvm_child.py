@@ -53,8 +53,8 @@ class _Tvm:
         device = tvm.runtime.device(kind, 0)
         if not device.exist:
             raise RuntimeError(
-                f"this TVM has no {kind} runtime or the machine has no such device; where the runtime is a library "
-                "of its own (libtvm_runtime_opencl.so), name it with load=PATH"
+                f"this TVM has no {kind} runtime or the machine has no such device; where the runtime is a "
+                "library of its own (libtvm_runtime_opencl.so), name it with load=PATH"
             )
         self.device = device
 
@@ -63,7 +63,8 @@ class _Tvm:
         from tvm import rpc
 
         if key:
-            # TVM itself would try an address without a tracker for a minute, and wait for a missing key for ever.
+            # TVM itself would try an address without a tracker for a minute, and wait for a missing key for
+            # ever.
             socket.create_connection((host, port), timeout=limit_s).close()
             tracker = rpc.connect_tracker(host, port)
             pool = {entry["key"] for entry in tracker.summary()["server_info"]}

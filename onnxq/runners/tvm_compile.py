@@ -1,7 +1,8 @@
 """ONNX to a TVM executable. Runs in a child process (tvm_child.py), for TVM may crash or hang.
 
-On a CPU the default pipeline is replaced by one that converts convolutions to NHWC and applies tvm_schedule.Tiled;
-`schedule=default` in the device string keeps TVM's own. GPUs get TVM's pipeline with dlight's schedules.
+On a CPU the default pipeline is replaced by one that converts convolutions to NHWC and applies
+tvm_schedule.Tiled; `schedule=default` in the device string keeps TVM's own. GPUs get TVM's pipeline with
+dlight's schedules.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def named_target(kind: str, *, cores: int, mcpu: str, local: bool) -> Any:
     elif kind in _PRESETS:
         description, host = (None if part is None else dict(part) for part in _PRESETS[kind])
     else:
-        raise ValueError(f"unknown target {kind!r}; there are {', '.join(sorted(_PRESETS))}, JSON, or @FILE with JSON")
+        raise ValueError(
+            f"unknown target {kind!r}; there are {', '.join(sorted(_PRESETS))}, JSON, or @FILE with JSON"
+        )
     assert description is not None
     for cpu in (description, host):
         if cpu is None or cpu.get("kind") != "llvm":
@@ -71,7 +74,11 @@ def named_target(kind: str, *, cores: int, mcpu: str, local: bool) -> Any:
             cpu["num-cores"] = cores
     if host is None and description["kind"] != "llvm":
         host = {"kind": "llvm"}
-    return tvm.target.Target(description, host=tvm.target.Target(host)) if host else tvm.target.Target(description)
+    return (
+        tvm.target.Target(description, host=tvm.target.Target(host))
+        if host
+        else tvm.target.Target(description)
+    )
 
 
 @relax.expr_functor.mutator
@@ -96,9 +103,14 @@ class _Elementwise(relax.PyExprMutator):  # type: ignore[misc]
             kind = str(call.attrs.out_dtype)
             low, high = _range(kind)
             middle = float(zero.value.numpy())
-            limited = relax.op.clip(relax.op.divide(x, scale), low - middle, high - middle)
-            # Half to even, as ONNX has it; relax.op.round is half away from zero and has no vector instruction.
-            rounded = relax.op.subtract(relax.op.add(limited, _number(_MAGIC)), _number(_MAGIC))
+            # relax.op.clip has no rule for layouts.
+            scaled = relax.op.maximum(relax.op.divide(x, scale), _number(low - middle))
+            limited = relax.op.minimum(scaled, _number(high - middle))
+            # Half to even, as ONNX has it; relax.op.round is half away from zero and has no vector
+            # instruction. The maximum changes nothing; without it TVM simplifies the sum and the difference
+            # away.
+            whole = relax.op.maximum(relax.op.add(limited, _number(_MAGIC)), _number(_MAGIC / 2))
+            rounded = relax.op.subtract(whole, _number(_MAGIC))
             return relax.op.astype(relax.op.add(rounded, _number(middle)), kind)
         elif name == "relax.dequantize" and _scalars(call):
             x, scale, zero = call.args
@@ -114,8 +126,7 @@ def _number(value: float) -> Any:
 def _scalars(call: Any) -> bool:
     """Whether scale and zero point are single numbers; others are left to TVM."""
     return all(
-        isinstance(each, tvm.ir.GenericConst) and each.value.numpy().ndim == 0
-        for each in call.args[1:3]
+        isinstance(each, tvm.ir.GenericConst) and each.value.numpy().ndim == 0 for each in call.args[1:3]
     )
 
 
@@ -152,7 +163,9 @@ def _permuted(call: Any, array: Any) -> Any:
 _FOLDED: dict[str, Callable[..., Any]] = {
     "relax.permute_dims": _permuted,
     "relax.reshape": lambda call, array: array.reshape([int(size) for size in call.args[1].values]),
-    "relax.expand_dims": lambda call, array: np.expand_dims(array, tuple(int(axis) for axis in call.attrs.axis)),
+    "relax.expand_dims": lambda call, array: np.expand_dims(
+        array, tuple(int(axis) for axis in call.attrs.axis)
+    ),
     "relax.astype": lambda call, array: array.astype(str(call.attrs.dtype)),
     "relax.isnan": lambda _, array: np.isnan(array),
     "relax.where": lambda _, chosen, yes, no: np.where(chosen, yes, no),
@@ -161,7 +174,7 @@ _FOLDED: dict[str, Callable[..., Any]] = {
 }
 
 
-@tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+@tvm.transform.module_pass(opt_level=0)
 class _FoldByNumpy:
     def transform_module(self, module: Any, _context: Any) -> Any:
         return _visited(module, _Constants)
@@ -207,7 +220,9 @@ def _cpu_pipeline(target: Any) -> Any:
 
 
 def compiled(data: bytes, target: Any, schedule: str = "tiled", trials: int = 0, folder: str = "") -> Any:
-    """The executable. schedule: tiled or default, of CPUs. trials: of TVM's tuner, whose log goes to `folder`."""
+    """The executable. schedule: tiled or default, of CPUs. trials: of TVM's tuner, whose log goes to
+    `folder`.
+    """
     module = imported(data)
     with target:
         if trials:
@@ -225,10 +240,12 @@ def compiled(data: bytes, target: Any, schedule: str = "tiled", trials: int = 0,
 def exported(executable: Any, folder: Path, *, android: bool, local: bool, ndk: str) -> Path:
     """The executable as a file to upload: a shared library where a linker is at hand, else a .tar of objects.
 
-    ndk: path of an NDK compiler (`aarch64-linux-android28-clang++`) for Android; a server on Linux links a .tar
+    ndk: path of an NDK compiler (`aarch64-linux-android28-clang++`) for Android; a server on Linux links a
+    .tar
     itself.
     """
-    from tvm.support import cc, ndk as android_linker
+    from tvm.support import cc
+    from tvm.support import ndk as android_linker
 
     if android and ndk:
         os.environ["TVM_NDK_CC"] = ndk

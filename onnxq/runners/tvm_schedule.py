@@ -1,8 +1,9 @@
 """A schedule for TVM's CPU code: tiles in registers, vectors over channels, threads over the rest.
 
-The wheel has no schedule for convolutions on a CPU: its plain loops take about ten times as long as ONNX Runtime.
-Here the network is converted to NHWC (weights HWIO), so that the innermost axis of every convolution is its
-output channels, and each kernel is tiled like this, for S the spatial and R the reduction axes:
+The wheel has no schedule for convolutions on a CPU: its plain loops take about ten times as long as ONNX
+Runtime. Here the network is converted to NHWC (weights HWIO), so that the innermost axis of every
+convolution is its output channels, and each kernel is tiled like this, for S the spatial and R the
+reduction axes:
 
     parallel (S outer tiles, fused)
         for R
@@ -10,8 +11,9 @@ output channels, and each kernel is tiled like this, for S the spatial and R the
                 vector of channels
         the epilogue of the tile (bias, activation), vectorized
 
-The accumulators of a tile stay below TVM's limit for arrays on the stack (1024 bytes), which is what lets LLVM keep
-them in registers. Kernels of another form (several reductions, as in Softmax) get parallel outer loops only.
+The accumulators of a tile stay below TVM's limit for arrays on the stack (1024 bytes), which is what lets
+LLVM keep them in registers. Kernels of another form (several reductions, as in Softmax) get parallel outer
+loops only.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _VECTORS = 2
 _REDUCTION = 2
 
 
-class _Unfit(Exception):
+class _UnfitError(Exception):
     """The kernel does not have the form that a schedule is for."""
 
 
@@ -52,7 +54,7 @@ class Tiled(CPUScheduleRule):  # type: ignore[misc]
             try:
                 schedule(result, lanes)
                 return result
-            except (_Unfit, s_tir.schedule.ScheduleError):
+            except (_UnfitError, s_tir.schedule.ScheduleError):
                 continue
         return None
 
@@ -63,7 +65,7 @@ def _blocks(schedule: Any) -> list[tuple[Any, list[bool]]]:
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         axes = [int(each.iter_type) == _REDUCTION for each in schedule.get(block).iter_vars]
         if len(axes) != len(schedule.get_loops(block)):
-            raise _Unfit
+            raise _UnfitError
         found.append((block, axes))
     return found
 
@@ -71,7 +73,7 @@ def _blocks(schedule: Any) -> list[tuple[Any, list[bool]]]:
 def _extent(schedule: Any, loop: Any) -> int:
     extent = schedule.get(loop).extent
     if not isinstance(extent, tirx.IntImm):
-        raise _Unfit
+        raise _UnfitError
     return int(extent.value)
 
 
@@ -105,7 +107,7 @@ def _tiled(schedule: Any, lanes: int) -> None:
     blocks = _blocks(schedule)
     reductions = [index for index, (_, axes) in enumerate(blocks) if any(axes)]
     if len(reductions) != 1:
-        raise _Unfit
+        raise _UnfitError
     at = reductions[0]
     behind = [block for block, _ in blocks[at + 1 :]]
     for block, _ in blocks[:at]:
@@ -122,7 +124,7 @@ def _tile(schedule: Any, block: Any, axes: list[bool], last: Any, lanes: int) ->
     spatial = [loop for loop, reduces in zip(loops, axes, strict=True) if not reduces]
     reduction = [loop for loop, reduces in zip(loops, axes, strict=True) if reduces]
     if not spatial:
-        raise _Unfit
+        raise _UnfitError
     channels = _extent(schedule, spatial[-1])
     width = _largest_factor(channels, lanes)
     vectors = _largest_factor(channels // width, _VECTORS)
