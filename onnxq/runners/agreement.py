@@ -74,9 +74,9 @@ def refuse_disagreement(
         raise DeviceError(
             runner.name,
             "compare",
-            f"refused: its outputs for {model.name} are {worst:.3g} (relative) away from ONNX Runtime's on the "
-            f"CPU, where at most {allowed:g} is allowed; it computes something else, so its speed means nothing "
-            "(tolerance=... in the device string allows more)",
+            f"refused: its outputs for {model.name} are {worst:.3g} (relative) away from ONNX Runtime's "
+            f"on the CPU, where at most {allowed:g} is allowed; it computes something else, so its speed "
+            "means nothing (tolerance=... in the device string allows more)",
             lasting=True,
         )
     return worst

@@ -15,7 +15,7 @@ from passes.model import Model
 __all__ = ["Array", "DeviceError", "Feed", "Program", "Runner", "first_line"]
 
 # "InternalError: Check failed: (sock.Connect(addr)) is false: Connect to ... failed"
-_CHECK = re.compile(r"^(\w+Error: )?Check failed: \(.*?\)( is false)?:? ?")
+_CHECK = re.compile(r"^(\w+Error: )?Check failed: \(.*\) is false: ")
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]

@@ -44,8 +44,8 @@ def lowered(model: Model, batch: int = 1) -> Model:
     for node in result.proto.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedModelError(
-                f"{model.name}: node '{node.name or node.output[0]}' uses {node.domain}::{node.op_type}, which "
-                "TVM does not know; keep to standard operators for this device"
+                f"{model.name}: node '{node.name or node.output[0]}' uses {node.domain}::{node.op_type}, "
+                "which TVM does not know; keep to standard operators for this device"
             )
     return result
 
@@ -121,6 +121,6 @@ def _check_width(model: Model, node: onnx.NodeProto, held: dict[str, TensorProto
     if kind not in _WIDE:
         raise UnsupportedModelError(
             f"{model.name}: node '{node.name or node.output[0]}' quantizes activations to "
-            f"{TensorProto.DataType.Name(kind).lower()}, which TVM's importer does not know; use 8 or 16 bits "
-            "for this device"
+            f"{TensorProto.DataType.Name(kind).lower()}, which TVM's importer does not know; use 8 or 16 "
+            "bits for this device"
         )

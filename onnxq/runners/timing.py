@@ -145,14 +145,14 @@ def _interval(values: _Values) -> tuple[float, float, float]:
 
 def _throttling(baseline: Times, before: float | None) -> str:
     """A sentence where the baseline slowed down, during this measurement or since the first one."""
+    slower = ""
     if len(baseline.values) >= _FEW and baseline.drift > _DRIFT:
-        return (
-            f"the float baseline became {baseline.drift:.2f} times slower while it was measured: the device "
-            "throttles or is busy, so only ratios count here; let it cool, or keep other load away"
-        )
-    if before is not None and baseline.median > _DRIFT * before:
-        return (
-            f"the float baseline takes {baseline.median / before:.2f} times as long as at the start of the run: "
-            "the device throttles or is busy, so only ratios count here; let it cool, or keep other load away"
-        )
-    return ""
+        slower = f"became {baseline.drift:.2f} times slower while it was measured"
+    elif before is not None and baseline.median > _DRIFT * before:
+        slower = f"takes {baseline.median / before:.2f} times as long as at the start of the run"
+    if not slower:
+        return ""
+    return (
+        f"the float baseline {slower}: the device throttles or is busy, so only ratios count here; "
+        "let it cool, or keep other load away"
+    )

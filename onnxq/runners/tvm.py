@@ -21,7 +21,7 @@ from onnxq.runners.base import Array, Feed, first_line
 from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
 from onnxq.runners.device import Device
 from onnxq.runners.lowering import lowered
-from passes.errors import DeviceError, UserError
+from passes.errors import DeviceError
 from passes.model import Model, serialize
 
 __all__ = ["TvmProgram", "TvmRunner"]
@@ -159,6 +159,11 @@ class TvmRunner:
             self.drop_session()
             raise DeviceError(self.name, "compile", f"TVM: {error}", lasting=True) from None
 
+    def sources(self, program: TvmProgram) -> str:
+        """The device code of a program that this child compiled (OpenCL for Mali); empty for CPUs."""
+        text: str = self.child().call("sources", str(program.path), limit_s=self.limits.compile)
+        return text
+
     def heartbeat(self) -> None:
         """Raises DeviceError where the device cannot be reached or no longer answers."""
         self.attempt("connect", lambda _: self.connected().call("ping", limit_s=self.limits.connect))
@@ -212,25 +217,29 @@ class TvmRunner:
             DeviceError: it exceeded the phase's limit, or failed every time.
         """
         limit = getattr(self.limits, phase)
+        first: tuple[str, str] | None = None
         for again in range(self.limits.retries + 1):
             self._phase = phase
             try:
                 return action(limit)
-            except UserError:
-                raise
-            except ChildTimeoutError as error:
-                failed, problem = self._phase, str(error)
+            except (ChildDiedError, ChildFailedError, ChildTimeoutError) as error:
+                now = (self._phase, first_line(error))
                 self.drop_session()
-                raise DeviceError(self.name, failed, f"{problem}{self._hint(failed)}") from None
-            except (ChildDiedError, ChildFailedError) as error:
-                failed, problem = self._phase, first_line(error)
-                self.drop_session()
-                # On this machine a second try gives the same answer.
-                if again == self.limits.retries or not self.device.remote:
-                    tries = f" ({again + 1} tries)" if again else ""
-                    raise DeviceError(self.name, failed, f"{problem}{tries}{self._hint(failed)}") from None
+                # What hung once would hang again; on this machine a second try gives the same answer.
+                last = isinstance(error, ChildTimeoutError) or not self.device.remote
+                first = first or now
+                if last or again == self.limits.retries:
+                    raise self._failure(first, now, again + 1) from None
                 time.sleep(self.limits.backoff * 2**again)
         raise AssertionError("unreachable")
+
+    def _failure(self, first: tuple[str, str], last: tuple[str, str], tries: int) -> DeviceError:
+        """The first failure is the one to tell; what became of trying again stands behind it."""
+        phase, problem = first
+        told = problem if tries == 1 else f"{problem} ({tries} tries)"
+        if last != first:
+            told += f"; and then {last[0]}: {last[1]}"
+        return DeviceError(self.name, phase, told + self._hint(last[0]))
 
     def _hint(self, phase: str) -> str:
         if phase == "connect" and self.device.remote:

@@ -26,6 +26,7 @@ class _Tvm:
         self.device: Any = None
         self.session: Any = None
         self.next = 0
+        self.sources_of: dict[str, str] = {}
 
     def compile(self, data: bytes, kind: str, options: dict[str, Any], folder: str) -> str:
         """The artifact's path."""
@@ -36,7 +37,12 @@ class _Tvm:
         executable = compiled(data, target, options["schedule"], options["trials"], folder)
         android = "android" in str(target.host or target)
         path = exported(executable, Path(folder), android=android, local=local, ndk=options["ndk"])
+        self.sources_of[str(path)] = "\n".join(part.inspect_source() for part in executable.mod.imports)
         return str(path)
+
+    def sources(self, path: str) -> str:
+        """The device code beside the host's, as it was compiled."""
+        return self.sources_of.get(path, "")
 
     def ready(self) -> str:
         """TVM's version, once it is imported."""
