@@ -89,6 +89,11 @@ class Child:
         self._reader.start()
 
     @property
+    def pid(self) -> int:
+        """Of the process, and of its group."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
@@ -106,7 +111,7 @@ class Child:
         except queue.Empty:
             self.close()
             raise ChildTimeoutError(f"no answer within {limit_s:g} s") from None
-        except (BrokenPipeError, OSError):
+        except (OSError, ValueError):
             kind, value = "died", None
         if kind == "died":
             raise ChildDiedError(self._obituary())

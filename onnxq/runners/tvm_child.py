@@ -37,7 +37,7 @@ class _Tvm:
         executable = compiled(data, target, options["schedule"], options["trials"], folder)
         android = "android" in str(target.host or target)
         path = exported(executable, Path(folder), android=android, local=local, ndk=options["ndk"])
-        self.sources_of[str(path)] = "\n".join(part.inspect_source() for part in executable.mod.imports)
+        self.sources_of[str(path)] = "\n".join(_device_sources(executable.mod))
         return str(path)
 
     def sources(self, path: str) -> str:
@@ -122,6 +122,12 @@ class _Tvm:
         machine = self.machines[handle]
         machine.set_input("main", *[tvm.runtime.tensor(value, self.device) for value in inputs])
         return machine
+
+
+def _device_sources(module: Any) -> list[str]:
+    """The sources of all modules behind this one that hold code for a device."""
+    found = [module.inspect_source()] if str(module.kind) not in ("llvm", "relax.VMExecutable") else []
+    return found + [text for part in module.imports for text in _device_sources(part)]
 
 
 def _flat(outputs: Any) -> list[Any]:

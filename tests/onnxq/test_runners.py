@@ -199,7 +199,7 @@ def test_ratio_ignores_a_burst_that_strikes_one_turn() -> None:
 def test_wide_intervals_are_measured_longer() -> None:
     rng = np.random.default_rng(1)
     found = compare(
-        _Clock(rng.uniform(1, 3, 400)), _Clock([1.0]), {}, runs=10, rounds=5, warmup=0, tight=0.001
+        _Clock(list(rng.uniform(1, 3, 400))), _Clock([1.0]), {}, runs=10, rounds=5, warmup=0, tight=0.001
     )
     assert found.runs == 50
 
