@@ -34,8 +34,10 @@ class TuneConfig:
     strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of
     the file, 0 asks for a front of about `front` points. precision: relative standard error at which a
     sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
-    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities and
-    layer errors are of nearest.
+    objectives: as text, `latency@DEVICE` for latency elsewhere than in ONNX Runtime on this CPU.
+    latency_every: of so many candidates one is timed on the devices and the others are predicted; the front
+    is timed. rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set);
+    sensitivities and layer errors are of nearest.
     """
 
     model: str
@@ -65,6 +67,7 @@ class TuneConfig:
     metric_floor: float = 0.0
     objectives: str = "metric,bytes,latency"
     latency_runs: int = 20
+    latency_every: int = 1
     time_budget: float = 0.0
     chunk: int = 0
     threads: int = 0
@@ -92,7 +95,14 @@ class TuneConfig:
         for name in ("tau", "budget", "precision"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name):g}: must not be negative")
-        positive = ("calibration_samples", "ranking_samples", "latency_runs", "front", "permutations")
+        positive = (
+            "calibration_samples",
+            "ranking_samples",
+            "latency_runs",
+            "latency_every",
+            "front",
+            "permutations",
+        )
         for name in (*positive, "generations"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")

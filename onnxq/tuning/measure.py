@@ -13,13 +13,15 @@ from onnxq.evaluation import Evaluator, Score, Timing, hits_from_text, hits_to_t
 from onnxq.files import sha256_bytes
 from onnxq.rounding import DataRounder
 from onnxq.search.candidate import Candidate, Latency, candidate_key
+from onnxq.search.cost_model import CostModel, LayerCost
 from onnxq.search.journal import Journal
-from onnxq.search.objectives import Objective
+from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.latencies import DeviceLatencies, merged
 from onnxq.tuning.prepare import Prepared, RecordedRanges
 from passes.base import Context
-from passes.errors import UserError
+from passes.errors import DeviceError, UserError
 from passes.graph import import_graph
 from passes.layers import graph_layers, macs
 from passes.model import Model, check, is_large, load, on_disk, serialize
@@ -33,6 +35,8 @@ _FLOAT_BITS = 32
 # A timing is repeated while the quartiles of its ratio to float are further apart than this share of it.
 _STEADY = 0.2
 _TIMING_ROUNDS = 4
+# Samples on which a device is compared with the CPU.
+_COMPARED = 2
 
 
 def build_model(
@@ -91,7 +95,20 @@ class Measurer:
         config = prepared.config
         self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, metric
         self.model = prepared.model
-        self.objectives = {part.strip() for part in config.objectives.split(",")}
+        self.macs = macs(prepared.model)
+        objectives = parse_objectives(config.objectives)
+        self.objectives = {objective.value for objective in objectives}
+        self.devices = DeviceLatencies(
+            [objective.device for objective in objectives if objective.device],
+            prepared.model,
+            self._feeds(_COMPARED),
+            fit_batch(1, input_specs(prepared.model.proto)),
+            config.latency_runs,
+            config.threads or None,
+            journal,
+            self._cost_model(),
+            config.latency_every,
+        )
         self.evaluator = Evaluator(
             prepared.model,
             prepared.data,
@@ -99,7 +116,6 @@ class Measurer:
             threads=max(config.threads, 1),
             budget=config.cache_mb * 2**20,
         )
-        self.macs = macs(prepared.model)
         self._fingerprint = dict(fingerprint)
         self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
@@ -108,7 +124,8 @@ class Measurer:
         samples = len(prepared.data)
         # Racing compares hits with smaller candidates: it needs a metric of hits, and nothing that a hopeless
         # metric could be traded against.
-        self.races = config.racing and Objective.LATENCY.value not in self.objectives and samples >= 100
+        timed = any(objective.kind == "latency" for objective in objectives)
+        self.races = config.racing and not timed and samples >= 100
         # The recorded hits are those of the headline metric (Score.headline), and only it can be raced on.
         self.races = self.races and metric == ("top1" if prepared.data.labelled else "agreement")
         self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if self.races else []
@@ -168,13 +185,19 @@ class Measurer:
             # One by definition: measured against itself it would be noise that other candidates lose against.
             itself = dataclasses.replace(self.time(self.model), ratio=1.0)
             candidate = dataclasses.replace(candidate, latency=itself)
+        candidate = merged(candidate, self.devices.of_float(key))
         self.journal.append("candidate", key, candidate.to_json())
         return candidate
 
     def finished(self, proposal: Proposal) -> Candidate | None:
         """The candidate of a proposal that an earlier process already finished."""
         held = self.journal.get("candidate", self.key(proposal.policy.to_json(), proposal.mode))
-        return None if held is None else Candidate.from_json(held)
+        if held is None:
+            return None
+        candidate = Candidate.from_json(held)
+        for device, latency in candidate.latencies.items():
+            self.devices.model_of_cost.learn(device, candidate.policy, latency)
+        return candidate
 
     def measure(
         self,
@@ -196,11 +219,46 @@ class Measurer:
             changed=proposal.changed,
         )
         try:
-            candidate = self._measured(candidate, proposal, rivals, progress)
+            candidate = self._scored(candidate, proposal, rivals, progress)
+            if self.devices.devices:
+                model = self.build(candidate.key, proposal.policy)
+                candidate = merged(candidate, self.devices.measure(candidate, model))
         except UserError as error:
             candidate = dataclasses.replace(candidate, status="failed", error=str(error), complete=False)
+            if isinstance(error, DeviceError) and not error.lasting:
+                # Not in the journal: the device may be back when the run is resumed.
+                return candidate
         self.journal.append("candidate", candidate.key, candidate.to_json())
         return candidate
+
+    def _scored(
+        self,
+        candidate: Candidate,
+        proposal: Proposal,
+        rivals: Sequence[Candidate],
+        progress: Callable[[int], None] | None,
+    ) -> Candidate:
+        """All but the latencies on devices; where there are such, what is measured here is measured once."""
+        held = self.journal.get("scored", candidate.key)
+        if held is not None:
+            return Candidate.from_json(held)
+        candidate = self._measured(candidate, proposal, rivals, progress)
+        if self.devices.devices:
+            self.journal.append("scored", candidate.key, candidate.to_json())
+        return candidate
+
+    def _feeds(self, count: int) -> list[Any]:
+        """Feeds of one sample each."""
+        size = fit_batch(1, input_specs(self.model.proto))
+        batches = self.prepared.data.batches(size, 0, min(count * size, len(self.prepared.data)))
+        return [batch.inputs for batch in batches]
+
+    def _cost_model(self) -> CostModel:
+        layers = {
+            layer.name: LayerCost(self.macs.get(layer.name, 0), layer.weights, layer.depthwise)
+            for layer in self.prepared.layers
+        }
+        return CostModel(layers)
 
     def build(self, key: str, policy: Policy) -> Model:
         """The candidate's model; the last one is kept, for the front is usually saved right after."""
@@ -315,4 +373,10 @@ class Measurer:
             held = {"values": {k: str(v) for k, v in score.values.items()}, "stderr": score.stderr}
             self.journal.append("confirmed", candidate.key, held)
         values = {name: float(value) for name, value in held["values"].items()}
-        return dataclasses.replace(candidate, metrics=values, stderr=held["stderr"])
+        confirmed = dataclasses.replace(candidate, metrics=values, stderr=held["stderr"])
+        if all(latency.runs for latency in candidate.latencies.values()):
+            return confirmed
+        try:
+            return merged(confirmed, self.devices.measure(candidate, load(path), predict=False))
+        except DeviceError as error:
+            return dataclasses.replace(confirmed, status="failed", error=str(error), complete=False)

@@ -6,6 +6,7 @@ Resumable: started again on the same folder it replays the journal and measures 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -65,6 +66,11 @@ class _Run:
     @property
     def everything(self) -> list[Candidate]:
         return [*([self.baseline] if self.baseline else []), *self.candidates]
+
+    def warn(self, text: str) -> None:
+        """Say at once, and in the report, what the reader must know about a device."""
+        self.prepared = self.prepared.with_warning(text)
+        self.emit(Event("warn", 0, 0, text))
 
     def members(self) -> list[Candidate]:
         objectives = parse_objectives(self.prepared.config.objectives)
@@ -260,6 +266,14 @@ class _Run:
             whole = whole and not allocator.cut_short
         return whole
 
+    def reachable(self) -> bool:
+        """Whether no device failed on a candidate; told with the device and the phase where one did."""
+        outages = self.measurer.devices.outages
+        if outages:
+            names = ", ".join(dict.fromkeys(outage.candidate for outage in outages))
+            self.warn(f"not measured: {names}; {outages[0].problem} (the same command takes them up again)")
+        return not outages
+
     def _crawls(self, first: Candidate) -> bool:
         """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
 
@@ -312,19 +326,22 @@ def tune(
     metric = config.metric or ("top1" if prepared.data.labelled else "agreement")
     fingerprint = fingerprint_of(prepared)
     run_folder = Path(folder)
-    with Journal(run_folder, fingerprint, fresh=fresh) as journal:
+    with Journal(run_folder, fingerprint, fresh=fresh) as journal, contextlib.ExitStack() as stack:
         atomic_write_json(run_folder / "config.json", config.to_json())
         provider = calibrated(config, prepared.calibration, run_folder, max(config.threads, 1))
         ranges = RecordedRanges.of(journal, provider)
         measurer = Measurer(prepared, journal, ranges, metric, fingerprint)
+        stack.callback(measurer.devices.close)
         deadline = start + config.time_budget if config.time_budget else None
         writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
+        measurer.devices.told = run.warn
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()
-        run.prepared = prepared = sanity(prepared, run.baseline)
+        run.prepared = prepared = sanity(run.prepared, run.baseline)
         whole = run.search()
         run.confirm()
+        whole = run.reachable() and whole
         summary = run.report(finished=whole)
         members = run.members()
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
