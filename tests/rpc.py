@@ -117,8 +117,8 @@ class Peer:
 
 
 @contextlib.contextmanager
-def silent_peer() -> Iterator[Peer]:
-    listener = socket.create_server(("127.0.0.1", 0))
+def silent_peer(port: int = 0) -> Iterator[Peer]:
+    listener = socket.create_server(("127.0.0.1", port))
     peer = Peer(int(listener.getsockname()[1]), [])
 
     def accept() -> None:

@@ -114,6 +114,9 @@ class TvmRunner:
         return self.device.text
 
     def prepare(self, model: Model, batch: int = 1) -> TvmProgram:
+        if self.device.remote:
+            # Before minutes are spent on compiling for a device that is not there.
+            self.heartbeat()
         program = self.compile(model, batch)
         program.load()
         return program
@@ -244,7 +247,7 @@ class TvmRunner:
     def _hint(self, phase: str) -> str:
         if phase == "connect" and self.device.remote:
             what = (
-                f"a free device with the key {self.device.key!r}"
+                f"a tracker with a free device of the key {self.device.key!r}"
                 if self.device.key
                 else "python -m tvm.exec.rpc_server"
             )
