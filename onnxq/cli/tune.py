@@ -199,6 +199,12 @@ def _document(result: TuneResult) -> dict[str, Any]:
 @click.option(
     "--racing/--no-racing", default=True, show_default=True, help="Give hopeless candidates up early."
 )
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Evaluate candidates in so many processes."
+)
+@click.option(
+    "--scheduler", default="", metavar="URL", help="Evaluate on the Dask cluster of tcp://HOST:PORT."
+)
 @click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; the report says so.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
 @json_option

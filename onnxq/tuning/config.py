@@ -36,8 +36,10 @@ class TuneConfig:
     sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
     objectives: as text, `latency@DEVICE` for latency elsewhere than in ONNX Runtime on this CPU.
     latency_every: of so many candidates one is timed on the devices and the others are predicted; the front
-    is timed. rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set);
-    sensitivities and layer errors are of nearest.
+    is timed.
+    workers: processes that evaluate candidates, 0 for this one alone; scheduler: of a Dask cluster that does.
+    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities and
+    layer errors are of nearest.
     """
 
     model: str
@@ -71,6 +73,8 @@ class TuneConfig:
     time_budget: float = 0.0
     chunk: int = 0
     threads: int = 0
+    workers: int = 0
+    scheduler: str = ""
     cache_mb: int = 1024
     racing: bool = True
     random_calibration: bool = False
@@ -148,5 +152,6 @@ class TuneConfig:
     def fingerprint(self) -> dict[str, str]:
         """The options that decide the numbers, as text, for the journal."""
         free = {"model", "data", "calibration_data", "time_budget", "threads", "cache_mb", "metric_floor"}
+        free |= {"workers", "scheduler"}
         values = {**self.to_json(), "strategy": self.chosen_strategy}
         return {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}

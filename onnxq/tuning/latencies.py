@@ -11,18 +11,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from onnxq.runners import Feed, Program, Runner, TvmRunner, open_runner
 from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.timing import Comparison, compare
 from onnxq.search.candidate import Candidate, Latency
 from onnxq.search.cost_model import CostModel
-from onnxq.search.journal import Journal
 from passes.errors import DeviceError
 from passes.model import Model
 
-__all__ = ["DeviceLatencies", "Outage", "merged"]
+__all__ = ["DeviceLatencies", "Outage", "Records", "merged"]
+
+
+class Records(Protocol):
+    """What is remembered, as a run's Journal does."""
+
+    def get(self, kind: str, key: str) -> Any | None:
+        """The latest payload under `kind` and `key`."""
+
+    def append(self, kind: str, key: str, payload: Any) -> None:
+        """Record a payload."""
+
 
 _KIND = "latency"
 _WARMUP = 3
@@ -62,7 +72,7 @@ class DeviceLatencies:
     batch: int
     runs: int
     threads: int | None
-    journal: Journal
+    journal: Records
     model_of_cost: CostModel
     every: int = 1
     told: Callable[[str], None] = lambda _: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onnxq._version import __version__
 from onnxq.data import Dataset, fit_batch, input_specs
@@ -14,11 +14,10 @@ from onnxq.files import sha256_bytes
 from onnxq.rounding import DataRounder
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.cost_model import CostModel, LayerCost
-from onnxq.search.journal import Journal
 from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.config import TuneConfig
-from onnxq.tuning.latencies import DeviceLatencies, merged
+from onnxq.tuning.latencies import DeviceLatencies, Records, merged
 from onnxq.tuning.prepare import Prepared, RecordedRanges
 from passes.base import Context
 from passes.errors import DeviceError, UserError
@@ -81,13 +80,20 @@ def policy_bops(counts: Mapping[str, int], policy: Policy) -> int:
     )
 
 
+class Evaluations(Protocol):
+    """Somewhere else that proposals can be evaluated."""
+
+    def scored(self, proposal: Proposal, rivals: Sequence[Candidate]) -> Candidate:
+        """The candidate with all but its latency. Raises UserError where it cannot be built or run."""
+
+
 class Measurer:
     """Turns proposals into candidates. Everything measured is in the journal before it is used."""
 
     def __init__(
         self,
         prepared: Prepared,
-        journal: Journal,
+        journal: Records,
         ranges: RecordedRanges,
         metric: str,
         fingerprint: Mapping[str, str],
@@ -116,7 +122,9 @@ class Measurer:
             threads=max(config.threads, 1),
             budget=config.cache_mb * 2**20,
         )
-        self._fingerprint = dict(fingerprint)
+        self.fingerprint = dict(fingerprint)
+        # Where evaluations are done instead of here (remote.py); None evaluates in this process.
+        self.elsewhere: Evaluations | None = None
         self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
         self._last: tuple[str, Model] | None = None
@@ -144,11 +152,11 @@ class Measurer:
 
     def key(self, policy: Mapping[str, Any], mode: str) -> str:
         """The candidate's identity in the journal."""
-        keep = {k: v for k, v in self._fingerprint.items() if k not in ("model", "data")}
+        keep = {k: v for k, v in self.fingerprint.items() if k not in ("model", "data")}
         return candidate_key(
-            model=self._fingerprint["model"],
+            model=self.fingerprint["model"],
             policy=policy,
-            data=self._fingerprint["data"],
+            data=self.fingerprint["data"],
             metric=self.metric,
             device="cpu",
             tool_version=__version__,
@@ -207,17 +215,7 @@ class Measurer:
         progress: Callable[[int], None] | None = None,
     ) -> Candidate:
         """Measure and record. One that cannot be built or run is recorded as failed, with the reason."""
-        policy = proposal.policy.to_json()
-        candidate = Candidate(
-            key=self.key(policy, proposal.mode),
-            name=proposal.name,
-            index=index,
-            strategy=proposal.strategy,
-            step=proposal.step,
-            mode=proposal.mode,
-            policy=policy,
-            changed=proposal.changed,
-        )
+        candidate = dataclasses.replace(self.blank(proposal), index=index)
         try:
             candidate = self._scored(candidate, proposal, rivals, progress)
             if self.devices.devices:
@@ -231,6 +229,20 @@ class Measurer:
         self.journal.append("candidate", candidate.key, candidate.to_json())
         return candidate
 
+    def blank(self, proposal: Proposal) -> Candidate:
+        """The candidate of a proposal, with nothing measured yet."""
+        policy = proposal.policy.to_json()
+        return Candidate(
+            key=self.key(policy, proposal.mode),
+            name=proposal.name,
+            index=0,
+            strategy=proposal.strategy,
+            step=proposal.step,
+            mode=proposal.mode,
+            policy=policy,
+            changed=proposal.changed,
+        )
+
     def _scored(
         self,
         candidate: Candidate,
@@ -242,7 +254,14 @@ class Measurer:
         held = self.journal.get("scored", candidate.key)
         if held is not None:
             return Candidate.from_json(held)
-        candidate = self._measured(candidate, proposal, rivals, progress)
+        if self.elsewhere is not None:
+            found = self.elsewhere.scored(proposal, rivals)
+            candidate = dataclasses.replace(found, index=candidate.index)
+        else:
+            candidate = self.scored_here(candidate, proposal, rivals, progress)
+        if "latency" in self.objectives:
+            latency = self.time(self.build(candidate.key, proposal.policy))
+            candidate = dataclasses.replace(candidate, latency=latency)
         if self.devices.devices:
             self.journal.append("scored", candidate.key, candidate.to_json())
         return candidate
@@ -267,13 +286,14 @@ class Measurer:
             self._last = (key, build_model(self.model, policy, self.ranges, self._rounder, rounding))
         return self._last[1]
 
-    def _measured(
+    def scored_here(
         self,
         candidate: Candidate,
         proposal: Proposal,
         rivals: Sequence[Candidate],
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None] | None = None,
     ) -> Candidate:
+        """Build, weigh and evaluate, in this process; no latency. Raises UserError where that fails."""
         model = self.build(candidate.key, proposal.policy)
         size = saved_bytes(model)
         bops = policy_bops(self.macs, proposal.policy)
@@ -287,7 +307,6 @@ class Measurer:
         if complete:
             self._hits[candidate.key] = score.hits
             self.journal.append("hits", candidate.key, hits_to_text(score.hits))
-        latency = self.time(model) if "latency" in self.objectives else None
         return dataclasses.replace(
             candidate,
             metrics=score.values if complete else self._extrapolated(score),
@@ -295,7 +314,6 @@ class Measurer:
             samples=score.samples,
             complete=complete,
             bytes=size,
-            latency=latency,
             bops=bops,
             sha256=None if is_large(model.proto) else sha256_bytes(serialize(model)),
         )
@@ -312,9 +330,12 @@ class Measurer:
         ]
         if not better:
             return None
-        return self._recall(max(better, key=lambda r: (r.metrics[self.metric], -r.index)))
+        return self.hits(max(better, key=lambda r: (r.metrics[self.metric], -r.index)))
 
-    def _recall(self, candidate: Candidate) -> Any:
+    def hits(self, candidate: Candidate) -> Any:
+        """Which samples a finished candidate got right, as racing compares them; None where it is not
+        known.
+        """
         if candidate.key not in self._hits:
             text = self.journal.get("hits", candidate.key)
             if text is None:

@@ -28,6 +28,7 @@ from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
 from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
+from onnxq.tuning.remote import Elsewhere
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -62,10 +63,16 @@ class _Run:
     resumed: int = 0
     slowest: float = 0.0
     saved: set[str] = field(default_factory=set)
+    elsewhere: Elsewhere | None = None
 
     @property
     def everything(self) -> list[Candidate]:
         return [*([self.baseline] if self.baseline else []), *self.candidates]
+
+    def close(self) -> None:
+        """End the workers, where there are any."""
+        if self.elsewhere is not None:
+            self.elsewhere.close()
 
     def warn(self, text: str) -> None:
         """Say at once, and in the report, what the reader must know about a device."""
@@ -202,12 +209,17 @@ class _Run:
     def search(self) -> bool:
         """Measure every proposal; False when the time ran out first."""
         if self.prepared.config.chosen_strategy != "ranking":
+            self._send_away()
             return self._allocate()
         proposals = self.proposals()
+        self._send_away()
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
         given_up: set[str] = set()
-        for done, (index, proposal) in enumerate(self.ordered(proposals), start=1):
+        ordered = list(self.ordered(proposals))
+        if self.elsewhere is not None:
+            self.elsewhere.workers.plan(proposal for _, proposal in ordered)
+        for done, (index, proposal) in enumerate(ordered, start=1):
             if proposal.mode in given_up:
                 continue
             held = self._candidate(index, proposal)
@@ -217,6 +229,13 @@ class _Run:
             if self._crawls(held):
                 given_up.add(held.mode)
         return True
+
+    def _send_away(self) -> None:
+        """Evaluate in workers from now on, where the configuration names some."""
+        config = self.prepared.config
+        if config.workers or config.scheduler:
+            self.elsewhere = Elsewhere(self.measurer, self.folder)
+            self.measurer.elsewhere = self.elsewhere
 
     def _candidate(self, index: int, proposal: Proposal) -> Candidate | None:
         """The proposal measured, now or by an earlier process; None when no time is left for it."""
@@ -336,6 +355,7 @@ def tune(
         writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
         measurer.devices.told = run.warn
+        stack.callback(run.close)
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()
         run.prepared = prepared = sanity(run.prepared, run.baseline)
