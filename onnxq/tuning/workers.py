@@ -114,8 +114,9 @@ class Workers:
         start: Callable[[], Crew],
         ahead: int,
         lost: tuple[type[BaseException], ...] = (BrokenProcessPool,),
+        end: Callable[[], object] = lambda: None,
     ) -> None:
-        self._start, self._ahead, self._lost = start, ahead, lost
+        self._start, self._ahead, self._lost, self._end = start, ahead, lost, end
         self._crew: Crew | None = None
         self._plan: list[Proposal] = []
         self._out: dict[str, tuple[Task, Future[Result]]] = {}
