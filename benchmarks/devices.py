@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.imagenet import prepared, split
-from onnxq.calibration import CalibratedRanges
+from onnxq import calibrate
 from onnxq.report import write_comparison
 from onnxq.runners import open_runner
 from onnxq.runners.agreement import distance, refuse_disagreement
 from onnxq.runners.timing import Comparison, compare
 from onnxq.tuning import TuneConfig, tune
-from passes.base import Context
 from passes.errors import UserError
 from passes.model import Model
 from passes.recipe import parse_recipe
@@ -42,7 +41,7 @@ BATCH = 4
 
 
 def variants(model: Model, calibration: Any) -> dict[str, Model]:
-    context = Context(ranges=CalibratedRanges(calibration, "percentile:99.99", threads=1))
+    context = calibrate(calibration, "percentile:99.99")
 
     def made(text: str) -> Model:
         return parse_recipe(text)(model, context).model
@@ -121,7 +120,7 @@ def openvino() -> None:
     model = prepared()
     calibration, data = split(model)
     feed = next(data.batches(1)).inputs
-    context = Context(ranges=CalibratedRanges(calibration, "percentile:99.99", threads=1))
+    context = calibrate(calibration, "percentile:99.99")
     wide = parse_recipe("quantize{weights=int8:channel activations=uint16}")(model, context).model
     runner = open_runner("ort:openvino", 2)
     cpu = open_runner("ort:cpu", 2).prepare(wide).run(feed)
@@ -164,7 +163,7 @@ def repeat(load: int = 2) -> None:
     model = prepared()
     calibration, data = split(model)
     feed = next(data.batches(1)).inputs
-    context = Context(ranges=CalibratedRanges(calibration, "percentile:99.99", threads=1))
+    context = calibrate(calibration, "percentile:99.99")
     recipes = {
         "W8A8": "quantize{weights=int8:channel}",
         "W8A8, depthwise float": "quantize{weights=int8:channel exclude=*depthwise*}",
@@ -178,10 +177,10 @@ def repeat(load: int = 2) -> None:
         name: runner.prepare(parse_recipe(text)(model, context).model) for name, text in recipes.items()
     }
     with other_load(load):
-        for _ in range(2):
-            found.append(
-                {name: compare(p, baseline, feed, runs=20, rounds=4) for name, p in programs.items()}
-            )
+        found = [
+            {name: compare(p, baseline, feed, runs=20, rounds=4) for name, p in programs.items()}
+            for _ in range(2)
+        ]
     print(f"other load: {load} processes of matrix products in random bursts, on two cores")
     for name in recipes:
         parts = [f"{run[name].ratio:.3f} ({run[name].low:.3f} to {run[name].high:.3f})" for run in found]
@@ -189,9 +188,7 @@ def repeat(load: int = 2) -> None:
     pairs = list(itertools.combinations(recipes, 2))
     apart = [(a, b) for a, b in pairs if not any(run[a].overlaps(run[b]) for run in found)]
     kept = [(a, b) for a, b in apart if len({run[a].ratio < run[b].ratio for run in found}) == 1]
-    print(
-        f"{len(pairs)} pairs, {len(apart)} with intervals apart in both rankings, {len(kept)} of them in one order"
-    )
+    print(f"{len(pairs)} pairs, {len(apart)} with intervals apart in both, {len(kept)} of them in one order")
 
 
 def fronts(folder: Path) -> None:

@@ -233,9 +233,7 @@ def _client(scheduler: str) -> Any:
     from distributed import Client
 
     try:
-        client: Any = Client(  # type: ignore[no-untyped-call]
-            scheduler, timeout=10, set_as_default=False
-        )
+        client: Any = Client(scheduler, timeout=10, set_as_default=False)
         client.wait_for_workers(1, timeout=30)
     except (OSError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -96,7 +96,7 @@ def test_dask_cluster_gives_the_same_front_though_a_worker_dies(
 ) -> None:
     from distributed import LocalCluster
 
-    with LocalCluster(  # type: ignore[no-untyped-call]
+    with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
     ) as cluster:
         pids = [worker.process.pid for worker in cluster.workers.values()]
