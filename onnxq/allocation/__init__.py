@@ -5,17 +5,22 @@ from __future__ import annotations
 from onnxq.allocation.ilp import ilp, ilp_front
 from onnxq.allocation.nsga2 import evolve
 from onnxq.allocation.problem import Problem
+from onnxq.allocation.resources import CostModel, LayerCosts, Resource, read_costs
 from onnxq.allocation.shapley import Game, ShapleyState, play
 from onnxq.allocation.threshold import threshold, threshold_front
 
 __all__ = [
+    "CostModel",
     "Game",
+    "LayerCosts",
     "Problem",
+    "Resource",
     "ShapleyState",
     "evolve",
     "ilp",
     "ilp_front",
     "play",
+    "read_costs",
     "threshold",
     "threshold_front",
 ]

@@ -28,6 +28,9 @@ from onnxq.allocation.problem import Assignment, Problem
 
 __all__ = ["Evolved", "evolve"]
 
+# Both objectives of an assignment beyond the limits: more than any file has bytes.
+_FORBIDDEN = 1e18
+
 
 @dataclass(frozen=True)
 class Evolved:
@@ -47,10 +50,12 @@ def evolve(
     generations: int = 10,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    allowed: Callable[[Assignment], bool] = lambda _: True,
 ) -> list[Evolved]:
     """The measured, non-dominated assignments, smallest first. stop: asked before each generation.
 
-    mse: logit MSE of an assignment; asked once for each different one.
+    mse: logit MSE of an assignment; asked once for each different one. allowed: whether an assignment keeps
+    the limits; others are never measured and rank behind all that do.
     """
     top = len(problem.choices) - 1
     space = PymooProblem(n_var=problem.count, n_obj=2, xl=0, xu=max(top, 1), vtype=int)
@@ -68,7 +73,7 @@ def evolve(
         if offspring is None or len(offspring) == 0:
             break
         rows = [np.clip(np.rint(row), 0, top).astype(np.int64) for row in offspring.get("X")]
-        values = _judge(problem, rows, mse, measured, first=algorithm.n_iter in (None, 1))
+        values = _judge(problem, rows, mse, measured, allowed, first=algorithm.n_iter in (None, 1))
         PymooEvaluator().eval(StaticProblem(space, F=values), offspring)
         algorithm.tell(infills=offspring)
     return _front(list(measured.values()))
@@ -92,9 +97,24 @@ def _judge(
     rows: Sequence[Assignment],
     mse: Callable[[Assignment], float],
     measured: dict[bytes, Evolved],
+    allowed: Callable[[Assignment], bool],
     first: bool,
 ) -> Any:
     """[n, 2]: bytes and ln MSE of every row, measured for those that the surrogate thinks well of."""
+    kept = [index for index, row in enumerate(rows) if allowed(row)]
+    values = np.full((len(rows), 2), _FORBIDDEN)
+    if kept:
+        values[kept] = _estimates(problem, [rows[index] for index in kept], mse, measured, first)
+    return values
+
+
+def _estimates(
+    problem: Problem,
+    rows: Sequence[Assignment],
+    mse: Callable[[Assignment], float],
+    measured: dict[bytes, Evolved],
+    first: bool,
+) -> Any:
     sizes = np.array([problem.size(row) for row in rows], np.float64)
     predicted = np.log(np.maximum([problem.damage(row) for row in rows], 1e-30))
     order = np.argsort(

@@ -35,6 +35,7 @@ def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     values = dict(settings)
     values["modes"] = splitted(values["modes"])
     values["weights"] = splitted(values["weights"])
+    values["limits"] = splitted(values["limits"])
     for key in ("preprocess", "calibration_data", "metric"):
         values[key] = values[key] or ""
     config = TuneConfig(model=model, **values)
@@ -109,6 +110,11 @@ def _document(result: TuneResult) -> dict[str, Any]:
 )
 @click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
 @click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")
+@click.option("--bops-budget", type=float, default=0.0, help="Most bit operations of a sample, as in 6e9.")
+@click.option(
+    "--costs", multiple=True, metavar="FILE", help="Costs of layers: a latency model, say (docs/COSTS.md)."
+)
+@click.option("--limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
 @click.option("--front", type=int, default=12, show_default=True, help="Points that a strategy proposes.")
 @click.option(
     "--precision",
@@ -134,7 +140,12 @@ def _document(result: TuneResult) -> dict[str, Any]:
     show_default=True,
     help="Weight schemes from cheapest to finest, as in int4:channel,int8:channel; float is always the end.",
 )
-@click.option("--activations", default="uint8", show_default=True, help="Scheme of static activations.")
+@click.option(
+    "--activations",
+    default="uint8",
+    show_default=True,
+    help="Scheme of static activations; several, as in uint8,uint4, are searched together with the weights.",
+)
 @click.option(
     "--calibration",
     default="percentile:99.99",

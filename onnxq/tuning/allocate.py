@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from onnxq.allocation.resources import read_costs
 from onnxq.files import atomic_write
 from onnxq.search.candidate import Candidate
 from onnxq.search.journal import Journal
@@ -54,6 +55,8 @@ def make_allocator(
         deadline=None if deadline is None else now + share * (deadline - now),
     )
     problem = space.problem(choices, file_bytes=file_bytes, macs=measurer.macs)
+    for path in config.costs:
+        problem = problem.with_costs(read_costs(path))
     space.deadline = deadline
     write_space(folder, mode, Path(config.model).name, problem)
     return Allocator(mode, config, problem, space, measurer.metric, measured, deadline)

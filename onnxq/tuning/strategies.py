@@ -79,8 +79,17 @@ class Allocator:
         if self.config.tau:
             yield "threshold", threshold(self.problem, self.config.tau)
             return
-        front = [assignment for _, assignment in threshold_front(self.problem, self.config.front)]
-        yield from (("threshold", a) for a in _spread(front))
+        bounds = self._bounds()
+        # Within limits most of a sweep falls away: choose among more.
+        count = 10**6 if bounds else self.config.front
+        sweep = (assignment for _, assignment in threshold_front(self.problem, count))
+        front = [assignment for assignment in sweep if self.problem.within(assignment, bounds)]
+        kept = front[-1:] if self.config.budget else _thinned(front, self.config.front)
+        yield from (("threshold", a) for a in _spread(kept))
+
+    def _bounds(self) -> dict[str, float]:
+        """Every limit of this run by the resource's name, the size of the file included."""
+        return self.config.bounds | ({"bytes": self.config.budget} if self.config.budget else {})
 
     def _ilp(self) -> Iterator[tuple[str, Assignment]]:
         yield from self._program(self.problem, "ilp")
@@ -94,19 +103,31 @@ class Allocator:
 
     def _program(self, problem: Problem, name: str) -> Iterator[tuple[str, Assignment]]:
         """One budget, or a front, and then towards the metric floor by bisection."""
+        limits = self.config.bounds
         if self.config.budget:
-            yield name, ilp(problem, self.config.budget)
+            yield name, ilp(problem, self.config.budget, limits=limits)
             return
-        yield from ((name, a) for a in _spread(list(ilp_front(problem, self.config.front))))
+        for over in self._axes():
+            found = list(ilp_front(problem, self.config.front, over, limits))
+            yield from ((name, a) for a in _spread(found))
         if not self.config.metric_floor:
             return
         for _ in range(_FLOOR_STEPS):
             bracket = self._bracket()
             if bracket is None:
                 return
-            yield name, ilp(problem, sum(bracket) / 2)
+            try:
+                yield name, ilp(problem, sum(bracket) / 2, limits=limits)
+            except UserError:  # the limits leave nothing of that size
+                return
 
-    def _bracket(self) -> tuple[int, int] | None:
+    def _axes(self) -> list[str]:
+        """Resources that fronts are swept over: bytes, and bit operations where they are an objective."""
+        wanted = {part.strip() for part in self.config.objectives.split(",")}
+        axes: list[str] = [name for name in ("bytes", "bops") if name in wanted]
+        return axes or ["bytes"]
+
+    def _bracket(self) -> tuple[float, float] | None:
         """Sizes of the largest candidate below the floor and the smallest one at it."""
         kind, floor = metric_named(self.metric), self.config.metric_floor
         known = [c for c in self.measured() if self.metric in c.metrics and c.bytes and c.mode == self.mode]
@@ -124,11 +145,9 @@ class Allocator:
         if state.count == 0:
             return
         by_size = value_problem(self.problem, state)
-        if self.config.budget:
-            yield "shapley", ilp(by_size, self.config.budget)
-            return
-        yield "shapley-alpha", state.policy
-        yield from (("shapley", a) for a in _spread(list(ilp_front(by_size, self.config.front))))
+        if not self._bounds():
+            yield "shapley-alpha", state.policy
+        yield from self._program(by_size, "shapley")
 
     def shapley_state(self) -> ShapleyState:
         """All permutations that the configuration asks for, or as many as half of the time left allows."""
@@ -155,12 +174,14 @@ class Allocator:
         return state
 
     def _nsga2(self) -> Iterator[tuple[str, Assignment]]:
-        seeds = list(ilp_front(self.problem, 8)) + [a for _, a in threshold_front(self.problem, 6)]
+        bounds = self._bounds()
+        seeds = [a for over in self._axes() for a in ilp_front(self.problem, 8, over, bounds)]
+        seeds += [a for _, a in threshold_front(self.problem, 6) if self.problem.within(a, bounds)]
         yield from self._evolved(self.problem, seeds)
 
     def _evolved(self, problem: Problem, seeds: list[Assignment]) -> Iterator[tuple[str, Assignment]]:
         end = time.monotonic() + _EVOLUTION_SHARE * self._left()
-        rounds = iter(range(10**6))
+        rounds, bounds = iter(range(10**6)), self._bounds()
 
         def stop() -> bool:
             self.space.progress("generations", min(next(rounds), self.config.generations), 0)
@@ -175,6 +196,7 @@ class Allocator:
             generations=self.config.generations,
             seed=self.config.seed,
             stop=stop,
+            allowed=lambda assignment: self.problem.within(assignment, bounds),
         )
         sizes = np.array([entry.bytes for entry in found], np.float64)
         if not len(sizes):
@@ -198,6 +220,13 @@ class Allocator:
             yield entry
         if self._enough_time():
             yield from self._evolved(paired, seeds[: 3 * self.config.front])
+
+
+def _thinned(front: list[Assignment], count: int) -> list[Assignment]:
+    """At most `count` of a front, its ends among them."""
+    if len(front) <= count:
+        return front
+    return [front[int(at)] for at in np.unique(np.linspace(0, len(front) - 1, count).astype(int))]
 
 
 def _spread(front: list[Assignment]) -> Iterator[Assignment]:

@@ -51,10 +51,10 @@ def test_the_integer_program_finds_what_enumeration_finds(seed: int, share: floa
 def test_bit_operations_are_a_constraint_of_their_own() -> None:
     held = problem(5, 0)
     most = held.operations(held.uniform(1))
-    found = ilp(held, 10**9, bops=most)
+    found = ilp(held, 10**9, limits={"bops": most})
     assert held.operations(found) <= most
-    with pytest.raises(UserError, match="no policy of this search space fits"):
-        ilp(held, 10**9, bops=1)
+    with pytest.raises(UserError, match="--bops-budget 1: the cheapest policy of this search space takes"):
+        ilp(held, 10**9, limits={"bops": 1})
 
 
 def test_a_budget_below_the_smallest_file_names_that_file() -> None:
