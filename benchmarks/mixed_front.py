@@ -187,14 +187,17 @@ def main() -> None:
     entry = bench.top1(alpha)
     share = (entry["predicted"] - bench.problem.rest) / bench.whole
     print(f"shapley, plain argmax of alpha: {bits(entry).mean():.4f} at {share:.3f}x")
-    print("change of psi per permutation:", " ".join(f"{change:.3f}" for change in state.changes))
+    print("change of psi with each walk:", " ".join(f"{change:.3f}" for change in state.changes))
     print(f"95 % interval / |psi|, median over players: {median_interval(state):.2f}")
+    factors = " ".join(f"{q:.2f}" for q in np.percentile(state.factors, [0, 25, 50, 75, 100]))
+    print(f"factors on the layers' sensitivities, quartiles: {factors}")
     (folder / "shapley.json").write_text(json.dumps({"psi": state.psi.tolist()}))
 
 
 def median_interval(state: Any) -> float:
-    psi, half = np.abs(state.psi[:, 1:]), state.interval[:, 1:]
-    return float(np.median(half[psi > 0] / psi[psi > 0]))
+    psi, half = np.abs(state.psi), state.interval
+    known = (psi > 0) & np.isfinite(half)
+    return float(np.median(half[known] / psi[known]))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ from onnxq.allocation.ilp import ilp, ilp_front
 from onnxq.allocation.nsga2 import evolve
 from onnxq.allocation.problem import Problem
 from onnxq.allocation.resources import CostModel, LayerCosts, Resource, read_costs
-from onnxq.allocation.shapley import Game, ShapleyState, play
+from onnxq.allocation.shapley import ShapleyState, Walk, play, value_problem, walks
 from onnxq.allocation.threshold import threshold, threshold_front
 
 __all__ = [
     "CostModel",
-    "Game",
     "LayerCosts",
     "Problem",
     "Resource",
     "ShapleyState",
+    "Walk",
     "evolve",
     "ilp",
     "ilp_front",
@@ -23,4 +23,6 @@ __all__ = [
     "read_costs",
     "threshold",
     "threshold_front",
+    "value_problem",
+    "walks",
 ]

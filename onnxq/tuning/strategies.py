@@ -17,7 +17,7 @@ import numpy as np
 from onnxq.allocation.ilp import budgets, ilp, ilp_front
 from onnxq.allocation.nsga2 import evolve
 from onnxq.allocation.problem import Assignment, Problem
-from onnxq.allocation.shapley import Game, ShapleyState, permutations, play, value_problem
+from onnxq.allocation.shapley import ShapleyState, Step, play, value_problem, walks
 from onnxq.allocation.threshold import threshold, threshold_front
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import metric_named
@@ -28,7 +28,7 @@ from passes.errors import UserError
 
 __all__ = ["Allocator"]
 
-_SHAPLEY_RECORD = "permutation"
+_SHAPLEY_RECORD = "walk"
 _FLOOR_STEPS = 5
 # Of a time budget: what sensitivities may take, and when what is left no longer pays for another method.
 _EVOLUTION_SHARE = 0.5
@@ -40,7 +40,7 @@ class Allocator:
     """Proposals of one mode's strategy.
 
     measured: the candidates of the run so far. deadline: on time.monotonic's clock. cut_short: whether it was
-    the reason to leave something out.
+    the reason to leave something out. shapley: the walks of that strategy, once it has made them.
     """
 
     mode: str
@@ -51,6 +51,7 @@ class Allocator:
     measured: Callable[[], Sequence[Candidate]]
     deadline: float | None = None
     cut_short: bool = False
+    shapley: ShapleyState | None = None
 
     def proposals(self) -> Iterator[Proposal]:
         """Different policies, in the order of their worth."""
@@ -150,27 +151,24 @@ class Allocator:
         yield from self._program(by_size, "shapley")
 
     def shapley_state(self) -> ShapleyState:
-        """All permutations that the configuration asks for, or as many as half of the time left allows."""
-        choices = self.problem.finest + 1
-        if choices < 2:
+        """All walks that the configuration asks for, or as many as half of the time left allows."""
+        if self.problem.finest < 1:
             raise UserError("--strategy shapley: needs at least two --weights schemes that are not float")
-        game = Game(self.problem.count, choices, choices - 2)
-        state = ShapleyState.empty(game)
+        state = ShapleyState.empty(self.problem)
         end = time.monotonic() + _EVOLUTION_SHARE * self._left()
         count = self.config.permutations
-        for index, order in enumerate(permutations(game, count, self.config.seed)):
+        for index, walk in enumerate(walks(self.problem, count, self.config.seed)):
             key = f"{self.mode}|{index}"
             held = self.space.journal.get(_SHAPLEY_RECORD, key)
             if held is None:
                 if state.count and time.monotonic() > end:
                     self.cut_short = True
                     break
-                walk = play(game, order, lambda a: self.space.mse(self.problem, a))
-                # JSON has no NaN: null stands for a player that the walk did not see.
-                held = [[None if np.isnan(v) else v for v in row] for row in walk.tolist()]
+                held = [list(step) for step in play(walk, lambda a: self.space.mse(self.problem, a))]
                 self.space.journal.append(_SHAPLEY_RECORD, key, held)
-            state = state.update(np.array(held, np.float64))
+            state = state.update([Step(*step) for step in held])
             self.space.progress("permutations", index + 1, count)
+        self.shapley = state
         return state
 
     def _nsga2(self) -> Iterator[tuple[str, Assignment]]:
