@@ -124,7 +124,10 @@ class _Run:
         self, variant: Variant, errors: Accumulator, precision: float, sqnr: float | None
     ) -> Sensitivity:
         change = self.builder.change(variant)
-        sessions = [*self.replay.open(change.models), *self.replay.rest(change.last)]
+        # The position is that of the first scheme of this kind; this one may leave the segment as it was.
+        assert change.first >= self.replay.position
+        before = [held.proto for held in self.replay.segments[self.replay.position : change.first]]
+        sessions = [*self.replay.open([*before, *change.models]), *self.replay.rest(change.last)]
         errors.restart()
         total, size = len(self.replay.data), self.replay.chunk
         end = -(-_FIRST_SUBSET // size) * size

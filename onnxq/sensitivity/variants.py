@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +19,16 @@ from onnx import numpy_helper
 
 from onnxq.evaluation.segments import Segment, split
 from passes.base import Context, RangeProvider
-from passes.errors import UnsupportedModelError
+from passes.errors import PolicyError, UnsupportedModelError
 from passes.layers import Layer
 from passes.model import Model, every_graph
 from passes.packed import is_packed
-from passes.policy import LayerPolicy, Policy, Scheme
-from passes.quantize import Quantize
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
+from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.smooth import Smooth
 from passes.weights import encode_layer
 
-__all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node"]
+__all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node", "parse_choice"]
 
 
 def choice_text(choice: LayerPolicy) -> str:
@@ -37,6 +37,18 @@ def choice_text(choice: LayerPolicy) -> str:
     if not choice.activations.is_float:
         text += f"/{choice.activations}"
     return text if choice.smooth == "none" else f"{text}~{choice.smooth}"
+
+
+def parse_choice(text: str) -> LayerPolicy:
+    """The inverse of `choice_text`: `gse4` weights alone, `float/uint4` activations alone, `gse4/uint8` both,
+    with `~output` or `~input` smoothed. Raises PolicyError for what is none.
+    """
+    schemes, _, smooth = text.partition("~")
+    weights, slash, activations = schemes.partition("/")
+    if smooth not in ("", "none", "input", "output"):
+        raise PolicyError(f"'{text}': smoothing is ~input or ~output")
+    site: Site = "none" if smooth == "" else cast(Site, smooth)
+    return LayerPolicy(weight_scheme(weights), activation_scheme(activations) if slash else FLOAT, site)
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,10 @@ def _drop(graph: onnx.GraphProto, name: str) -> None:
             return
 
 
+def _kind(scheme: Scheme) -> tuple[str, bool]:
+    return scheme.format, scheme.dynamic
+
+
 @dataclass(frozen=True)
 class Change:
     """Models that run in the place of the float segments `first` to `last`, one behind the other."""
@@ -135,6 +151,7 @@ class VariantBuilder:
             tensor.name: tensor for g in every_graph(model.proto.graph) for tensor in g.initializer
         }
         self._encoded: dict[tuple[str, Scheme], npt.NDArray[Any]] = {}
+        self._firsts: dict[tuple[Any, ...], int] = {}
 
     def home(self, layer: str) -> int:
         """Index of the segment that the layer stands in; the first where only the passes can tell."""
@@ -166,7 +183,13 @@ class VariantBuilder:
     def first(self, variant: Variant) -> int:
         """The segment that the variant's replay starts with."""
         if not self._is_plain(variant):
-            return self.change(variant).first
+            # Where the pairs stand depends on what is quantized, not on how many bits it gets.
+            shape = tuple(
+                (name, *map(_kind, (c.weights, c.activations)), c.smooth) for name, c in variant.choices
+            )
+            if shape not in self._firsts:
+                self._firsts[shape] = self.change(variant).first
+            return self._firsts[shape]
         return min((self._home[name] for name, _ in variant.choices), default=0)
 
     def change(self, variant: Variant) -> Change:

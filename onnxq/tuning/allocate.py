@@ -42,7 +42,9 @@ def make_allocator(
     prepared = measurer.prepared
     config = prepared.config
     choices = config.ladder(mode)
-    measurer.calibrate_once(Policy({layer.name: choices[0] for layer in layers}))
+    for activations in dict.fromkeys(choice.activations for choice in choices if not choice.is_float):
+        first = next(choice for choice in choices if choice.activations == activations)
+        measurer.calibrate_once(Policy({layer.name: first for layer in layers}))
     now = time.monotonic()
     settings = Settings(config.precision, max(config.threads, 1), config.cache_mb * 2**19, config.seed)
     space = Space(
@@ -51,6 +53,7 @@ def make_allocator(
         prepared.calibration,
         journal,
         settings,
+        measurer.ranges,
         progress=progress,
         deadline=None if deadline is None else now + share * (deadline - now),
     )

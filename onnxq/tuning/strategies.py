@@ -194,9 +194,10 @@ class Allocator:
             generations=self.config.generations,
             seed=self.config.seed,
             stop=stop,
+            over=self._axes()[0],
             allowed=lambda assignment: self.problem.within(assignment, bounds),
         )
-        sizes = np.array([entry.bytes for entry in found], np.float64)
+        sizes = np.array([entry.spent for entry in found], np.float64)
         if not len(sizes):
             yield from (("nsga2", seed) for seed in _spread(seeds))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from onnxq.evaluation import load_session
 from onnxq.files import sha256_file
 from onnxq.report import load_report
 from onnxq.search import Journal, read_journal
-from onnxq.sensitivity import Settings
+from onnxq.sensitivity import Settings, choice_text
 from onnxq.tuning import TuneConfig, TuneResult, tune
 from onnxq.tuning.sensitivities import sensitivities
 from onnxq.tuning.space import read_space
@@ -195,6 +196,93 @@ def test_static_activations_keep_their_scheme(workspace: Path) -> None:
     assert {c.strategy for c in result.candidates} >= {"ilp", "threshold"}  # auto, for three widths
     entries = [entry for c in result.candidates for entry in c.policy["layers"].values()]
     assert {entry["activations"] for entry in entries if entry["weights"] != "float"} == {"uint8:asym"}
+
+
+JOINT: dict[str, Any] = {
+    "modes": ("static",),
+    "weights": ("int4:channel", "int8:channel"),
+    "activations": "uint3,uint8",
+    "objectives": "metric,bops",
+    "permutations": 2,
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_activations_are_searched_together_with_weights(workspace: Path, strategy: str) -> None:
+    run = workspace / f"joint-{strategy}"
+    result = tune(config(workspace, strategy, **JOINT), run)
+    assert result.finished
+    problem = read_space(run)[1]
+    assert len(problem.choices) == 5
+    kinds = {entry["activations"] for c in result.candidates for entry in c.policy["layers"].values()}
+    assert kinds >= {"uint3:asym", "uint8:asym"}
+    journal = read_journal(run)
+    assert journal is not None
+    keys = set(journal.kinds["sensitivity"])
+    assert {"stem=int4:channel", "stem=float/uint3:asym", "stem=float/uint8:asym"} <= keys
+    from passes.policy import Policy
+
+    for candidate in result.candidates:
+        policy = Policy.from_json(candidate.policy)
+        assert candidate.bops == problem.operations(problem.assignment(policy))
+    # Three bits of activations are dear: a policy without them stands above.
+    ordered = sorted((c for c in result.front if c.mode != "float"), key=lambda c: c.bops or 0)
+    assert len(ordered) > 1
+    assert ordered[0].metrics["mse"] > ordered[-1].metrics["mse"]
+
+
+def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace: Path) -> None:
+    first = read_space(workspace / "joint-ilp")[1]
+    layers = {
+        name: {choice_text(c): float(c.weights.bits if not c.is_float else 32) for c in first.choices}
+        for name in first.layers
+    }
+    costs = workspace / "costs.json"
+    costs.write_text(json.dumps({"name": "latency", "unit": "us", "rest": 2, "layers": layers}))
+    most = (first.operations(first.uniform(0)) + first.operations(first.uniform(3))) / 2
+    limits: dict[str, Any] = {"bops_budget": most, "costs": (str(costs),), "limits": ("latency=34",)}
+    for strategy in ("ilp", "nsga2", "threshold", "shapley"):
+        run = workspace / f"limits-{strategy}"
+        result = tune(config(workspace, strategy, **JOINT, **limits), run)
+        problem = read_space(run)[1]
+        from passes.policy import Policy
+
+        assert result.candidates
+        for candidate in result.candidates:
+            assignment = problem.assignment(Policy.from_json(candidate.policy))
+            assert problem.within(assignment, {"bops": most, "latency": 34.0})
+    with pytest.raises(UserError, match="has no cost for int4:channel"):
+        tune(config(workspace, "ilp", **limits, weights=("int4:channel", "gse4")), workspace / "refused")
+    assert not (workspace / "refused").exists()
+    with pytest.raises(UserError, match="--bops-budget: ranking knows no limits"):
+        tune(config(workspace, "ranking", bops_budget=most), workspace / "refused")
+    with pytest.raises(UserError, match="--limit power=3: there is no resource 'power'"):
+        tune(config(workspace, "ilp", limits=("power=3",)), workspace / "refused")
+
+
+def test_sensitivities_of_activations_and_of_pairs(workspace: Path) -> None:
+    from onnxq.public import open_dataset
+
+    model = load(workspace / "net.onnx")
+    data = open_dataset(str(workspace / "data.npz"), model, limit=32)
+    settings = Settings(precision=0)
+    exact = sensitivities(
+        model, data, ["int4:channel", "float/uint3", "int4:channel/uint3"], settings=settings
+    )
+    paired = sensitivities(model, data, ["int4:channel"], activations=["uint3"], settings=settings)
+    for layer in exact.problem.layers:
+        weights, activations, both = (
+            exact.entries[layer, text].mse
+            for text in ("int4:channel", "float/uint3:asym", "int4:channel/uint3:asym")
+        )
+        assert activations > 0
+        # A Conv whose weights are quantized too gets a pair behind it as well.
+        assert both > 0.5 * max(weights, activations)
+        row = paired.problem.layers.index(layer)
+        # Added up, they are what the integer program goes by.
+        assert paired.problem.cost[row, 0] == pytest.approx(weights + activations, rel=1e-6)
+    with pytest.raises(UserError, match="names activations, and so does --with-activations"):
+        sensitivities(model, data, ["int4/uint8"], activations=["uint3"])
 
 
 def test_the_default_strategy_follows_the_widths() -> None:
