@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from onnxq.allocation.resources import read_costs
-from onnxq.files import atomic_write
 from onnxq.search.candidate import Candidate
 from onnxq.search.journal import Journal
-from onnxq.search.pareto import Pick
 from onnxq.sensitivity.engine import Settings
 from onnxq.tuning.measure import Measurer
-from onnxq.tuning.space import Space, read_space, write_space
+from onnxq.tuning.space import Space, write_space
 from onnxq.tuning.strategies import Allocator
 from passes.layers import Layer
 from passes.policy import Policy
 
-__all__ = ["draw_space", "make_allocator"]
+__all__ = ["make_allocator"]
 
 
 def make_allocator(
@@ -63,31 +61,3 @@ def make_allocator(
     space.deadline = deadline
     write_space(folder, mode, Path(config.model).name, problem)
     return Allocator(mode, config, problem, space, measurer.metric, measured, deadline)
-
-
-def draw_space(folder: Path, mode: str, picks: Mapping[str, Pick]) -> None:
-    """`sensitivity-MODE.png` and `allocation-MODE.png`: the table, and the bits of the picks of that mode."""
-    # Imported late: matplotlib takes a second.
-    from onnxq.report.drawing import png
-    from onnxq.report.pictures import allocation_figure, sensitivity_figure
-
-    model, problem = read_space(folder / f"space-{mode}.json")
-    costs = {
-        str(choice.weights): problem.cost[:, index].tolist()
-        for index, choice in enumerate(problem.choices)
-        if not choice.is_float
-    }
-    picture = png(sensitivity_figure(model, problem.layers, costs))
-    atomic_write(folder / f"sensitivity-{mode}.png", picture)
-    chosen = {name: pick.candidate for name, pick in picks.items() if pick.candidate.mode == mode}
-    if not chosen:
-        return
-    bits = {
-        f"{name} ({candidate.name})": [
-            Policy.from_json(candidate.policy)[layer].weights.bits for layer in problem.layers
-        ]
-        for name, candidate in chosen.items()
-    }
-    sizes = {f"{name} ({candidate.name})": candidate.bytes / 1e6 for name, candidate in chosen.items()}
-    picture = png(allocation_figure(model, problem.layers, bits, sizes))
-    atomic_write(folder / f"allocation-{mode}.png", picture)

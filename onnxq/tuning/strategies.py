@@ -8,6 +8,7 @@ evolution that starts from all of them.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Allocator:
     def proposals(self) -> Iterator[Proposal]:
         """Different policies, in the order of their worth."""
         strategy = self.config.chosen_strategy
-        source = getattr(self, f"_{strategy}")()
+        source = itertools.chain(self._uniform(), getattr(self, f"_{strategy}")())
         seen: set[bytes] = set()
         step = 0
         for name, assignment in source:
@@ -66,6 +67,20 @@ class Allocator:
             policy = self.problem.policy(assignment)
             yield Proposal(f"{self.mode}-{step:03d}", name, step, self.mode, policy, ())
             step += 1
+
+    def _uniform(self) -> Iterator[tuple[str, Assignment]]:
+        """Every layer the same, where group sizes are compared: the picture of them needs those points."""
+        groups: dict[tuple[str, int], set[int]] = {}
+        for choice in self.problem.choices:
+            if choice.weights.granularity == "block":
+                key = choice.weights.format, choice.weights.bits
+                groups.setdefault(key, set()).add(choice.weights.block_size)
+        if max(map(len, groups.values()), default=0) < 2:
+            return
+        for index, choice in enumerate(self.problem.choices):
+            assignment = self.problem.uniform(index)
+            if not choice.is_float and self.problem.within(assignment, self._bounds()):
+                yield "uniform", assignment
 
     def _left(self) -> float:
         return np.inf if self.deadline is None else self.deadline - time.monotonic()

@@ -22,10 +22,11 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.objectives import metric_named
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.tuning.allocate import draw_space, make_allocator
+from onnxq.tuning.allocate import make_allocator
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
+from onnxq.tuning.pictures import draw_result, draw_sensitivity, draw_shapley
 from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
 from passes.model import save
 from passes.policy import Policy
@@ -245,6 +246,7 @@ class _Run:
                 deadline=self.deadline,
                 share=_SENSITIVITY_SHARE / (len(config.modes) - position),
             )
+            self.writer.embed(*draw_sensitivity(self.folder, mode))
             if allocator.space.estimated:
                 missing = allocator.space.estimated
                 note = (
@@ -257,6 +259,9 @@ class _Run:
                 if held is None:
                     return False
                 self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
+            if allocator.shapley is not None:
+                name = Path(config.model).name
+                self.writer.embed(*draw_shapley(self.folder, mode, name, allocator.shapley))
             whole = whole and not allocator.cut_short
         return whole
 
@@ -325,13 +330,14 @@ def tune(
         run.prepared = prepared = sanity(prepared, run.baseline)
         whole = run.search()
         run.confirm()
-        summary = run.report(finished=whole)
         members = run.members()
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
-        if config.chosen_strategy != "ranking":
-            for mode in config.modes:
-                if (run_folder / f"space-{mode}.json").exists():
-                    draw_space(run_folder, mode, picks)
+        for mode in config.modes if config.chosen_strategy != "ranking" else ():
+            if (run_folder / f"space-{mode}.json").exists():
+                given = picks, run.candidates, metric, run.baseline
+                for name, picture in draw_result(run_folder, mode, *given):
+                    writer.embed(name, picture)
+        summary = run.report(finished=whole)
         goal = None
         if config.metric_floor:
             kind, floor = metric_named(metric), config.metric_floor

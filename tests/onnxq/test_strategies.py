@@ -13,6 +13,7 @@ import pytest
 from onnxq.evaluation import load_session
 from onnxq.files import sha256_file
 from onnxq.report import load_report
+from onnxq.report.report import data_uri
 from onnxq.search import Journal, read_journal
 from onnxq.sensitivity import Settings, choice_text
 from onnxq.tuning import TuneConfig, TuneResult, tune
@@ -93,11 +94,24 @@ def test_a_strategy_ends_in_a_front_of_real_files(
         if member.mode != "float":
             assert (run / "front" / f"{member.name}.onnx").stat().st_size == member.bytes
     assert load_report(run)["finished"] is True
-    assert (run / "sensitivity-weights.png").stat().st_size > 100
-    assert (run / "allocation-weights.png").stat().st_size > 100
+    pictures = ["pareto", "objectives", "errors", "sensitivity-weights", "allocation-weights"]
+    pictures += ["shapley-weights"] if strategy == "shapley" else []
+    assert sorted(pictures) == sorted(path.stem for path in run.glob("*.png"))
+    page = (run / "report.html").read_text()
+    for name in pictures:
+        assert data_uri((run / f"{name}.png").read_bytes()) in page
     name, problem = read_space(run)
     assert name == "net.onnx"
     assert problem.layers == ("stem", "depthwise", "expand", "project", "fc")
+
+
+def test_group_sizes_are_compared_in_the_report(workspace: Path) -> None:
+    run = workspace / "groups"
+    weights = ("gse4:block8", "gse4:block32", "gse8:block8", "gse8:block32")
+    result = tune(config(workspace, "threshold", weights=weights, front=2), run)
+    uniform = [c for c in result.candidates if c.strategy == "uniform"]
+    assert len(uniform) == 4
+    assert data_uri((run / "group_size-weights.png").read_bytes()) in (run / "report.html").read_text()
 
 
 def test_sizes_are_predicted(finished: dict[str, tuple[Path, TuneResult]]) -> None:
