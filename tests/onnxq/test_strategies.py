@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from tests.nets import Net
 
 STRATEGIES = ("threshold", "ilp", "shapley", "nsga2", "auto")
 SAMPLES = 160
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +166,48 @@ def test_killed_anywhere_and_resumed_measures_nothing_twice(
     # The hits of a candidate stand before it; a kill in between measures it again, for it was not finished.
     finished_work = [record for record in written if record[0] != "hits"]
     assert len(finished_work) == len(set(finished_work)) > 17
+    assert state(run, result) == state(*finished[strategy])
+
+
+KILLED = """
+import json, os, signal, sys
+from onnxq.search import Journal
+from onnxq.tuning import TuneConfig, tune
+
+count, whole = 0, Journal.append
+
+def append(self, kind, key, payload):
+    global count
+    whole(self, kind, key, payload)
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = append
+tune(TuneConfig.from_json(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+@pytest.mark.parametrize(
+    ("strategy", "records"), [("threshold", 9), ("ilp", 23), ("shapley", 24), ("nsga2", 31), ("auto", 34)]
+)
+def test_a_process_that_is_killed_leaves_a_run_that_goes_on(
+    workspace: Path, finished: dict[str, tuple[Path, TuneResult]], strategy: str, records: int
+) -> None:
+    run, held = workspace / f"{strategy}-sigkill", config(workspace, strategy)
+    arguments = [json.dumps(held.to_json()), str(run), str(records)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
+    before = read_journal(run)
+    assert before is not None
+    done = sum(len(entries) for entries in before.kinds.values())
+    assert done == records
+    result = tune(held, run)
+    lines = (run / "journal.jsonl").read_text().splitlines()[1:]
+    keys = [(entry["kind"], entry["key"]) for entry in map(json.loads, lines) if entry["kind"] != "hits"]
+    assert len(keys) == len(set(keys))
     assert state(run, result) == state(*finished[strategy])
 
 
