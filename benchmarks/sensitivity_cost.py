@@ -4,13 +4,14 @@
     python benchmarks/sensitivity_cost.py --model resnet50.onnx --schemes gse4 --images 32 --plain-every 6
 
 50 layers x GSE b in {2, 3, 4, 6, 8} (G = 32, weights only), the first images of the evaluation split (beyond
-400 of the calibration split too), one thread. --model: another network for 224 x 224 images, by `imagenet`
-preprocessing. --exact-every N: the engine's run over every image takes every N-th variant. Plain, per variant: the quantize pass, the file written, loaded into a new session, run over all
-images in batches of 4 (its fastest), logit MSE. Engine: `measure_sensitivities`, once with precision 0 (every
-image) and once with --precision; a value that stopped early is compared with the plain way's on the same
-images.
---plain-every N takes every N-th variant of the plain way and scales its time up. Every way in a process of
-its own; peak memory is that process's.
+400 of the calibration split too), one thread. Plain, per variant: the quantize pass, the file written, loaded
+into a new session, run over all images in batches of 4 (its fastest), logit MSE. Engine:
+`measure_sensitivities`, once with precision 0 (every image) and once with --precision; a value that stopped
+early is compared with the plain way's on the same images. --model: another network for 224 x 224 images, by
+`imagenet` preprocessing (benchmarks/resnet50.py makes one). --exact-every N: the engine's run over every
+image takes every N-th variant.
+--plain-every N takes every N-th variant of the plain way. Every way in a process of its own; peak memory is
+that process's.
 """
 
 from __future__ import annotations
@@ -122,9 +123,10 @@ def compare(folder: Path, args: argparse.Namespace, precision: float) -> None:
             value = float(np.mean(errors[: entry.samples]))
             worst = max(worst, abs(entry.mse - value) / value)
     each = theirs["cpu"] / len(theirs["found"]), mine["cpu"] / len(mine["found"])
+    runs = len(theirs["found"]), len(mine["found"])
     print(
-        f"precision {precision:g}: CPU s per variant: plain {each[0]:.3f} ({len(theirs['found'])} run), engine "
-        f"{each[1]:.3f} ({len(mine['found'])} run), ratio {each[0] / each[1]:.2f}; largest relative difference "
+        f"precision {precision:g}: CPU s per variant: plain {each[0]:.3f} ({runs[0]} run), engine "
+        f"{each[1]:.3f} ({runs[1]} run), ratio {each[0] / each[1]:.2f}; largest relative difference "
         f"{worst:.1e}; images per variant: mean {np.mean(seen):.0f} of {args.images}; engine's peak "
         f"{mine['peak']:.0f} MiB at a budget of {args.budget} MiB for activations"
     )

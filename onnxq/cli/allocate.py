@@ -78,7 +78,7 @@ def _write(output: Path, problem: Problem, found: list[tuple[str, Assignment]]) 
 @click.option(
     "--costs", multiple=True, metavar="FILE", help="Costs of layers: a latency model, say (docs/COSTS.md)."
 )
-@click.option("--limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
+@click.option("--cost-limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
 @click.option(
     "--over", default="", help="What a front is swept over: bytes (default), bops, or a cost's name."
 )

@@ -114,7 +114,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
 @click.option(
     "--costs", multiple=True, metavar="FILE", help="Costs of layers: a latency model, say (docs/COSTS.md)."
 )
-@click.option("--limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
+@click.option("--cost-limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
 @click.option("--front", type=int, default=12, show_default=True, help="Points that a strategy proposes.")
 @click.option(
     "--precision",

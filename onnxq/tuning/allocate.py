@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from onnxq.allocation.ilp import ilp
+from onnxq.allocation.problem import Problem
 from onnxq.allocation.resources import read_costs
 from onnxq.search.candidate import Candidate
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
-from onnxq.tuning.measure import Measurer
+from onnxq.tuning.measure import Measurer, saved_bytes
+from onnxq.tuning.prepare import Prepared
 from onnxq.tuning.space import Space, write_space
 from onnxq.tuning.strategies import Allocator
-from passes.layers import Layer
+from passes.layers import Layer, macs
 from passes.policy import Policy
+from passes.select import select_layers
 
-__all__ = ["make_allocator"]
+__all__ = ["check_limits", "make_allocator"]
+
+
+def check_limits(prepared: Prepared) -> None:
+    """Raises UserError, before anything is measured, for limits that no policy of the search keeps, and for a
+    table of costs that lacks a layer or a choice."""
+    config = prepared.config
+    if config.chosen_strategy == "ranking" or not (config.budget or config.bounds or config.costs):
+        return
+    left_out = (
+        {layer.name for layer in select_layers(prepared.model, config.exclude)} if config.exclude else ()
+    )
+    layers = [layer for layer in prepared.layers if layer.name not in left_out]
+    size, counts = saved_bytes(prepared.model), macs(prepared.model)
+    for mode in config.modes:
+        ladder = config.ladder(mode)
+        problem = Problem.of(layers, ladder, lambda *_: 0.0, file_bytes=size, macs=counts)
+        for path in config.costs:
+            problem = problem.with_costs(read_costs(path))
+        ilp(problem, config.budget or math.inf, limits=config.bounds)
 
 
 def make_allocator(

@@ -116,10 +116,16 @@ class TuneConfig:
         if twice is not None:
             raise UserError(f"--costs: two tables are called '{twice}'")
         parse_limits(self.limits, names)
+        if self.chosen_strategy == "shapley":
+            for mode in self.modes:
+                if len(self.ladder(mode)) < 3:
+                    raise UserError(
+                        "--strategy shapley: needs at least two --weights schemes that are not float"
+                    )
         if self.chosen_strategy == "ranking":
             for name in ("bops_budget", "costs", "limits"):
                 if getattr(self, name):
-                    option = name.replace("_", "-").replace("limits", "limit")
+                    option = name.replace("_", "-").replace("limits", "cost-limit")
                     raise UserError(f"--{option}: ranking knows no limits; give --strategy auto or ilp")
             if len(self.activation_texts) > 1:
                 given = f"--activations {self.activations}"

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from onnxq.allocation.resources import read_costs
 from onnxq.calibration import CalibratedRanges, StatisticsCache
 from onnxq.data import Dataset, check_labels, input_specs, materialise, open_dataset, random_dataset
 from onnxq.evaluation import load_session, logits_of, refuse_unknown_ops
@@ -191,15 +190,6 @@ def calibrated(config: TuneConfig, dataset: Dataset, folder: Path, threads: int)
     )
 
 
-def _check_costs(config: TuneConfig, layers: Sequence[Layer]) -> None:
-    """Raises UserError where a table of costs lacks a layer or a choice of the search."""
-    for table in map(read_costs, config.costs):
-        for mode in config.modes:
-            for layer in layers:
-                for choice in config.ladder(mode):
-                    table(layer.name, choice)
-
-
 @dataclass(frozen=True)
 class Prepared:
     """Everything a search stands on."""
@@ -221,7 +211,6 @@ class Prepared:
         if config.exclude:
             # A selector that matches nothing is refused here, before the run folder is made.
             select_layers(model, config.exclude)
-        _check_costs(config, layers)
         data, calibration = open_data(config, model)
         notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
         warnings = (

@@ -167,8 +167,6 @@ class Allocator:
 
     def shapley_state(self) -> ShapleyState:
         """All walks that the configuration asks for, or as many as half of the time left allows."""
-        if self.problem.finest < 1:
-            raise UserError("--strategy shapley: needs at least two --weights schemes that are not float")
         state = ShapleyState.empty(self.problem)
         end = time.monotonic() + _EVOLUTION_SHARE * self._left()
         count = self.config.permutations

@@ -22,7 +22,7 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.objectives import metric_named
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.tuning.allocate import make_allocator
+from onnxq.tuning.allocate import check_limits, make_allocator
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
@@ -311,6 +311,7 @@ def tune(
     """
     start = time.monotonic()
     prepared = Prepared.of(config)
+    check_limits(prepared)
     warning = vnni_warning()
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)

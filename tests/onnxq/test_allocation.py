@@ -207,8 +207,10 @@ def test_a_cost_model_becomes_a_limit() -> None:
     fitting = [held.damage(a) for a in every if timed.within(a, {"latency": 9.6})]
     assert held.damage(found) == pytest.approx(min(fitting), rel=1e-3)
     assert (ilp(timed, limits={"latency": 5.5}) == 1).all()
-    with pytest.raises(UserError, match=r"--limit latency=5: the cheapest policy .* takes 5\.5 ms"):
+    with pytest.raises(UserError, match=r"--cost-limit latency=5: the cheapest policy .* takes 5\.5 ms"):
         ilp(timed, limits={"latency": 5.0})
+    with pytest.raises(UserError, match=r"no policy of this search space fits .* bytes and 6 latency"):
+        ilp(timed, held.size(held.uniform(0)), limits={"latency": 6.0})
     with pytest.raises(UserError, match="no resource 'energy' to limit; there is bytes, bops, latency"):
         ilp(timed, limits={"energy": 5.0})
     for a in ilp_front(timed, 6, "latency", {"bytes": held.size(held.uniform(1))}):

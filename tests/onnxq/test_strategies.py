@@ -317,7 +317,7 @@ def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace
     assert not (workspace / "refused").exists()
     with pytest.raises(UserError, match="--bops-budget: ranking knows no limits"):
         tune(config(workspace, "ranking", bops_budget=most), workspace / "refused")
-    with pytest.raises(UserError, match="--limit power=3: there is no resource 'power'"):
+    with pytest.raises(UserError, match="--cost-limit power=3: there is no resource 'power'"):
         tune(config(workspace, "ilp", limits=("power=3",)), workspace / "refused")
 
 
