@@ -13,7 +13,11 @@ x[l + 1, b], which for a chain is as tight as it gets.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -63,7 +67,7 @@ def ilp(
         low.append(np.zeros(2 * K))
         high.append(np.zeros(2 * K))
     integrality = np.concatenate([np.ones(n), np.zeros(total - n)])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_stdout():
         # scipy warns for every option that it hands through to HiGHS.
         warnings.simplefilter("ignore")
         solved = milp(
@@ -71,13 +75,33 @@ def ilp(
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(vstack(rows).tocsr(), np.concatenate(low), np.concatenate(high)),
-            # Presolve gains nothing on these, and lets HiGHS print to stdout.
+            # Presolve gains nothing on these.
             options={"mip_rel_gap": _GAP, "node_limit": _NODES, "presolve": False},
         )
     if solved.x is None:
         wanted = " and ".join(f"{most:g} {name}" for name, most in bounds.items())
         raise UserError(f"no policy of this search space fits {wanted}")
     return np.asarray(solved.x[:n].reshape(L, K).argmax(axis=1), np.int64)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Drop what C code prints: HiGHS leaves lines of its own on stdout, which may be somebody's JSON."""
+    try:
+        libc, kept = ctypes.CDLL(None), os.dup(1)
+    except (OSError, TypeError):  # no such library (Windows), or stdout is closed
+        yield
+        return
+    sys.stdout.flush()
+    libc.fflush(None)
+    try:
+        with open(os.devnull, "wb") as sink:
+            os.dup2(sink.fileno(), 1)
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _check(problem: Problem, name: str, most: float) -> None:

@@ -136,5 +136,7 @@ def shapley_figure(
     factor.bar(at, np.array(factors) - 1, bottom=1, color=COLOURS[2], width=0.8)
     factor.set_ylabel("factor on S")
     _name_layers(factor, layers)
+    for axes in (value, factor):
+        axes.set_xlim(-0.6, len(layers) - 0.4)
     add_legend(figure, value)
     return figure

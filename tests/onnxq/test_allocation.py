@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.allocation import LayerCosts, Problem, evolve, ilp, ilp_front, read_costs, threshold
+from onnxq.allocation.ilp import quiet_stdout
 from onnxq.allocation.resources import parse_limits
 from onnxq.allocation.shapley import CEILING, ShapleyState, Walk, play, value_problem, walks
 from onnxq.allocation.threshold import threshold_front
@@ -218,6 +220,17 @@ def test_a_cost_model_becomes_a_limit() -> None:
     assert Problem.from_json(timed.to_json()).resources["latency"].of(found) == pytest.approx(
         timed.resources["latency"].of(found)
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the C library is found by its absence of a name")
+def test_what_the_solver_prints_is_dropped(capfd: pytest.CaptureFixture[str]) -> None:
+    import ctypes
+
+    with quiet_stdout():
+        ctypes.CDLL(None).puts(b"debris")
+        os.write(1, b"more of it")
+    print("kept")
+    assert capfd.readouterr().out == "kept\n"
 
 
 def test_the_evolution_keeps_limits() -> None:
