@@ -20,6 +20,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def quiet_stdout() -> Iterator[None]:
     sys.stdout.flush()
     libc.fflush(None)
     try:
-        with open(os.devnull, "wb") as sink:
+        with Path(os.devnull).open("wb") as sink:
             os.dup2(sink.fileno(), 1)
         yield
     finally:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,8 @@ def test_what_the_solver_prints_is_dropped(capfd: pytest.CaptureFixture[str]) ->
     with quiet_stdout():
         ctypes.CDLL(None).puts(b"debris")
         os.write(1, b"more of it")
-    print("kept")
+    sys.stdout.write("kept\n")
+    sys.stdout.flush()
     assert capfd.readouterr().out == "kept\n"
 
 
