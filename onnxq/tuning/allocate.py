@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from onnxq.data import Dataset
 from onnxq.files import atomic_write
 from onnxq.search.candidate import Candidate
 from onnxq.search.journal import Journal
 from onnxq.search.pareto import Pick
 from onnxq.sensitivity.engine import Settings
-from onnxq.tuning.measure import Measurer
+from onnxq.sensitivity.rounded import RoundedWeights
+from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.measure import Measurer, make_rounder
 from onnxq.tuning.space import Space, read_space, write_space
 from onnxq.tuning.strategies import Allocator
 from passes.layers import Layer
+from passes.model import Model
 from passes.policy import Policy
 
 __all__ = ["draw_space", "make_allocator"]
@@ -50,6 +55,7 @@ def make_allocator(
         prepared.calibration,
         journal,
         settings,
+        make_rounded(config, prepared.model, prepared.calibration, progress),
         progress=progress,
         deadline=None if deadline is None else now + share * (deadline - now),
     )
@@ -57,6 +63,17 @@ def make_allocator(
     space.deadline = deadline
     write_space(folder, mode, Path(config.model).name, problem)
     return Allocator(mode, config, problem, space, measurer.metric, measured, deadline)
+
+
+def make_rounded(
+    config: TuneConfig, model: Model, calibration: Dataset, progress: Callable[[str, int, int], None]
+) -> RoundedWeights | None:
+    """Weights for sensitivities, rounded as those of the candidates are; None for plain rounding."""
+    rounder = make_rounder(config, calibration)
+    if rounder is None:
+        return None
+    told = dataclasses.replace(rounder, progress=lambda done, total: progress("rounding", done, total))
+    return RoundedWeights(model, told, config.rounding)
 
 
 def draw_space(folder: Path, mode: str, picks: Mapping[str, Pick]) -> None:

@@ -34,8 +34,8 @@ class TuneConfig:
     strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of
     the file, 0 asks for a front of about `front` points. precision: relative standard error at which a
     sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
-    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities and
-    layer errors are of nearest.
+    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities are of
+    weights rounded so, layer by layer; layer errors are of nearest.
     """
 
     model: str

@@ -15,6 +15,7 @@ from onnxq.data import Dataset
 from onnxq.files import atomic_write_json, canonical_json, sha256_bytes
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings, measure_sensitivities
+from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Sensitivity
 from onnxq.sensitivity.values import PolicyValues
 from onnxq.sensitivity.variants import Variant
@@ -28,6 +29,8 @@ __all__ = ["SPACE_RECORD", "Space", "read_space", "write_space"]
 SPACE_RECORD = "sensitivity"
 _VALUE_RECORD = "value"
 _VALUE_SAMPLES = 32
+# Between a variant and the rounding of its weights, in records.
+_ROUNDED = " @ "
 # A pair tells nothing where either error is too small to be heard beside rounding.
 _LEAST_DAMAGE = 1e-9
 
@@ -40,8 +43,10 @@ def _weights(choice: LayerPolicy) -> LayerPolicy:
 class Space:
     """Sensitivities and policy values of one model on one dataset, each measured once and recorded.
 
-    progress: (what, done, total). deadline: on time.monotonic's clock, for measuring sensitivities; what is
-    missing then is estimated (see `sensitivity`) and counted in `estimated`.
+    rounded: rounds the weights on data; sensitivities and values are then those of rounded weights, and stand
+    in the journal under names of their own. progress: (what, done, total). deadline: on time.monotonic's
+    clock, for measuring sensitivities; what is missing then is estimated (see `sensitivity`) and counted in
+    `estimated`.
     """
 
     model: Model
@@ -49,6 +54,7 @@ class Space:
     data: Dataset
     journal: Journal
     settings: Settings
+    rounded: RoundedWeights | None = None
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
     deadline: float | None = None
     estimated: int = 0
@@ -56,11 +62,19 @@ class Space:
     _values: PolicyValues | None = None
 
     def __post_init__(self) -> None:
-        records = self.journal.records(SPACE_RECORD)
-        self._known = {key: Sensitivity.from_json(key, payload) for key, payload in records.items()}
+        for record, payload in self.journal.records(SPACE_RECORD).items():
+            key, _, rounding = record.partition(_ROUNDED)
+            if rounding == self._rounding:
+                self._known[key] = Sensitivity.from_json(key, payload)
+
+    @property
+    def _rounding(self) -> str:
+        """How the weights are rounded, in records: empty for nearest."""
+        return "" if self.rounded is None else self.rounded.rounding
 
     def measure(self, variants: Sequence[Variant], what: str = "sensitivities") -> None:
         """Make sure that every variant is known, as far as the deadline allows."""
+        mark = _ROUNDED + self._rounding if self._rounding else ""
         self._known |= measure_sensitivities(
             self.model,
             self.layers,
@@ -68,7 +82,8 @@ class Space:
             variants,
             self.settings,
             known=self._known,
-            record=lambda entry: self.journal.append(SPACE_RECORD, entry.key, entry.to_json()),
+            rounded=self.rounded,
+            record=lambda entry: self.journal.append(SPACE_RECORD, entry.key + mark, entry.to_json()),
             progress=lambda done, total: self.progress(what, done, total),
             deadline=self.deadline,
         )
@@ -137,14 +152,14 @@ class Space:
             name: problem.choices[int(k)].weights for name, k in zip(problem.layers, assignment, strict=True)
         }
         texts = {name: str(scheme) for name, scheme in schemes.items()}
-        key = sha256_bytes(canonical_json(texts).encode())[:24]
+        key = sha256_bytes((canonical_json(texts) + self._rounding).encode())[:24]
         held = self.journal.get(_VALUE_RECORD, key)
         if held is not None:
             return float(held)
         if self._values is None:
             order = np.random.default_rng(self.settings.seed).permutation(len(self.data))
             subset = self.data.subset([int(index) for index in order[:_VALUE_SAMPLES]])
-            self._values = PolicyValues(self.model, self.layers, subset, self.settings.budget)
+            self._values = PolicyValues(self.model, self.layers, subset, self.settings.budget, self.rounded)
         value = self._values.mse(schemes)
         self.journal.append(_VALUE_RECORD, key, value)
         return value
