@@ -25,9 +25,9 @@ from passes.errors import DataError
 from passes.model import Model
 from passes.rounding import Moments, RoundedLayer, RoundingTask, prediction_error, round_task
 
-__all__ = ["DAMPING", "DataRounder"]
+__all__ = ["DAMPING", "FIT_BATCH", "DataRounder"]
 
-_BATCH = 8
+FIT_BATCH = 8
 # One chunk in so many is held out to choose the damping.
 _HOLD = 5
 _DAMPINGS = (0.1, 0.3, 1.0, 3.0)
@@ -95,7 +95,7 @@ class DataRounder:
 
     def _replay(self, model: Model, tasks: Sequence[RoundingTask], alone: bool = False) -> Replay:
         specs = input_specs(model.proto)
-        batch = fit_batch(_BATCH, specs)
+        batch = fit_batch(FIT_BATCH, specs)
         fixed = any(fit_batch(size, specs) != size for size in (1, 2))
         if fixed and len(self.dataset) % batch:
             raise DataError(
