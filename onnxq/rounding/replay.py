@@ -6,14 +6,14 @@ prefix is ever run twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxq.data.dataset import Dataset
+from onnxq.data.inputs import Sample
 from onnxq.rounding.steps import Step, cut_steps, step_model
 from onnxq.rounding.store import Store
 from onnxq.session import load_session
@@ -36,21 +36,21 @@ class Replay:
         self,
         model: Model,
         tasks: Sequence[RoundingTask],
-        dataset: Dataset,
-        batch_size: int,
+        feeds: Iterable[Sample],
         threads: int | None,
         budget: int,
         alone: bool = False,
     ) -> None:
-        """budget: bytes of activations that are held in memory; the rest lies in temporary files.
+        """feeds: chunks of the calibration data. budget: bytes of activations that are held in memory; the
+        rest lies in temporary files.
 
         alone: only the float stream, for layers that are looked at one by one.
         """
         self.model, self.tasks, self.threads, self.alone = model, list(tasks), threads, alone
         self.store = Store(budget)
         self.chunks = 0
-        for batch in dataset.batches(batch_size):
-            for name, array in batch.inputs.items():
+        for feed in feeds:
+            for name, array in feed.items():
                 # One array serves both streams until the first of them differs.
                 self.store.put(_FLOAT + name, self.chunks, array)
                 if not alone:

@@ -21,6 +21,7 @@ from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.patches import MatrixRows, patches_of
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
+from onnxq.rounding.views import colour_images, views
 from passes.errors import DataError
 from passes.model import Model
 from passes.rounding import Moments, RoundedLayer, RoundingTask, prediction_error, round_task
@@ -40,15 +41,17 @@ class DataRounder:
     """Rounds on `dataset`; lend it to passes as `Context.rounder`.
 
     damping: of H, relative to the mean of its diagonal; None chooses it layer by layer by the output error on
-    chunks that are held out, at twice the cost. positions: picked output positions an image (a
-    quarter of it for depthwise convolutions, whose matrices are small). seed: of the picks. budget: bytes of
-    activations held in memory. progress: called with (layers done, layers).
+    chunks that are held out, at twice the cost. positions: picked output positions an image (a quarter of it
+    for depthwise convolutions, whose matrices are small). mirror: see every sample mirrored too, where the
+    model takes colour images. seed: of the picks. budget: bytes of activations held in memory. progress:
+    called with (layers done, layers).
     """
 
     dataset: Dataset
     damping: float | None = DAMPING
     sweeps: int = 4
     positions: int = 400
+    mirror: bool = True
     seed: int = 0
     threads: int | None = None
     budget: int = DEFAULT_BUDGET
@@ -102,7 +105,8 @@ class DataRounder:
                 f"{self.dataset.name}: {len(self.dataset)} samples do not fill the model's batches of "
                 f"{batch}; limit them to a multiple or export with a dynamic batch"
             )
-        return Replay(model, tasks, self.dataset, batch, self.threads, self.budget, alone)
+        feeds = views(self.dataset, batch, self.mirror and colour_images(specs))
+        return Replay(model, tasks, feeds, self.threads, self.budget, alone)
 
     def _round(self, replay: Replay, task: RoundingTask, node: onnx.NodeProto) -> RoundedLayer:
         fit, held_out = self._moments(replay, task, node)

@@ -30,6 +30,7 @@ __all__ = ["Allocator"]
 
 _SHAPLEY_RECORD = "permutation"
 _FLOOR_STEPS = 5
+_FINE_SWEEP = 1000
 # Of a time budget: what sensitivities may take, and when what is left no longer pays for another method.
 _EVOLUTION_SHARE = 0.5
 _LEAST_LEFT_S = 20.0
@@ -78,6 +79,12 @@ class Allocator:
     def _threshold(self) -> Iterator[tuple[str, Assignment]]:
         if self.config.tau:
             yield "threshold", threshold(self.problem, self.config.tau)
+            return
+        if self.config.budget:
+            # The sweep is finer than a front: the one that uses most of the budget is wanted.
+            sweep = (a for _, a in threshold_front(self.problem, _FINE_SWEEP))
+            fitting = [a for a in sweep if self.problem.size(a) <= self.config.budget]
+            yield from (("threshold", a) for a in sorted(fitting, key=self.problem.size)[-1:])
             return
         front = [assignment for _, assignment in threshold_front(self.problem, self.config.front)]
         yield from (("threshold", a) for a in _spread(front))
@@ -190,13 +197,13 @@ class Allocator:
             for entry in source:
                 seeds.append(entry[1])
                 yield entry
-        if self.config.budget or self.problem.count < 2 or not self._enough_time():
+        if self.problem.count < 2 or not self._enough_time():
             return
         paired = self._paired()
         for entry in self._program(paired, "ilp-pairs"):
             seeds.append(entry[1])
             yield entry
-        if self._enough_time():
+        if not self.config.budget and self._enough_time():
             yield from self._evolved(paired, seeds[: 3 * self.config.front])
 
 
