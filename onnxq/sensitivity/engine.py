@@ -155,6 +155,9 @@ class _Run:
             if len(variant.choices) == 1 and variant.weights_only:
                 by_layer.setdefault(variant.choices[0][0], []).append(variant)
         for name, members in by_layer.items():
+            # The probe starts from what is held, and knows no factor beside the weight.
+            if self.builder.home(name) != self.replay.position or self.builder.scaled(name):
+                continue
             probe = _probe(self.builder, self.builder.layers[name], members)
             if probe is None:
                 continue

@@ -77,7 +77,7 @@ class RoundedWeights:
             {},
             standard=False,
             context=Context(check=False),
-            nearest=self.rounding == "bias",
+            method="bias" if self.rounding == "bias" else "gptq",
         )
         return [
             [

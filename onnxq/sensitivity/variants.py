@@ -200,15 +200,19 @@ class VariantBuilder:
         return Change(first, last, (proto,))
 
     def _is_plain(self, variant: Variant) -> bool:
-        """Whether only weights change, and every node multiplies by its weight as it stands (Gemm's alpha is
-        folded by the passes)."""
+        """Whether only weights change, and every node multiplies by its weight as it stands. Gemm's alpha is
+        folded by the passes; it is in a weight that was rounded on data."""
         if not variant.weights_only or any(name not in self._home for name, _ in variant.choices):
             return False
-        for name, _ in variant.choices:
-            found = find_node(self.home_proto(name), self.layers[name])
-            if found is None or any(a.name == "alpha" and a.f != 1.0 for a in found[1].attribute):
-                return False
-        return True
+        return not any(self.scaled(name) and not self._by_data(name, c) for name, c in variant.choices)
+
+    def scaled(self, name: str) -> bool:
+        """Whether the layer's node is not found by itself, or has a factor beside its weight."""
+        found = find_node(self.home_proto(name), self.layers[name])
+        return found is None or any(a.name == "alpha" and a.f != 1.0 for a in found[1].attribute)
+
+    def _by_data(self, name: str, choice: LayerPolicy) -> bool:
+        return self._rounded is not None and self._rounded.get(self.layers[name], choice.weights) is not None
 
     def _merged(self, first: int, last: int) -> onnx.ModelProto:
         """Segments first to last as one model."""
