@@ -12,7 +12,7 @@
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
-8. rounding=gptq or bias: weights and biases come from the rounder that the application lends
+8. rounding=gptq, adaround or bias: weights and biases come from the rounder that the application lends
    (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
@@ -84,7 +84,7 @@ class Quantize(Pass):
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
     GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; with calibration
-    data, bias (nearest, with corrected biases) or gptq.
+    data, bias (nearest, with corrected biases), gptq, or adaround (learned on top of gptq).
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -94,7 +94,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     policy: str = ""
     standard: bool = False
-    rounding: Literal["nearest", "bias", "gptq"] = "nearest"
+    rounding: Literal["nearest", "bias", "gptq", "adaround"] = "nearest"
     name: ClassVar[str] = "quantize"
 
     @classmethod
@@ -267,7 +267,7 @@ class _Edit:
         policy: Policy,
         standard: bool,
         context: Context,
-        rounding: str = "nearest",
+        rounding: Literal["nearest", "bias", "gptq", "adaround"] = "nearest",
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
         self.standard, self.rounding = standard, rounding
@@ -282,7 +282,7 @@ class _Edit:
         rounded: Mapping[str, RoundedLayer] = {}
         if self.rounding != "nearest" and self.context.rounder is not None:
             given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
-            tasks = rounding_tasks(*given, nearest=self.rounding == "bias")
+            tasks = rounding_tasks(*given, method=self.rounding)
             rounded = self.context.rounder(self.model, tasks)
         for layer, node, home in self.found:
             choice = self.policy[layer.name]

@@ -139,10 +139,11 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
 )
 @click.option(
     "--rounding",
-    type=click.Choice(["nearest", "bias", "gptq"]),
+    type=click.Choice(["nearest", "bias", "gptq", "adaround"]),
     default="nearest",
     show_default=True,
-    help="By calibration data: biases alone, or (gptq) weights and biases; for 6 bits and below.",
+    help="By calibration data: biases alone, or (gptq; adaround, which learns on top of it and is slower) "
+    "weights and biases; for 6 bits and below.",
 )
 @click.option(
     "--exclude",

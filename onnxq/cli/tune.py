@@ -156,8 +156,8 @@ def _document(result: TuneResult) -> dict[str, Any]:
     "--rounding",
     default="nearest",
     show_default=True,
-    help="Of the candidates' weights: nearest, bias, or gptq, which looks at the calibration set: slower to"
-    " build, far better below 6 bits.",
+    help="Of the candidates' weights: nearest, bias, gptq, which looks at the calibration set (slower to"
+    " build, far better below 6 bits), or adaround, which learns on top of it (slower still).",
 )
 @click.option(
     "--smooth",

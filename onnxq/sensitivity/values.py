@@ -17,6 +17,7 @@ import numpy as np
 from onnxq.data import Dataset
 from onnxq.evaluation.metrics import logits_of
 from onnxq.sensitivity.replay import Replay
+from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.variants import VariantBuilder, with_weight
 from onnxq.session import load_session
 from passes.base import Context, RangeProvider
@@ -33,9 +34,17 @@ _SESSIONS = 192
 class PolicyValues:
     """Logit MSE of policies on `data` (all of its samples, in one run per segment and chunk)."""
 
-    def __init__(self, model: Model, layers: Sequence[Layer], data: Dataset, budget: int = 2**29) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        data: Dataset,
+        budget: int = 2**29,
+        rounded: RoundedWeights | None = None,
+    ) -> None:
         self._replay = Replay(model, data, budget=budget)
-        self._builder = VariantBuilder(model, layers, self._replay.segments, self._replay.anchors)
+        held = self._replay.segments, self._replay.anchors
+        self._builder = VariantBuilder(model, layers, *held, rounded=rounded)
         self._layers = {layer.name: layer for layer in layers}
         members: dict[int, list[str]] = {index: [] for index in range(len(self._replay.segments))}
         for layer in layers:
@@ -81,7 +90,7 @@ class PolicyValues:
             for name in self._members[index]:
                 scheme = policy.get(name, FLOAT)
                 if not scheme.is_float:
-                    proto = with_weight(proto, self._layers[name], self._weight(name, scheme))
+                    proto = with_weight(proto, self._layers[name], *self._weight(name, scheme))
             self._sessions[key] = self._replay.open([proto], arena=False)[0]
             while len(self._sessions) > _SESSIONS:
                 self._sessions.popitem(last=False)

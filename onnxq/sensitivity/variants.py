@@ -18,6 +18,8 @@ import onnx
 from onnx import numpy_helper
 
 from onnxq.evaluation.segments import Segment, split
+from onnxq.rounding.replay import rounded_node
+from onnxq.sensitivity.rounded import RoundedWeights
 from passes.base import Context, RangeProvider
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.layers import Layer
@@ -29,6 +31,9 @@ from passes.smooth import Smooth
 from passes.weights import encode_layer
 
 __all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node", "parse_choice"]
+
+# A weight, and a bias where that is changed too.
+Weight = tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
 
 
 def choice_text(choice: LayerPolicy) -> str:
@@ -86,8 +91,11 @@ def find_node(proto: onnx.ModelProto, layer: Layer) -> tuple[onnx.GraphProto, on
     return alone[0] if len(alone) == 1 else None
 
 
-def with_weight(proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any]) -> onnx.ModelProto:
-    """A copy of the model in which the layer, and no other that shares its weight, has `array`."""
+def with_weight(
+    proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None
+) -> onnx.ModelProto:
+    """A copy of the model in which the layer, and no other that shares its weight, has `array`, and `bias`
+    where one is given. A weight rounded on data has a Gemm's factors in it (`rounded_node`)."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     found = find_node(copy, layer)
@@ -97,6 +105,9 @@ def with_weight(proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any]) -
     index = 1 if layer.weight == node.input[1] else 0
     node.input[index] = name
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    if bias is not None:
+        graph.initializer.append(numpy_helper.from_array(bias, f"{name}.bias"))
+        node.CopyFrom(rounded_node(node, name, name, f"{name}.bias"))
     _drop(graph, layer.weight)
     return copy
 
@@ -128,7 +139,8 @@ class VariantBuilder:
     """Makes the changed segments of variants of one model.
 
     segments: of the float model under `anchors`, in order; anchors: as `choose_anchors` gives them.
-    ranges: for variants with static activations.
+    ranges: for variants with static activations. rounded: makes the weights of variants that change weights
+    alone; without it they are rounded to nearest, as are those of all other variants.
     """
 
     def __init__(
@@ -138,8 +150,9 @@ class VariantBuilder:
         segments: Sequence[Segment],
         anchors: Mapping[str, tuple[int, ...]],
         ranges: RangeProvider | None = None,
+        rounded: RoundedWeights | None = None,
     ) -> None:
-        self.model, self.ranges, self._anchors = model, ranges, dict(anchors)
+        self.model, self.ranges, self._anchors, self._rounded = model, ranges, dict(anchors), rounded
         self.layers = {layer.name: layer for layer in layers}
         self._segments = list(segments)
         self._home: dict[str, int] = {}
@@ -150,7 +163,7 @@ class VariantBuilder:
         self._arrays = {
             tensor.name: tensor for g in every_graph(model.proto.graph) for tensor in g.initializer
         }
-        self._encoded: dict[tuple[str, Scheme], npt.NDArray[Any]] = {}
+        self._encoded: dict[tuple[str, Scheme], Weight] = {}
         self._firsts: dict[tuple[Any, ...], int] = {}
 
     def home(self, layer: str) -> int:
@@ -169,15 +182,19 @@ class VariantBuilder:
             )
         return numpy_helper.to_array(self._arrays[layer.weight])
 
-    def decoded(self, layer: Layer, scheme: Scheme) -> npt.NDArray[Any]:
-        """The weight as the network will compute with it in that scheme; the last few are kept."""
+    def decoded(self, layer: Layer, scheme: Scheme) -> Weight:
+        """The weight as the network will compute with it in that scheme, and the bias where rounding changed
+        it; the last few are kept."""
         key = (layer.name, scheme)
         if key not in self._encoded:
-            array = self.array(layer)
-            encoded = encode_layer(layer, array, scheme, half=is_packed(scheme, False))
+            found = None if self._rounded is None else self._rounded.get(layer, scheme)
+            if found is None:
+                array = self.array(layer)
+                encoded = encode_layer(layer, array, scheme, half=is_packed(scheme, False))
+                found = encoded.decoded.astype(array.dtype), None
             while len(self._encoded) >= _KEPT:
                 del self._encoded[next(iter(self._encoded))]
-            self._encoded[key] = encoded.decoded.astype(array.dtype)
+            self._encoded[key] = found
         return self._encoded[key]
 
     def first(self, variant: Variant) -> int:
@@ -202,19 +219,23 @@ class VariantBuilder:
         for name, choice in variant.choices:
             if not choice.is_float:
                 layer = self.layers[name]
-                proto = with_weight(proto, layer, self.decoded(layer, choice.weights))
+                proto = with_weight(proto, layer, *self.decoded(layer, choice.weights))
         return Change(first, last, (proto,))
 
     def _is_plain(self, variant: Variant) -> bool:
-        """Whether only weights change, and every node multiplies by its weight as it stands (Gemm's alpha is
-        folded by the passes)."""
+        """Whether only weights change, and every node multiplies by its weight as it stands. Gemm's alpha is
+        folded by the passes; it is in a weight that was rounded on data."""
         if not variant.weights_only or any(name not in self._home for name, _ in variant.choices):
             return False
-        for name, _ in variant.choices:
-            found = find_node(self.home_proto(name), self.layers[name])
-            if found is None or any(a.name == "alpha" and a.f != 1.0 for a in found[1].attribute):
-                return False
-        return True
+        return not any(self.scaled(name) and not self._by_data(name, c) for name, c in variant.choices)
+
+    def scaled(self, name: str) -> bool:
+        """Whether the layer's node is not found by itself, or has a factor beside its weight."""
+        found = find_node(self.home_proto(name), self.layers[name])
+        return found is None or any(a.name == "alpha" and a.f != 1.0 for a in found[1].attribute)
+
+    def _by_data(self, name: str, choice: LayerPolicy) -> bool:
+        return self._rounded is not None and self._rounded.get(self.layers[name], choice.weights) is not None
 
     def _merged(self, first: int, last: int) -> onnx.ModelProto:
         """Segments first to last as one model."""

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from onnxq.allocation.ilp import ilp
 from onnxq.allocation.problem import Problem
 from onnxq.allocation.resources import read_costs
+from onnxq.data import Dataset, fit_batch, input_specs
+from onnxq.rounding.rounder import FIT_BATCH
 from onnxq.search.candidate import Candidate
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
-from onnxq.tuning.measure import Measurer, saved_bytes
+from onnxq.sensitivity.rounded import RoundedWeights
+from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.measure import Measurer, make_rounder, saved_bytes
 from onnxq.tuning.prepare import Prepared
 from onnxq.tuning.space import Space, write_space
 from onnxq.tuning.strategies import Allocator
 from passes.layers import Layer, macs
+from passes.model import Model
 from passes.policy import Policy
 from passes.select import select_layers
 
-__all__ = ["check_limits", "make_allocator"]
+__all__ = ["check_limits", "make_allocator", "make_rounded", "parted"]
+
+# Of the calibration samples, those that weights are rounded on for sensitivities.
+_FIT_SHARE = 0.6
 
 
 def check_limits(prepared: Prepared) -> None:
@@ -69,13 +80,15 @@ def make_allocator(
         measurer.calibrate_once(Policy({layer.name: first for layer in layers}))
     now = time.monotonic()
     settings = Settings(config.precision, max(config.threads, 1), config.cache_mb * 2**19, config.seed)
+    fit, seen = parted(prepared.calibration, prepared.model, config)
     space = Space(
         prepared.model,
         layers,
-        prepared.calibration,
+        seen,
         journal,
         settings,
         measurer.ranges,
+        make_rounded(config, prepared.model, fit, progress),
         progress=progress,
         deadline=None if deadline is None else now + share * (deadline - now),
     )
@@ -85,3 +98,28 @@ def make_allocator(
     space.deadline = deadline
     write_space(folder, mode, Path(config.model).name, problem)
     return Allocator(mode, config, problem, space, measurer.metric, measured, deadline)
+
+
+def parted(calibration: Dataset, model: Model, config: TuneConfig) -> tuple[Dataset, Dataset]:
+    """(samples to round on, samples to measure sensitivities on): all of them twice with plain rounding.
+
+    A weight of few bits fits the very samples that it was rounded on, the more so the larger the layer is;
+    measured on those, sensitivities are too small by factors (benchmarks/RESULTS.md).
+    """
+    count = int(_FIT_SHARE * len(calibration))
+    count -= count % fit_batch(FIT_BATCH, input_specs(model.proto))
+    if config.rounding == "nearest" or count == 0:
+        return calibration, calibration
+    order = [int(at) for at in np.random.default_rng(config.seed).permutation(len(calibration))]
+    return calibration.subset(order[:count]), calibration.subset(order[count:])
+
+
+def make_rounded(
+    config: TuneConfig, model: Model, data: Dataset, progress: Callable[[str, int, int], None]
+) -> RoundedWeights | None:
+    """Weights for sensitivities, rounded as those of the candidates are; None for plain rounding."""
+    rounder = make_rounder(config, data)
+    if rounder is None:
+        return None
+    told = dataclasses.replace(rounder, progress=lambda done, total: progress("rounding", done, total))
+    return RoundedWeights(model, told, config.rounding)

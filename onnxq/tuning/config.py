@@ -19,6 +19,7 @@ __all__ = ["MODES", "TuneConfig"]
 
 MODES = ("static", "dynamic", "weights")
 STRATEGIES = ("auto", "ilp", "nsga2", "ranking", "shapley", "threshold")
+ROUNDINGS = ("nearest", "bias", "gptq", "adaround")
 # With fewer bit widths to choose from, excluding layers is all that there is to search.
 _SEVERAL = 3
 
@@ -39,8 +40,8 @@ class TuneConfig:
     activations: of static candidates; several, by commas, are searched together with the weights. precision:
     relative standard error at which a sensitivity is measured well enough, 0 takes every sample.
     permutations, generations: of shapley, nsga2.
-    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities and
-    layer errors are of nearest.
+    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities are
+    of weights rounded so, layer by layer; layer errors are of nearest.
     """
 
     model: str
@@ -93,8 +94,8 @@ class TuneConfig:
                 raise UserError(f"--mode {mode}: is not one of {', '.join(MODES)}")
         if not self.modes or not self.weights:
             raise UserError("nothing to tune: give at least one --mode and one --weights")
-        if self.rounding not in ("nearest", "bias", "gptq"):
-            raise UserError(f"--rounding {self.rounding}: is not one of nearest, bias, gptq")
+        if self.rounding not in ROUNDINGS:
+            raise UserError(f"--rounding {self.rounding}: is not one of {', '.join(ROUNDINGS)}")
         if self.smooth not in ("none", "input", "output"):
             raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
         for name in ("tau", "budget", "bops_budget", "precision"):

@@ -15,6 +15,7 @@ from onnxq.data import Dataset
 from onnxq.files import atomic_write_json, canonical_json, sha256_bytes
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings, measure_sensitivities
+from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Sensitivity
 from onnxq.sensitivity.values import PolicyValues, WholeValues
 from onnxq.sensitivity.variants import Variant, choice_text
@@ -39,6 +40,8 @@ __all__ = [
 SPACE_RECORD = "sensitivity"
 _VALUE_RECORD = "value"
 _VALUE_SAMPLES = 32
+# Between a variant and the rounding of its weights, in records.
+_ROUNDED = " @ "
 # A pair tells nothing where either error is too small to be heard beside rounding.
 _LEAST_DAMAGE = 1e-9
 
@@ -75,9 +78,10 @@ def is_joint(choices: Iterable[LayerPolicy]) -> bool:
 class Space:
     """Sensitivities and policy values of one model on one dataset, each measured once and recorded.
 
-    ranges: of activations, for choices that quantize them. progress: (what, done, total). deadline: for
-    measuring sensitivities, on time.monotonic's clock; what is missing then is estimated (see `_typical`)
-    and counted in `estimated`.
+    ranges: of activations, for choices that quantize them. rounded: rounds the weights on data; sensitivities
+    and values are then those of rounded weights, and stand in the journal under names of their own.
+    progress: (what, done, total). deadline: for measuring sensitivities, on time.monotonic's clock; what is
+    missing then is estimated (see `_typical`) and counted in `estimated`.
     """
 
     model: Model
@@ -86,6 +90,7 @@ class Space:
     journal: Journal
     settings: Settings
     ranges: RangeProvider | None = None
+    rounded: RoundedWeights | None = None
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
     deadline: float | None = None
     estimated: int = 0
@@ -93,11 +98,19 @@ class Space:
     _values: PolicyValues | WholeValues | None = None
 
     def __post_init__(self) -> None:
-        records = self.journal.records(SPACE_RECORD)
-        self._known = {key: Sensitivity.from_json(key, payload) for key, payload in records.items()}
+        for record, payload in self.journal.records(SPACE_RECORD).items():
+            key, _, rounding = record.partition(_ROUNDED)
+            if rounding == self._rounding:
+                self._known[key] = Sensitivity.from_json(key, payload)
+
+    @property
+    def _rounding(self) -> str:
+        """How the weights are rounded, in records: empty for nearest."""
+        return "" if self.rounded is None else self.rounded.rounding
 
     def measure(self, variants: Sequence[Variant], what: str = "sensitivities") -> None:
         """Make sure that every variant is known, as far as the deadline allows."""
+        mark = _ROUNDED + self._rounding if self._rounding else ""
         self._known |= measure_sensitivities(
             self.model,
             self.layers,
@@ -106,7 +119,8 @@ class Space:
             self.settings,
             known=self._known,
             ranges=self.ranges,
-            record=lambda entry: self.journal.append(SPACE_RECORD, entry.key, entry.to_json()),
+            rounded=self.rounded,
+            record=lambda entry: self.journal.append(SPACE_RECORD, entry.key + mark, entry.to_json()),
             progress=lambda done, total: self.progress(what, done, total),
             deadline=self.deadline,
         )
@@ -189,7 +203,7 @@ class Space:
             name: choice_text(choice) if joint else str(choice.weights)
             for name, choice in policy.layers.items()
         }
-        key = sha256_bytes(canonical_json(texts).encode())[:24]
+        key = sha256_bytes((canonical_json(texts) + self._rounding).encode())[:24]
         held = self.journal.get(_VALUE_RECORD, key)
         if held is not None:
             return float(held)
@@ -199,7 +213,8 @@ class Space:
             if joint:
                 self._values = WholeValues(self.model, subset, self.ranges)
             else:
-                self._values = PolicyValues(self.model, self.layers, subset, self.settings.budget)
+                budget = self.settings.budget
+                self._values = PolicyValues(self.model, self.layers, subset, budget, self.rounded)
         value = self._values.mse(policy)
         self.journal.append(_VALUE_RECORD, key, value)
         return value

@@ -224,13 +224,13 @@ class Allocator:
             for entry in source:
                 seeds.append(entry[1])
                 yield entry
-        if self.config.budget or self.problem.count < 2 or not self._enough_time():
+        if self.problem.count < 2 or not self._enough_time():
             return
         paired = self._paired()
         for entry in self._program(paired, "ilp-pairs"):
             seeds.append(entry[1])
             yield entry
-        if self._enough_time():
+        if not self.config.budget and self._enough_time():
             yield from self._evolved(paired, seeds[: 3 * self.config.front])
 
 
