@@ -1,12 +1,12 @@
-"""Weights and activations together: SMPQ's search spaces [2,8]/[8], [2,8]/[4] and [2,8]/[2,8], by bit operations.
+"""Weights and activations together: SMPQ's spaces [2,8]/[8], [2,8]/[4] and [2,8]/[2,8], by bit operations.
 
     python benchmarks/joint_space.py --folder F [--limit 500]
 
-The shipped MobileNetV4 on CIFAR-10, integer weights per channel, activations per tensor (simulated below 8 bits).
-Sensitivities of weights and activations, each alone, on 100 calibration images to precision 0.2; the integer
-program under bit operations of a share of 8/8; top-1 of what it chooses on the first test images. Then the rank
-correlation of the predicted damage (the sum) with the measured logit MSE of 24 random policies of one size. Started
-again on the same folder it goes on.
+The shipped MobileNetV4 on CIFAR-10, integer weights per channel, activations per tensor (simulated below 8
+bits). Sensitivities of weights and activations, each alone, on 100 calibration images to precision 0.2; the
+integer program under bit operations of a share of 8/8; top-1 of what it chooses on the first test images.
+Then the rank correlation of the predicted damage (the sum) with the measured logit MSE of 24 random policies
+of one size. Started again on the same folder it goes on.
 """
 
 from __future__ import annotations
