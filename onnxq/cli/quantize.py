@@ -135,7 +135,8 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     "--calibration",
     default="percentile:99.99",
     show_default=True,
-    help="minmax, percentile[:P], entropy or mse: how activation ranges are found.",
+    help="minmax, percentile[:P], entropy, mse, or output (least error of the next layer's output): how"
+    " activation ranges are found.",
 )
 @click.option(
     "--rounding",
