@@ -162,7 +162,8 @@ class Allocator:
         return state
 
     def _nsga2(self) -> Iterator[tuple[str, Assignment]]:
-        seeds = list(ilp_front(self.problem, 8)) + [a for _, a in threshold_front(self.problem, 6)]
+        seeds = [*ilp_front(self.problem, 8), *self._uniform()]
+        seeds += [a for _, a in threshold_front(self.problem, 6)]
         yield from self._evolved(self.problem, seeds)
 
     def _evolved(self, problem: Problem, seeds: list[Assignment]) -> Iterator[tuple[str, Assignment]]:
@@ -204,7 +205,11 @@ class Allocator:
             seeds.append(entry[1])
             yield entry
         if not self.config.budget and self._enough_time():
-            yield from self._evolved(paired, seeds[: 3 * self.config.front])
+            yield from self._evolved(paired, [*self._uniform(), *seeds[: 3 * self.config.front]])
+
+    def _uniform(self) -> list[Assignment]:
+        """Every layer in the same choice: what mixed precision has to beat."""
+        return [self.problem.uniform(index) for index in range(self.problem.finest + 1)]
 
 
 def _spread(front: list[Assignment]) -> Iterator[Assignment]:
