@@ -11,9 +11,13 @@ x[l + 1, b], which for a chain is as tight as it gets.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +67,7 @@ def ilp(problem: Problem, budget: float, *, bops: float = 0.0) -> Assignment:
         low.append(np.zeros(2 * K))
         high.append(np.zeros(2 * K))
     integrality = np.concatenate([np.ones(n), np.zeros(total - n)])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet():
         # scipy warns for every option that it hands through to HiGHS.
         warnings.simplefilter("ignore")
         solved = milp(
@@ -71,12 +75,30 @@ def ilp(problem: Problem, budget: float, *, bops: float = 0.0) -> Assignment:
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(vstack(rows).tocsr(), np.concatenate(low), np.concatenate(high)),
-            # Presolve gains nothing on these, and lets HiGHS print to stdout.
+            # Presolve gains nothing on these, and lets HiGHS print more.
             options={"mip_rel_gap": _GAP, "node_limit": _NODES, "presolve": False},
         )
     if solved.x is None:
         raise UserError(f"no policy of this search space fits {budget / 1e6:.3f} MB and {bops:g} BOPs")
     return np.asarray(solved.x[:n].reshape(L, K).argmax(axis=1), np.int64)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what HiGHS prints, whatever its options say, out of stdout, where --json writes its document."""
+    sys.stdout.flush()
+    try:
+        held = os.dup(1)
+    except OSError:  # there is no stdout
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(held, 1)
+        os.close(held)
 
 
 def _cheapest(problem: Problem) -> Assignment:
