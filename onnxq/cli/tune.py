@@ -150,7 +150,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     "--calibration",
     default="percentile:99.99",
     show_default=True,
-    help="minmax, percentile[:P], entropy, mse.",
+    help="minmax, percentile[:P], entropy, mse, output (least error of the next layer's output).",
 )
 @click.option(
     "--rounding",
