@@ -1,10 +1,12 @@
 """Kill a tune again and again, resume it, and compare with one that was left alone.
 
-    python benchmarks/kill_resume.py [--kills 20] [--model M.onnx --data D] [--seed 0]
+    python benchmarks/kill_resume.py [--kills 20] [--seed 0] [--strategy ilp ...]
 
 Each round starts `onnxq tune` as a process, kills it (SIGKILL) at a random moment, and checks every file of
-the run folder. After the last kill the run is finished. Prints a table; exit code 1 when a candidate was
-measured twice, the front differs, or a file was broken. tests/onnxq/test_cli_kill.py runs a short version.
+the run folder. After the last kill the run is finished. Prints a table; exit code 1 when something was
+measured twice (candidate, sensitivity, policy's value, walk), the front differs, or a file was broken.
+--strategy: one or several of those that spend bits; without it the default, by ranking.
+tests/onnxq/test_cli_kill.py runs a short version, test_strategies.py one for each strategy.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
+_DEAR = ("candidate", "sensitivity", "value", "walk")
+SPENDING = ("--mode", "weights", "--weights", "gse2,gse4,gse8", "--front", "4")
+SPENDING += ("--permutations", "2", "--generations", "2")
 _ENDS = {".html": b"</html>", ".png": b"IEND"}
 ROOT = Path(__file__).resolve().parent.parent
 _GRAPH = """
@@ -125,11 +130,11 @@ def finish(arguments: list[str]) -> float:
 
 
 def candidates(run: Path) -> list[str]:
-    """Keys of the candidate records of a journal, whole lines only, in order."""
+    """Keys of the records of a journal that cost time to make, whole lines only, in order."""
     path = run / "journal.jsonl"
     lines = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
-    return [record["key"] for record in records if record["kind"] == "candidate"]
+    return [f"{record['kind']} {record['key']}" for record in records if record["kind"] in _DEAR]
 
 
 def broken_files(run: Path) -> list[str]:
@@ -160,14 +165,15 @@ def models(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((run / "front").glob("*.onnx"))}
 
 
-def torture(model: Path, data: Path, folder: Path, kills: int, seed: int) -> Outcome:
+def torture(model: Path, data: Path, folder: Path, kills: int, seed: int, strategy: str = "") -> Outcome:
     """The whole experiment; see the module's docstring."""
     alone, tortured = folder / "alone", folder / "tortured"
-    seconds = finish(command(model, data, alone))
+    more = ("--strategy", strategy, *SPENDING) if strategy else ()
+    seconds = finish(command(model, data, alone, *more))
     rng, broken = random.Random(seed), list[str]()
     done = 0
     while done < kills:
-        process = start(command(model, data, tortured))
+        process = start(command(model, data, tortured, *more))
         # Starting up takes about a second in which nothing can break; most of the moments lie behind it.
         wait = rng.uniform(0.5, max(0.3 * seconds, 3.0))
         try:
@@ -182,7 +188,7 @@ def torture(model: Path, data: Path, folder: Path, kills: int, seed: int) -> Out
             if Counter(candidates(tortured)).most_common(1)[0][1] > 1 or front(tortured) != front(alone):
                 break
             shutil.rmtree(tortured)
-    finish(command(model, data, tortured))
+    finish(command(model, data, tortured, *more))
     keys = Counter(candidates(tortured))
     return Outcome(
         kills=done,
@@ -203,16 +209,23 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--layers", type=int, default=16)
     arguments.add_argument("--samples", type=int, default=200)
+    arguments.add_argument("--strategy", nargs="*", default=[""])
     options = arguments.parse_args()
+    good = [run(options, strategy) for strategy in options.strategy]
+    raise SystemExit(0 if all(good) else 1)
+
+
+def run(options: argparse.Namespace, strategy: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="onnxq-kill-") as name:
         folder = Path(name)
         model, data = make_inputs(folder, options.layers, options.samples)
-        result = torture(model, data, folder, options.kills, options.seed)
+        result = torture(model, data, folder, options.kills, options.seed, strategy)
     yes = {True: "yes", False: "NO"}
     row = {
+        "strategy": strategy or "ranking",
         "kills": result.kills,
         "uninterrupted": f"{result.seconds:.1f} s",
-        "candidates": result.measured,
+        "records": result.measured,
         "measured twice": len(result.twice),
         "front equal": yes[result.front_equal],
         "models byte-equal": yes[result.models_equal],
@@ -221,7 +234,7 @@ def main() -> None:
     print(f"| {' | '.join(row)} |\n|{' --- |' * len(row)}\n| {' | '.join(map(str, row.values()))} |")
     for text in result.broken:
         print(f"broken: {text}")
-    raise SystemExit(0 if result.good else 1)
+    return result.good
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
-8. rounding=gptq or bias: weights and biases come from the rounder that the application lends
+8. rounding=gptq, adaround or bias: weights and biases come from the rounder that the application lends
    (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
@@ -31,6 +31,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
+from passes.analytic import analytic_biases
 from passes.base import Context, Pass, register
 from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
 from passes.dynamic import quantize_dynamic
@@ -83,8 +84,9 @@ class Quantize(Pass):
 
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
-    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; with calibration
-    data, bias (nearest, with corrected biases) or gptq.
+    GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; analytic
+    (nearest, with biases corrected by what BatchNormalization says, passes/analytic.py); with calibration
+    data, bias (nearest, with biases corrected), gptq, or adaround (learned on top of gptq).
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -94,7 +96,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     policy: str = ""
     standard: bool = False
-    rounding: Literal["nearest", "bias", "gptq"] = "nearest"
+    rounding: Literal["nearest", "analytic", "bias", "gptq", "adaround"] = "nearest"
     name: ClassVar[str] = "quantize"
 
     @classmethod
@@ -172,10 +174,15 @@ class Quantize(Pass):
             context.note(
                 "info", "", "activations in GSE are simulated in float: accuracy is real, speed is not"
             )
-        if self.rounding != "nearest" and context.rounder is None:
+        if self.rounding not in ("nearest", "analytic") and context.rounder is None:
             raise PolicyError(
                 f"{model.name}: rounding={self.rounding} needs calibration data; give --data, or "
                 "rounding=nearest"
+            )
+        if self.rounding == "analytic" and not context.distributions:
+            raise PolicyError(
+                f"{model.name}: rounding=analytic needs BatchNormalization that fold_batchnorm folds in the "
+                "same recipe, and no pass in between that rescales channels; or rounding=nearest"
             )
         _Edit(graph, model, policy, self.standard, context, self.rounding).run()
         result = export_graph(graph, model)
@@ -267,7 +274,7 @@ class _Edit:
         policy: Policy,
         standard: bool,
         context: Context,
-        rounding: str = "nearest",
+        rounding: Literal["nearest", "analytic", "bias", "gptq", "adaround"] = "nearest",
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
         self.standard, self.rounding = standard, rounding
@@ -280,9 +287,12 @@ class _Edit:
         plan = plan_activations(self.graph, static, self.policy)
         self._calibrate(plan)
         rounded: Mapping[str, RoundedLayer] = {}
-        if self.rounding != "nearest" and self.context.rounder is not None:
-            given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
-            tasks = rounding_tasks(*given, nearest=self.rounding == "bias")
+        given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+        if self.rounding == "analytic":
+            tasks = rounding_tasks(*given, method="bias")
+            rounded = analytic_biases(self.graph, self.found, tasks, self.context)
+        elif self.rounding != "nearest" and self.context.rounder is not None:
+            tasks = rounding_tasks(*given, method=self.rounding)
             rounded = self.context.rounder(self.model, tasks)
         for layer, node, home in self.found:
             choice = self.policy[layer.name]

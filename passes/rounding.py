@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
 from passes.weights import EncodedWeight, encode_layer, shape_gse, shape_integers, weight_format
+from runtime_ops.adaround import Learning
 from runtime_ops.gse import EXPONENT_BITS, GSETensor
 from runtime_ops.rounding import (
     Grid,
@@ -34,9 +35,11 @@ from runtime_ops.rounding import (
     upper_factor,
 )
 
-__all__ = ["Moments", "RoundedLayer", "Rounder", "RoundingTask", "prediction_error", "round_task"]
+__all__ = ["Method", "Moments", "RoundedLayer", "Rounder", "RoundingTask", "prediction_error", "round_task"]
 
 Float = npt.NDArray[np.float64]
+# What a layer's rounding may be, but for nearest.
+Method = Literal["bias", "gptq", "adaround"]
 _FACTORS = (1.0, 0.8, 0.9, 1.1, 1.2)
 _SHIFTS = (0, -1, 1)
 _TRIES = 4
@@ -72,8 +75,9 @@ class RoundingTask:
     output: the tensor that the node writes, by which the application finds it in the model.
     array: the weight (a Gemm's alpha is in it). bias: float64 [C] with beta in it, zeros where there is
     none yet; None where none can be added. input_scale: of quantized activations, for the int32 range of the
-    bias; None where the bias stays float. half: scales that float16 holds (bit streams). nearest: keep the
-    plain rounding of the given weight and correct the bias alone (empirical bias correction).
+    bias; None where the bias stays float. half: scales that float16 holds (bit streams). method: gptq;
+    adaround, which learns the codes on top of it; or bias, which keeps the plain rounding of the given weight
+    and corrects the bias alone (empirical bias correction).
     """
 
     layer: Layer
@@ -83,7 +87,7 @@ class RoundingTask:
     bias: Float | None = None
     input_scale: float | None = None
     half: bool = False
-    nearest: bool = False
+    method: Method = "gptq"
 
 
 @dataclass(frozen=True)
@@ -206,9 +210,10 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
     scales are widened and the layer is rounded again.
     """
     groups = len(moments.second)
+    learning = Learning() if task.method == "adaround" else None
     weight = _rows(task.array, task.layer.channel_axis, groups)
     hessian = factor = target = weight
-    if not task.nearest:
+    if task.method != "bias":
         hessian = damped(moments.second, damping)
         factor = upper_factor(hessian)
         target = corrected_target(weight, moments.wanted(weight), moments.second, factor)
@@ -220,9 +225,12 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
             floor = wanted if floor is None else np.maximum(floor, wanted)
         form = _Format(task, target, floor)
         encoded = form.plain
-        if not task.nearest:
+        if task.method != "bias":
             grid, refit = form.grid(), form.refit()
-            encoded = form.encoded(round_rows(target, hessian, factor, grid, sweeps=sweeps, represent=refit))
+            rows = round_rows(
+                target, hessian, factor, grid, sweeps=sweeps, represent=refit, learning=learning
+            )
+            encoded = form.encoded(rows)
         if task.bias is None:
             return RoundedLayer(encoded, None)
         real = _rows(encoded.decoded, task.layer.channel_axis, groups)

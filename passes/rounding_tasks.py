@@ -20,7 +20,7 @@ from passes.layers import Layer, weight_index
 from passes.packed import is_packed
 from passes.placement import activation_input
 from passes.policy import Policy, Scheme
-from passes.rounding import RoundingTask
+from passes.rounding import Method, RoundingTask
 
 __all__ = ["rounding_tasks"]
 
@@ -43,11 +43,11 @@ def rounding_tasks(
     ranges: Mapping[str, Range],
     standard: bool,
     context: Context,
-    nearest: bool = False,
+    method: Method = "gptq",
 ) -> list[RoundingTask]:
     """A task for every layer whose weights the policy quantizes, in graph order; Gemm's factors are folded.
 
-    ranges: of quantized activations by name. standard: no bit streams (passes/quantize.py). nearest: see
+    ranges: of quantized activations by name. standard: no bit streams (passes/quantize.py). method: see
     `RoundingTask`.
     """
     tasks: list[RoundingTask] = []
@@ -71,7 +71,7 @@ def rounding_tasks(
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
                 input_scale=None if source is None else float(source.scale),
                 half=is_packed(choice.weights, choice.activations.is_integer, standard),
-                nearest=nearest,
+                method=method,
             )
         )
     return tasks

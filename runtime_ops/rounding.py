@@ -17,6 +17,8 @@ columns, taken from a few candidates. The minimum is sought in three steps.
    candidate of a group is chosen by its true cost when the group is reached.
 2. Coordinate descent: each code to its best value given all others, q_j + (D H)_j / H_jj with D = W1 - Q.
 3. The plain rounding of W1 is kept in every row in which it is better; so the result is never worse.
+Asked to, codes are also learned (runtime_ops/adaround.py) on the scales that the sequential pass chose,
+settled by coordinate descent, and taken in the rows in which they are better.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from runtime_ops.adaround import Learning, learn_codes
 
 __all__ = ["Grid", "Rounded", "corrected_target", "damped", "objective", "round_rows", "upper_factor"]
 
@@ -267,6 +271,20 @@ def _refit(
     return Rounded(codes, scale, found.zero, cost, grid.size)
 
 
+def _learned(
+    target: Float, found: Rounded, hessian: Float, grid: Grid, sweeps: int, learning: Learning
+) -> Rounded:
+    """Other codes on the scales of `found`: learned, then settled by coordinate descent."""
+    columns = target.shape[-1]
+    scale, zero = (
+        np.broadcast_to(_wide(item, grid.size, columns), target.shape) for item in (found.scale, found.zero)
+    )
+    codes = learn_codes(target, hessian, scale, zero, grid.lowest, grid.highest, learning)
+    codes = _descend(target, codes, found.scale, found.zero, hessian, grid, sweeps)
+    cost = objective(target - _decoded(codes, found.scale, found.zero, grid.size), hessian)
+    return Rounded(codes, found.scale, found.zero, cost, grid.size)
+
+
 def _better(first: Rounded, second: Rounded, shared: bool) -> Rounded:
     """Row by row (or, with one scale for all, altogether) the one of smaller objective; `first` in a tie."""
     worse = second.cost < first.cost
@@ -288,11 +306,13 @@ def round_rows(
     *,
     sweeps: int = 4,
     represent: Callable[[Float], Float] | None = None,
+    learning: Learning | None = None,
 ) -> Rounded:
     """Round W1 [N, M, K] on the grid by the three steps of the module's docstring.
 
     factor: `upper_factor(hessian)`. sweeps: of coordinate descent, 0 for none. represent: what the file makes
     of a scale [N, M, 1]; given, the scales of whole rows are fitted once in closed form behind the descent.
+    learning: also learn the codes.
     """
     rows, columns = target.shape[1:]
     plain = _plain(target, grid, hessian)
@@ -315,4 +335,8 @@ def round_rows(
     found = Rounded(codes, scale, zero, cost, grid.size)
     if represent is not None and scale.shape[-1] == 1:
         found = _better(found, _refit(target, found, hessian, grid, sweeps, represent), grid.shared)
+    if learning is not None:
+        learned = _learned(target, found, hessian, grid, sweeps, learning)
+        # Row by row even with one scale for all: it is the same scale.
+        found = _better(found, learned, shared=False)
     return _better(plain, found, grid.shared)

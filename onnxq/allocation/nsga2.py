@@ -28,14 +28,18 @@ from onnxq.allocation.problem import Assignment, Problem
 
 __all__ = ["Evolved", "evolve"]
 
+# Both objectives of an assignment beyond the limits: more than any file has bytes.
+_FORBIDDEN = 1e18
+
 
 @dataclass(frozen=True)
 class Evolved:
-    """An assignment that was measured: its logit MSE and predicted bytes."""
+    """An assignment that was measured: its logit MSE, predicted bytes, and what it spends of `over`."""
 
     assignment: Assignment
     mse: float
     bytes: int
+    spent: float
 
 
 def evolve(
@@ -47,10 +51,13 @@ def evolve(
     generations: int = 10,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    allowed: Callable[[Assignment], bool] = lambda _: True,
+    over: str = "bytes",
 ) -> list[Evolved]:
-    """The measured, non-dominated assignments, smallest first. stop: asked before each generation.
+    """The measured, non-dominated assignments, cheapest in the resource `over` first.
 
-    mse: logit MSE of an assignment; asked once for each different one.
+    mse: logit MSE of an assignment; asked once for each different one. allowed: whether an assignment keeps
+    the limits; others are never measured and rank behind all that do. stop: asked before each generation.
     """
     top = len(problem.choices) - 1
     space = PymooProblem(n_var=problem.count, n_obj=2, xl=0, xu=max(top, 1), vtype=int)
@@ -68,7 +75,7 @@ def evolve(
         if offspring is None or len(offspring) == 0:
             break
         rows = [np.clip(np.rint(row), 0, top).astype(np.int64) for row in offspring.get("X")]
-        values = _judge(problem, rows, mse, measured, first=algorithm.n_iter in (None, 1))
+        values = _judge(problem, rows, mse, measured, allowed, over, first=algorithm.n_iter in (None, 1))
         PymooEvaluator().eval(StaticProblem(space, F=values), offspring)
         algorithm.tell(infills=offspring)
     return _front(list(measured.values()))
@@ -92,18 +99,36 @@ def _judge(
     rows: Sequence[Assignment],
     mse: Callable[[Assignment], float],
     measured: dict[bytes, Evolved],
+    allowed: Callable[[Assignment], bool],
+    over: str,
     first: bool,
 ) -> Any:
-    """[n, 2]: bytes and ln MSE of every row, measured for those that the surrogate thinks well of."""
-    sizes = np.array([problem.size(row) for row in rows], np.float64)
+    """[n, 2]: the resource and ln MSE of every row, measured for those that the surrogate thinks well of."""
+    kept = [index for index, row in enumerate(rows) if allowed(row)]
+    values: Any = np.full((len(rows), 2), _FORBIDDEN)
+    if kept:
+        values[kept] = _estimates(problem, [rows[index] for index in kept], mse, measured, over, first)
+    return values
+
+
+def _estimates(
+    problem: Problem,
+    rows: Sequence[Assignment],
+    mse: Callable[[Assignment], float],
+    measured: dict[bytes, Evolved],
+    over: str,
+    first: bool,
+) -> Any:
+    resource = problem.resources[over]
+    spent = np.array([resource.of(row) for row in rows], np.float64)
     predicted = np.log(np.maximum([problem.damage(row) for row in rows], 1e-30))
     order = np.argsort(
-        NonDominatedSorting().do(np.column_stack([sizes, predicted]), return_rank=True)[1], kind="stable"
+        NonDominatedSorting().do(np.column_stack([spent, predicted]), return_rank=True)[1], kind="stable"
     )
     for index in order[: len(rows) if first else (len(rows) + 1) // 2]:
         row = rows[int(index)]
         if row.tobytes() not in measured:
-            measured[row.tobytes()] = Evolved(row, mse(row), int(sizes[index]))
+            measured[row.tobytes()] = Evolved(row, mse(row), problem.size(row), float(spent[index]))
     shift = float(
         np.median(
             [
@@ -116,12 +141,12 @@ def _judge(
         np.log(max(measured[row.tobytes()].mse, 1e-30)) if row.tobytes() in measured else guess + shift
         for row, guess in zip(rows, predicted, strict=True)
     ]
-    return np.column_stack([sizes, real])
+    return np.column_stack([spent, real])
 
 
 def _front(measured: Sequence[Evolved]) -> list[Evolved]:
     if not measured:
         return []
-    costs = np.array([[entry.bytes, entry.mse] for entry in measured], np.float64)
+    costs = np.array([[entry.spent, entry.mse] for entry in measured], np.float64)
     chosen = NonDominatedSorting().do(costs, only_non_dominated_front=True)
-    return sorted((measured[int(index)] for index in chosen), key=lambda entry: (entry.bytes, entry.mse))
+    return sorted((measured[int(index)] for index in chosen), key=lambda entry: (entry.spent, entry.mse))

@@ -6,12 +6,13 @@ An assignment is one choice index per layer, int [L]. All tables are [L, K].
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.allocation.resources import CostModel, Resource
 from onnxq.sensitivity.variants import choice_text
 from passes.errors import UserError
 from passes.layers import Layer
@@ -27,11 +28,11 @@ _FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class Problem:
-    """layers: names in graph order. choices: from cheapest to finest, the same for every layer.
+    """layers: names in graph order. choices: the same for every layer, by weight bits times activation bits.
 
     cost: predicted damage (logit MSE) [L, K]. bytes: of the weight in the file [L, K]. bops: bit operations
     per sample [L, K]. rest: bytes of the file that no choice changes. correlation: of neighbours' errors [L -
-    1]; 0 where it was not measured.
+    1]; 0 where it was not measured. extra: other resources by name, such as latency on a device.
     """
 
     layers: tuple[str, ...]
@@ -41,6 +42,7 @@ class Problem:
     bops: Table
     rest: int = 0
     correlation: Table = field(default_factory=lambda: np.zeros(0))
+    extra: Mapping[str, Resource] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,7 +59,7 @@ class Problem:
         def bits(scheme: Scheme) -> int:
             return _FLOAT_BITS if scheme.is_float else scheme.bits
 
-        ladder = sorted(choices, key=lambda choice: bits(choice.weights))
+        ladder = sorted(choices, key=lambda c: (bits(c.weights) * bits(c.activations), bits(c.weights)))
         size = [
             [layer_bytes(layer, c.weights, integer_activations=c.activations.is_integer) for c in ladder]
             for layer in layers
@@ -97,6 +99,23 @@ class Problem:
         """Bit operations of one sample."""
         return int(self.bops[np.arange(self.count), assignment].sum())
 
+    @property
+    def resources(self) -> dict[str, Resource]:
+        """Everything that can be limited, by name: bytes, bops, and what cost models brought."""
+        size, operations = Resource(self.bytes, self.rest, "bytes"), Resource(self.bops, 0.0, "BOPs")
+        return {"bytes": size, "bops": operations, **self.extra}
+
+    def with_costs(self, model: CostModel) -> Problem:
+        """The search space with one more resource. Raises UserError where it lacks a layer or choice."""
+        table = [[model(layer, choice) for choice in self.choices] for layer in self.layers]
+        resource = Resource(np.array(table, np.float64), model.rest, model.unit)
+        return replace(self, extra={**self.extra, model.name: resource})
+
+    def within(self, assignment: Assignment, limits: Mapping[str, float]) -> bool:
+        """Whether an assignment keeps all limits (name -> most)."""
+        held = self.resources
+        return all(held[name].of(assignment) <= most * (1 + 1e-9) for name, most in limits.items())
+
     def policy(self, assignment: Assignment) -> Policy:
         return Policy({name: self.choices[int(k)] for name, k in zip(self.layers, assignment, strict=True)})
 
@@ -129,6 +148,7 @@ class Problem:
             "bops": self.bops.tolist(),
             "rest": self.rest,
             "correlation": self.correlation.tolist(),
+            "extra": {name: resource.to_json() for name, resource in self.extra.items()},
         }
 
     @classmethod
@@ -144,9 +164,11 @@ class Problem:
                 bops,
                 int(document["rest"]),
                 np.array(document.get("correlation", ()), np.float64),
+                {name: Resource.from_json(held) for name, held in document.get("extra", {}).items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"is no table of sensitivities: {error}") from None
-        if any(table.shape != (len(found.layers), len(found.choices)) for table in (cost, size, bops)):
+        tables = (cost, size, bops, *(resource.table for resource in found.extra.values()))
+        if any(table.shape != (len(found.layers), len(found.choices)) for table in tables):
             raise UserError("is no table of sensitivities: its tables are not layers x choices")
         return found

@@ -16,18 +16,29 @@ __all__ = ["allocate"]
 
 
 def _assignments(
-    problem: Problem, strategy: str, tau: float, bits: tuple[int, ...], budget: float, bops: float, front: int
+    problem: Problem,
+    strategy: str,
+    tau: float,
+    bits: tuple[int, ...],
+    limits: dict[str, float],
+    front: int,
+    over: str,
 ) -> list[tuple[str, Assignment]]:
     from onnxq.allocation import ilp, ilp_front, threshold, threshold_front
+    from passes.errors import UserError
 
     if strategy == "threshold":
         if tau:
             return [(f"tau {tau:g}", threshold(problem, tau, bits))]
-        return [(f"tau {level:.3g}", found) for level, found in threshold_front(problem, front, bits)]
-    if budget or bops:
-        wanted = budget or float(problem.size(problem.uniform(len(problem.choices) - 1)))
-        return [(f"{wanted / 1e6:.3f} MB", ilp(problem, wanted, bops=bops))]
-    return [(f"{problem.size(a) / 1e6:.3f} MB", a) for a in reversed(list(ilp_front(problem, front)))]
+        sweep = threshold_front(problem, front, bits)
+        found = [(f"tau {level:.3g}", a) for level, a in sweep if problem.within(a, limits)]
+        if not found:
+            raise UserError("no tau gives a policy within the limits; --strategy ilp looks at every policy")
+        return found
+    if over in limits:
+        return [(f"{limits[over]:.6g} {over}", ilp(problem, limits=limits))]
+    policies = reversed(list(ilp_front(problem, front, over, limits)))
+    return [(f"{problem.size(a) / 1e6:.3f} MB", a) for a in policies]
 
 
 def _write(output: Path, problem: Problem, found: list[tuple[str, Assignment]]) -> list[Path]:
@@ -61,7 +72,16 @@ def _write(output: Path, problem: Problem, found: list[tuple[str, Assignment]]) 
 @click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
 @click.option("--bits", multiple=True, help="threshold: candidate bits, as in 4,6,8; default all.")
 @click.option("--budget", type=ByteSize(), default=0.0, help="ilp: size of the file, as in 2.4MB.")
-@click.option("--bops", type=float, default=0.0, help="ilp: most bit operations of a sample.")
+@click.option(
+    "--bops-budget", "--bops", "bops", type=float, default=0.0, help="Most bit operations of a sample."
+)
+@click.option(
+    "--costs", multiple=True, metavar="FILE", help="Costs of layers: a latency model, say (docs/COSTS.md)."
+)
+@click.option("--cost-limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
+@click.option(
+    "--over", default="", help="What a front is swept over: bytes (default), bops, or a cost's name."
+)
 @click.option("--front", type=click.IntRange(min=1), default=12, show_default=True, help="Points of a front.")
 @click.option("-o", "--output", metavar="OUT", help="POLICY.json, POLICY.csv, or a folder for a front.")
 @click.option("--plot", metavar="OUT.png", help="Draw the bits of every layer.")
@@ -73,6 +93,9 @@ def allocate(
     bits: tuple[str, ...],
     budget: float,
     bops: float,
+    costs: tuple[str, ...],
+    limits: tuple[str, ...],
+    over: str,
     front: int,
     output: str | None,
     plot: str | None,
@@ -83,6 +106,7 @@ def allocate(
     ilp takes the least sum of sensitivities under a size; threshold gives each layer the fewest bits whose
     sensitivity is below tau. What comes out are predictions: `tune` and `eval` measure.
     """
+    from onnxq.allocation.resources import parse_limits, read_costs
     from onnxq.cli.output import check_output
     from onnxq.cli.terminal import megabytes, print_json, remark, table
     from onnxq.files import atomic_write
@@ -103,7 +127,15 @@ def allocate(
         if target:
             check_output(Path(target))
     model, problem = read_space(run)
-    found = _assignments(problem, strategy, tau, widths, budget, bops, front)
+    for path in costs:
+        problem = problem.with_costs(read_costs(path))
+    bounds = parse_limits(splitted(limits), list(problem.extra))
+    bounds |= {name: most for name, most in (("bytes", budget), ("bops", bops)) if most}
+    if over and over not in problem.resources:
+        raise UserError(f"--over {over}: is not one of {', '.join(problem.resources)}")
+    # One limit alone, and no axis: the one policy that makes the most of it.
+    axis = over or next(iter(bounds) if "bytes" not in bounds else iter(("bytes",)), "bytes")
+    found = _assignments(problem, strategy, tau, widths, bounds, front, axis)
     written = _write(Path(output), problem, found) if output else []
     if plot:
         from onnxq.report.drawing import png
@@ -121,16 +153,25 @@ def allocate(
                     "bytes": problem.size(a),
                     "predicted_mse": problem.damage(a),
                     "bops": problem.operations(a),
+                    **{name: held.of(a) for name, held in problem.extra.items()},
                     "policy": problem.policy(a).to_json(),
                 }
                 for name, a in found
             ]
         )
         return
+    extra = {f"{name} ({held.unit})" if held.unit else name: held for name, held in problem.extra.items()}
     lines = [
-        (name, megabytes(problem.size(a)), f"{problem.damage(a):.4g}", f"{problem.operations(a) / 1e9:.2f}")
+        (
+            name,
+            megabytes(problem.size(a)),
+            f"{problem.damage(a):.4g}",
+            f"{problem.operations(a) / 1e9:.2f}",
+            *(f"{held.of(a):.4g}" for held in extra.values()),
+        )
         for name, a in found
     ]
-    table(["point", "predicted size", "predicted logit MSE", "GBOPs"], lines, right=(1, 2, 3))
+    heads = ["point", "predicted size", "predicted logit MSE", "GBOPs", *extra]
+    table(heads, lines, right=tuple(range(1, len(heads))))
     if written:
         remark(f"{len(written)} policies in {output}" if len(written) > 1 else f"written to {output}")

@@ -24,11 +24,15 @@ def show_schemes(
     output: str | None,
     top: int | None,
     as_json: bool,
+    activations: Sequence[str] = (),
+    calibration: str = "percentile:99.99",
 ) -> None:
     """Measure, draw and print; worst layer first. output: OUT.png, or a folder that keeps everything."""
     picture = Path(output) if output and output.endswith(".png") else None
     folder = Path(output) if output and picture is None else None
-    found = sensitivities(model, data, schemes, folder, settings=settings)
+    found = sensitivities(
+        model, data, schemes, folder, activations=activations, calibration=calibration, settings=settings
+    )
     if output:
         _draw(picture or Path(output) / "sensitivity.png", model.name, found)
     names = list(dict.fromkeys(scheme for _, scheme in found.entries))

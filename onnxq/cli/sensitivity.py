@@ -53,7 +53,13 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
 @click.option(
     "--schemes",
     multiple=True,
-    help="Measure the logits with one layer at a time in each of these, as in gse2,gse4,int8:channel.",
+    help="Measure the logits with one layer at a time in each of these, as in gse2,int8:channel; activations"
+    " alone as float/uint4, both as gse4/uint8.",
+)
+@click.option(
+    "--with-activations",
+    multiple=True,
+    help="--schemes: pair each with each of these, as in uint4,uint8, both measured alone and added up.",
 )
 @click.option(
     "--precision",
@@ -84,6 +90,7 @@ def sensitivity(
     top: int | None,
     output: str | None,
     schemes: tuple[str, ...],
+    with_activations: tuple[str, ...],
     precision: float,
     cache_mb: int,
     as_json: bool,
@@ -94,7 +101,7 @@ def sensitivity(
     QDQ error: what quantizing moves a layer's own tensor by. XModel error: how far its output in the wholly
     quantized network is from float, errors of the layers before it included. Both relative (L2).
     Score: half of each, normalised over the layers. With --schemes instead: the mean squared error of the
-    logits with one layer alone in a scheme, for every layer and scheme (weights only).
+    logits with one layer alone in a scheme, for every layer and scheme (weights, activations or both).
     """
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.output import check_output
@@ -105,7 +112,7 @@ def sensitivity(
     from onnxq.search.layer_errors import measure_layer_errors
     from onnxq.search.ranking import rank
     from passes.base import Context
-    from passes.errors import UnsupportedModelError
+    from passes.errors import UnsupportedModelError, UserError
     from passes.layers import find_layers
     from passes.model import load
     from passes.opset import upgrade
@@ -124,8 +131,13 @@ def sensitivity(
         samples = min(limit or calibration_samples, calibration_samples)
         dataset = open_for(model_file, calibration_data or data, preprocess, samples, seed)
         settings = Settings(precision, resolve_threads(threads), cache_mb * 2**20, seed)
-        show_schemes(model_file, dataset, splitted(schemes), settings, output, top, as_json)
+        names, kinds = splitted(schemes), splitted(with_activations)
+        show_schemes(model_file, dataset, names, settings, output, top, as_json, kinds, calibration)
         return
+    if with_activations:
+        raise UserError(
+            "--with-activations: goes with --schemes, the weights that activations are paired with"
+        )
     weight, activation = (
         weight_scheme(weight_text(weights, None)),
         activation_scheme(activation_text(activations)),

@@ -35,6 +35,7 @@ def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     values = dict(settings)
     values["modes"] = splitted(values["modes"])
     values["weights"] = splitted(values["weights"])
+    values["limits"] = splitted(values["limits"])
     for key in ("preprocess", "calibration_data", "metric"):
         values[key] = values[key] or ""
     config = TuneConfig(model=model, **values)
@@ -110,6 +111,11 @@ def _document(result: TuneResult) -> dict[str, Any]:
 )
 @click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
 @click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")
+@click.option("--bops-budget", type=float, default=0.0, help="Most bit operations of a sample, as in 6e9.")
+@click.option(
+    "--costs", multiple=True, metavar="FILE", help="Costs of layers: a latency model, say (docs/COSTS.md)."
+)
+@click.option("--cost-limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
 @click.option("--front", type=int, default=12, show_default=True, help="Points that a strategy proposes.")
 @click.option(
     "--precision",
@@ -135,19 +141,24 @@ def _document(result: TuneResult) -> dict[str, Any]:
     show_default=True,
     help="Weight schemes from cheapest to finest, as in int4:channel,int8:channel; float is always the end.",
 )
-@click.option("--activations", default="uint8", show_default=True, help="Scheme of static activations.")
+@click.option(
+    "--activations",
+    default="uint8",
+    show_default=True,
+    help="Scheme of static activations; several, as in uint8,uint4, are searched together with the weights.",
+)
 @click.option(
     "--calibration",
     default="percentile:99.99",
     show_default=True,
-    help="minmax, percentile[:P], entropy, mse.",
+    help="minmax, percentile[:P], entropy, mse, output (least error of the next layer's output).",
 )
 @click.option(
     "--rounding",
     default="nearest",
     show_default=True,
-    help="Of the candidates' weights: nearest, bias, or gptq, which looks at the calibration set: slower to"
-    " build, far better below 6 bits.",
+    help="Of the candidates' weights: nearest, bias, gptq, which looks at the calibration set (slower to"
+    " build, far better below 6 bits), or adaround, which learns on top of it (slower still).",
 )
 @click.option(
     "--smooth",

@@ -1,11 +1,12 @@
 """Pictures of the bit search: sensitivity across layers, the allocation, quality and size over group size.
 
-They show what GSE-MN4's figures 2, 3 and 4 show.
+They show what GSE-MN4's figures 2, 3 and 4 show; and how SMPQ's Shapley values settle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from onnxq.report.drawing import COLOURS, MARKERS, add_legend, new_figure
 from onnxq.report.labels import shorten_layer_names
 
-__all__ = ["allocation_figure", "group_size_figure", "sensitivity_figure"]
+__all__ = ["allocation_figure", "group_size_figure", "sensitivity_figure", "shapley_figure"]
 
 _NAMED_LAYERS = 60
 
@@ -102,4 +103,40 @@ def group_size_figure(
     quality.set_ylabel(label)
     quality.set_title(f"{model}: group size", loc="left", fontsize=13)
     add_legend(figure, quality)
+    return figure
+
+
+def shapley_figure(
+    model: str,
+    layers: Sequence[str],
+    changes: Sequence[float],
+    values: Mapping[str, Sequence[float]],
+    factors: Sequence[float],
+) -> Figure:
+    """Convergence, and each layer's value. values: mean, half (of its 95 % interval, infinite where unknown)
+    and expected, in ln MSE, a number a layer. factors: on the layers' sensitivities."""
+    figure, (change, value, factor) = new_figure(3, height=10.5, ratios=(1, 1.5, 1))
+    change.plot(range(1, len(changes) + 1), changes, color=COLOURS[0], marker=MARKERS[0], linewidth=1.4)
+    change.set_ylabel("relative change")
+    change.set_xlabel("walks")
+    change.xaxis.set_major_locator(MaxNLocator(integer=True))
+    change.set_ylim(bottom=0)
+    change.set_title(f"{model}: change of the Shapley values with each walk", loc="left", fontsize=13)
+    at = np.arange(len(layers))
+    half = np.array(values["half"], np.float64)
+    bars = np.where(np.isfinite(half), half, 0)
+    style: dict[str, Any] = {"linestyle": "", "markersize": 5, "linewidth": 1.2}
+    value.errorbar(
+        at, values["mean"], bars, label="seen on the walks, 95 %", color=COLOURS[0], marker="o", **style
+    )
+    value.plot(at, values["expected"], label="predicted by S", color=COLOURS[1], marker="_", **style)
+    value.set_ylabel("ln MSE of a step")
+    value.set_title("the layer's weightiest player", loc="left", fontsize=11)
+    value.set_xticks([])
+    factor.bar(at, np.array(factors) - 1, bottom=1, color=COLOURS[2], width=0.8)
+    factor.set_ylabel("factor on S")
+    _name_layers(factor, layers)
+    for axes in (value, factor):
+        axes.set_xlim(-0.6, len(layers) - 0.4)
+    add_legend(figure, value)
     return figure

@@ -1,4 +1,4 @@
-"""Write and read a run's report: `report.json`, three PNGs, and `report.html` that holds everything.
+"""Write and read a run's report: `report.json`, its PNGs, and `report.html` that holds everything.
 
 The report is written again after every candidate, so that a killed run leaves a whole one. Data come first
 (JSON), then the figures, then the page that embeds them. Figures cost seconds of CPU where JSON and page
@@ -13,7 +13,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ _JSON_NAME = "report.json"
 _HTML_NAME = "report.html"
 _FRONT_FIGURE = "pareto.png"
 _FIGURE_NAMES = ("pareto.png", "objectives.png", "errors.png")
+# NAME-MODE.png, which searches hand over (`ReportWriter.embed`), in this order.
+_MODE_CAPTIONS = {
+    "sensitivity": "Error of the logits with one layer alone in each scheme, across the layers.",
+    "allocation": "Bits of every layer in the picks.",
+    "group_size": "Quality and file size over the number of weights that share a scale or an exponent.",
+    "shapley": "How the Shapley values settled over the walks, and what they make of the sensitivities.",
+}
 _CAPTIONS = {
     "pareto.png": "Quality over file size. Bars are one standard error; what the line leaves out is on the "
     "front for an objective that this plane does not show.",
@@ -78,8 +85,18 @@ class ReportWriter:
         make_folder(self.folder)
         atomic_write_json(self.folder / _JSON_NAME, report)
         if final or self._clock() >= self._next_drawing:
-            self._draw(report, whole=final or not self._figures)
+            self._draw(report, whole=final or not self._figures.keys() & set(_FIGURE_NAMES))
         atomic_write(self.folder / _HTML_NAME, render_html(report, str(self.folder), self._figures))
+
+    def embed(self, name: str, picture: bytes) -> None:
+        """Hold one more picture from the next `write` on; name: `sensitivity-MODE.png` and the like.
+
+        Raises:
+            ValueError: there is no caption for that name.
+        """
+        if _caption(name) is None:
+            raise ValueError(f"{name} is no picture of a report")
+        self._figures[name] = picture
 
     def _draw(self, report: Mapping[str, Any], *, whole: bool) -> None:
         """Draw the figures; in the middle of a run only the front, which is what people watch."""
@@ -150,9 +167,7 @@ def render_html(report: Mapping[str, Any], run: str, figures: Mapping[str, bytes
         picked=picked,
         front=set(report["front"]),
         others=others,
-        figures=[
-            (name, _CAPTIONS[name], data_uri(figures[name])) for name in _FIGURE_NAMES if name in figures
-        ],
+        figures=[(name, _caption(name), data_uri(figures[name])) for name in _ordered(figures)],
     )
 
 
@@ -185,8 +200,25 @@ def data_uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
 
 
+def _caption(name: str) -> str | None:
+    """The sentence under a picture; None for what is no picture of a report."""
+    kind, dash, mode = name.removesuffix(".png").partition("-")
+    return _MODE_CAPTIONS.get(kind) if dash and mode else _CAPTIONS.get(name)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """The run's own figures first, then those of each mode."""
+    kinds = [*_FIGURE_NAMES, *_MODE_CAPTIONS]
+
+    def place(name: str) -> tuple[int, str]:
+        return kinds.index(name if name in kinds else name.partition("-")[0]), name
+
+    return sorted((name for name in names if _caption(name) is not None), key=place)
+
+
 def _stored_figures(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in _FIGURE_NAMES if (folder / name).is_file()}
+    found = [path.name for path in folder.glob("*.png") if path.is_file()]
+    return {name: (folder / name).read_bytes() for name in _ordered(found)}
 
 
 def _float(value: Any) -> float | None:

@@ -30,11 +30,20 @@ class Accumulator:
         self._shift: tuple[Matrix, Matrix] | None = like._shift if like is not None else None
         self._sums: dict[str, Float] = {}
 
-    def update(self, real: Matrix, quantized: Matrix, lag: Matrix | None = None) -> None:
-        """Columns of the float network and of the quantized one, at the same positions; both are used up."""
+    def update(self, real: Matrix, quantized: Matrix | None, lag: Matrix | None = None) -> None:
+        """Columns of the float network and of the quantized one, at the same positions; both are used up.
+
+        quantized: None where the input is the same in both; then no call gives any.
+        """
         if self._shift is None:
-            self._shift = (real.mean(2, keepdims=True), quantized.mean(2, keepdims=True))
+            shift = real.mean(2, keepdims=True)
+            self._shift = (shift, shift if quantized is None else quantized.mean(2, keepdims=True))
         real -= self._shift[0]
+        if quantized is None:
+            self._add("second", real @ real.swapaxes(1, 2))
+            self._add("quantized", real.sum(2, dtype=np.float64))
+            self.count += real.shape[2]
+            return
         quantized -= self._shift[1]
         turned = quantized.swapaxes(1, 2)
         self._add("cross", real @ turned)
@@ -62,13 +71,16 @@ class Accumulator:
         """Of all columns so far. centred False: raw moments and zero means, for a layer without a bias."""
         assert self._shift is not None  # update ran
         sums = {name: item / self.count for name, item in self._sums.items()}
-        off_real, off = sums["real"], sums["quantized"]
+        off = sums["quantized"]
+        off_real = sums.get("real", off)
         shift_real, shift = (item[..., 0].astype(np.float64) for item in self._shift)
         mean_real, mean, zero = shift_real + off_real, shift + off, np.zeros_like(off)
         # Second moments about the shift, moved to the means or to zero.
         base_real, base = (mean_real, mean) if centred else (zero, zero)
-        cross = _moved(sums["cross"], off_real, off, shift_real - base_real, shift - base)
         second = _moved(sums["second"], off, off, shift - base, shift - base)
+        cross = second
+        if "cross" in sums:
+            cross = _moved(sums["cross"], off_real, off, shift_real - base_real, shift - base)
         lag = mean_lag = None
         if "lag" in sums:
             mean_lag = sums["mean_lag"]

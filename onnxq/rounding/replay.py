@@ -6,21 +6,21 @@ prefix is ever run twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxq.data.dataset import Dataset
+from onnxq.data.inputs import Sample
 from onnxq.rounding.steps import Step, cut_steps, step_model
 from onnxq.rounding.store import Store
 from onnxq.session import load_session
 from passes.model import Model
 from passes.rounding import RoundedLayer, RoundingTask
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "rounded_node"]
 
 _FLOAT, _ROUNDED = "float:", "rounded:"
 
@@ -36,20 +36,25 @@ class Replay:
         self,
         model: Model,
         tasks: Sequence[RoundingTask],
-        dataset: Dataset,
-        batch_size: int,
+        feeds: Iterable[Sample],
         threads: int | None,
         budget: int,
+        alone: bool = False,
     ) -> None:
-        """budget: bytes of activations that are held in memory; the rest lies in temporary files."""
-        self.model, self.tasks, self.threads = model, list(tasks), threads
+        """feeds: chunks of the calibration data. budget: bytes of activations that are held in memory; the
+        rest lies in temporary files.
+
+        alone: only the float stream, for layers that are looked at one by one.
+        """
+        self.model, self.tasks, self.threads, self.alone = model, list(tasks), threads, alone
         self.store = Store(budget)
         self.chunks = 0
-        for batch in dataset.batches(batch_size):
-            for name, array in batch.inputs.items():
+        for feed in feeds:
+            for name, array in feed.items():
                 # One array serves both streams until the first of them differs.
                 self.store.put(_FLOAT + name, self.chunks, array)
-                self.store.put(_ROUNDED + name, self.chunks, array)
+                if not alone:
+                    self.store.put(_ROUNDED + name, self.chunks, array)
             self.chunks += 1
         self._steps = cut_steps(model, [task.output for task in self.tasks])
         self._found: RoundedLayer | None = None
@@ -67,9 +72,11 @@ class Replay:
         self._found = found
 
     def inputs(self, tensor: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """(float, rounded) activations of a tensor that is alive, chunk by chunk."""
+        """(float, rounded) activations of a tensor that is alive, chunk by chunk; the same one twice where
+        there is only the float stream."""
         for chunk in range(self.chunks):
-            yield self.store.get(_FLOAT + tensor, chunk), self.store.get(_ROUNDED + tensor, chunk)
+            real = self.store.get(_FLOAT + tensor, chunk)
+            yield real, real if self.alone else self.store.get(_ROUNDED + tensor, chunk)
 
     def added(self, task: RoundingTask) -> str | None:
         """The tensor that the output's only reader, an Add, puts on it; None where it is not alive yet."""
@@ -84,6 +91,7 @@ class Replay:
         """Run a step in both streams; `before`: the layer that it begins with."""
         if step.writes:
             self._run(step, step.nodes, (), _FLOAT)
+        if step.writes and not self.alone:
             if before is not None and self._found is not None:
                 self._run(step, *_replaced(step.nodes, before, self._found), _ROUNDED)
             else:
@@ -122,19 +130,29 @@ def _replaced(
         if task.output not in node.output:
             changed.append(node)
             continue
-        own = onnx.NodeProto()
-        own.CopyFrom(node)
         names = [f"{task.output}/rounded_weight", f"{task.output}/rounded_bias"]
-        own.input[list(node.input).index(task.layer.weight)] = names[0]
         extra.append(numpy_helper.from_array(found.encoded.decoded.astype(task.array.dtype), names[0]))
-        factors = {"alpha"}  # it is in the weight, as beta is in the bias
         if found.bias is not None:
-            factors.add("beta")
-            del own.input[2:]
-            own.input.append(names[1])
             extra.append(numpy_helper.from_array(found.bias.astype(task.array.dtype), names[1]))
-        kept = [attribute for attribute in own.attribute if attribute.name not in factors]
-        del own.attribute[:]
-        own.attribute.extend(kept)
-        changed.append(own)
+        bias = None if found.bias is None else names[1]
+        changed.append(rounded_node(node, task.layer.weight, names[0], bias))
     return changed, extra
+
+
+def rounded_node(node: onnx.NodeProto, old: str, weight: str, bias: str | None) -> onnx.NodeProto:
+    """A copy that reads `weight` instead of `old`, and `bias` where there is one.
+
+    A Gemm's alpha is in a rounded weight, its beta in the bias.
+    """
+    own = onnx.NodeProto()
+    own.CopyFrom(node)
+    own.input[list(node.input).index(old)] = weight
+    factors = {"alpha"}
+    if bias is not None:
+        factors.add("beta")
+        del own.input[2:]
+        own.input.append(bias)
+    kept = [attribute for attribute in own.attribute if attribute.name not in factors]
+    del own.attribute[:]
+    own.attribute.extend(kept)
+    return own

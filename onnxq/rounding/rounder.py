@@ -9,25 +9,26 @@ what the other summand lacks (`Moments.lag`): nothing behind a residual connecti
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
+from onnxq.calibration.patches import MatrixRows, patches_of
 from onnxq.data.dataset import Dataset
 from onnxq.data.inputs import fit_batch, input_specs
 from onnxq.rounding.moments import Accumulator
-from onnxq.rounding.patches import MatrixRows, patches_of
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
+from onnxq.rounding.views import colour_images, views
 from passes.errors import DataError
 from passes.model import Model
 from passes.rounding import Moments, RoundedLayer, RoundingTask, prediction_error, round_task
 
-__all__ = ["DAMPING", "DataRounder"]
+__all__ = ["DAMPING", "FIT_BATCH", "DataRounder"]
 
-_BATCH = 8
+FIT_BATCH = 8
 # One chunk in so many is held out to choose the damping.
 _HOLD = 5
 _DAMPINGS = (0.1, 0.3, 1.0, 3.0)
@@ -40,15 +41,17 @@ class DataRounder:
     """Rounds on `dataset`; lend it to passes as `Context.rounder`.
 
     damping: of H, relative to the mean of its diagonal; None chooses it layer by layer by the output error on
-    chunks that are held out, at twice the cost. positions: picked output positions an image (a
-    quarter of it for depthwise convolutions, whose matrices are small). seed: of the picks. budget: bytes of
-    activations held in memory. progress: called with (layers done, layers).
+    chunks that are held out, at twice the cost. positions: picked output positions an image (a quarter of it
+    for depthwise convolutions, whose matrices are small). mirror: see every sample mirrored too, where the
+    model takes colour images. seed: of the picks. budget: bytes of activations held in memory. progress:
+    called with (layers done, layers).
     """
 
     dataset: Dataset
     damping: float | None = DAMPING
     sweeps: int = 4
     positions: int = 400
+    mirror: bool = True
     seed: int = 0
     threads: int | None = None
     budget: int = DEFAULT_BUDGET
@@ -58,23 +61,52 @@ class DataRounder:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
+        replay = self._replay(model, tasks)
+        found: dict[str, RoundedLayer] = {}
+        for task, node in replay:
+            held = self._round(replay, task, node)
+            replay.rounded(held)
+            found[task.layer.name] = held
+            self._tell(len(found), len(tasks))
+        return found
+
+    def alone(
+        self, model: Model, tasks: Sequence[Sequence[RoundingTask]]
+    ) -> Iterator[tuple[RoundingTask, RoundedLayer]]:
+        """Each task rounded as if its layer were the only one in the network that is.
+
+        tasks: for each layer, in graph order, one or more of different schemes. The moments of a layer's
+        float input are summed up once for all of its tasks; damping None takes the default.
+        Raises DataError for data that cannot be used.
+        """
+        if not tasks:
+            return
+        replay = self._replay(model, [several[0] for several in tasks], alone=True)
+        damping = DAMPING if self.damping is None else self.damping
+        single = replace(self, damping=damping)
+        by_output = {several[0].output: several for several in tasks}
+        for done, (first, node) in enumerate(replay, start=1):
+            fit, _ = single._moments(replay, first, node)
+            moments = fit.moments(first.bias is not None)
+            for task in by_output[first.output]:
+                yield task, round_task(task, moments, damping, self.sweeps)
+            self._tell(done, len(tasks))
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total)
+
+    def _replay(self, model: Model, tasks: Sequence[RoundingTask], alone: bool = False) -> Replay:
         specs = input_specs(model.proto)
-        batch = fit_batch(_BATCH, specs)
+        batch = fit_batch(FIT_BATCH, specs)
         fixed = any(fit_batch(size, specs) != size for size in (1, 2))
         if fixed and len(self.dataset) % batch:
             raise DataError(
                 f"{self.dataset.name}: {len(self.dataset)} samples do not fill the model's batches of "
                 f"{batch}; limit them to a multiple or export with a dynamic batch"
             )
-        replay = Replay(model, tasks, self.dataset, batch, self.threads, self.budget)
-        found: dict[str, RoundedLayer] = {}
-        for task, node in replay:
-            held = self._round(replay, task, node)
-            replay.rounded(held)
-            found[task.layer.name] = held
-            if self.progress is not None:
-                self.progress(len(found), len(tasks))
-        return found
+        feeds = views(self.dataset, batch, self.mirror and colour_images(specs))
+        return Replay(model, tasks, feeds, self.threads, self.budget, alone)
 
     def _round(self, replay: Replay, task: RoundingTask, node: onnx.NodeProto) -> RoundedLayer:
         fit, held_out = self._moments(replay, task, node)
@@ -105,7 +137,7 @@ class DataRounder:
         fit = Accumulator()
         held_out: Accumulator | None = None
         most = self.positions // 4 if task.layer.depthwise else self.positions
-        added = replay.added(task)
+        added = None if replay.alone else replay.added(task)
         lags = itertools.repeat(None) if added is None else replay.inputs(added)
         inputs = replay.inputs(node.input[1 - index])
         for chunk, ((real, rounded), lag) in enumerate(zip(inputs, lags, strict=False)):
@@ -116,8 +148,9 @@ class DataRounder:
             if size > limit:
                 generator = np.random.default_rng((self.seed, task.layer.depth, chunk))
                 picked = np.sort(generator.choice(size, limit, replace=False))
-            columns = patches.columns(real, picked), patches.columns(rounded, picked)
-            if not all(np.isfinite(item).all() for item in columns):
+            own = patches.columns(real, picked)
+            other = None if replay.alone else patches.columns(rounded, picked)
+            if not all(item is None or np.isfinite(item).all() for item in (own, other)):
                 raise DataError(
                     f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration "
                     "data; check the model and the preprocessing"
@@ -127,10 +160,10 @@ class DataRounder:
                 1 if isinstance(patches, MatrixRows) else len(real)
             ):
                 lack = patches.outputs(lag[0] - lag[1], picked)
-                lack = lack.reshape(len(columns[0]), -1, lack.shape[-1])
+                lack = lack.reshape(len(own), -1, lack.shape[-1])
             if chunk % _HOLD == _HOLD - 1 and self.damping is None:
                 held_out = held_out or Accumulator(fit)
-                held_out.update(*columns, lack)
+                held_out.update(own, other, lack)
             else:
-                fit.update(*columns, lack)
+                fit.update(own, other, lack)
         return fit, held_out or Accumulator(fit)

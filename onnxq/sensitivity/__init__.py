@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from onnxq.sensitivity.engine import Settings, measure_sensitivities
 from onnxq.sensitivity.statistics import Sensitivity
-from onnxq.sensitivity.variants import Variant, choice_text
+from onnxq.sensitivity.variants import Variant, choice_text, parse_choice
 
-__all__ = ["Sensitivity", "Settings", "Variant", "choice_text", "measure_sensitivities"]
+__all__ = ["Sensitivity", "Settings", "Variant", "choice_text", "measure_sensitivities", "parse_choice"]

@@ -24,6 +24,7 @@ from onnx import helper, numpy_helper
 from onnxq.data import Dataset
 from onnxq.evaluation.metrics import Logits
 from onnxq.sensitivity.replay import Replay
+from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Accumulator, Sensitivity
 from onnxq.sensitivity.variants import Variant, VariantBuilder, find_node
 from passes.base import RangeProvider
@@ -60,12 +61,14 @@ def measure_sensitivities(
     *,
     known: Mapping[str, Sensitivity] | None = None,
     ranges: RangeProvider | None = None,
+    rounded: RoundedWeights | None = None,
     record: Callable[[Sensitivity], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     deadline: float | None = None,
 ) -> dict[str, Sensitivity]:
     """Variant key -> sensitivity, of every variant; those in `known` are taken over.
 
+    rounded: makes the weights of variants of weights alone; without it they are rounded to nearest.
     record: called once for each new result, before the next one is begun. deadline: on time.monotonic's
     clock; where it comes near, variants stop after the first subset, and what is not measured by then is
     missing from the result.
@@ -80,8 +83,12 @@ def measure_sensitivities(
     if missing:
         order = np.random.default_rng(settings.seed).permutation(len(data))
         subset = data.subset([int(index) for index in order])
+        if rounded is not None:
+            # All of them in one walk over the data, not one walk each.
+            rounded.prepare((n, c.weights) for v in missing if v.weights_only for n, c in v.choices)
         with Replay(model, subset, threads=settings.threads, budget=settings.budget) as replay:
-            run = _Run(replay, VariantBuilder(model, layers, replay.segments, replay.anchors, ranges))
+            builder = VariantBuilder(model, layers, replay.segments, replay.anchors, ranges, rounded)
+            run = _Run(replay, builder)
             for entry in run.all(missing, settings.precision, deadline):
                 found[entry.key] = entry
                 record(entry)
@@ -124,7 +131,10 @@ class _Run:
         self, variant: Variant, errors: Accumulator, precision: float, sqnr: float | None
     ) -> Sensitivity:
         change = self.builder.change(variant)
-        sessions = [*self.replay.open(change.models), *self.replay.rest(change.last)]
+        # The position is that of the first scheme of this kind; this one may leave the segment as it was.
+        assert change.first >= self.replay.position
+        before = [held.proto for held in self.replay.segments[self.replay.position : change.first]]
+        sessions = [*self.replay.open([*before, *change.models]), *self.replay.rest(change.last)]
         errors.restart()
         total, size = len(self.replay.data), self.replay.chunk
         end = -(-_FIRST_SUBSET // size) * size
@@ -148,6 +158,9 @@ class _Run:
             if len(variant.choices) == 1 and variant.weights_only:
                 by_layer.setdefault(variant.choices[0][0], []).append(variant)
         for name, members in by_layer.items():
+            # The probe starts from what is held, and knows no factor beside the weight.
+            if self.builder.home(name) != self.replay.position or self.builder.scaled(name):
+                continue
             probe = _probe(self.builder, self.builder.layers[name], members)
             if probe is None:
                 continue
@@ -183,9 +196,9 @@ def _probe(builder: VariantBuilder, layer: Layer, members: Sequence[Variant]) ->
         copy.CopyFrom(node)
         name = f"{layer.weight}.error.{number}"
         copy.input[index] = name
-        del copy.input[2:]  # the bias is the same on both sides
+        del copy.input[2:]  # what the bias makes up for is not the weight's error
         copy.name, copy.output[0] = f"{node.name}.error.{number}", f"{node.output[0]}.error.{number}"
-        difference = builder.decoded(layer, member.choices[0][1].weights) - weight
+        difference = builder.decoded(layer, member.choices[0][1].weights)[0] - weight
         graph.initializer.append(numpy_helper.from_array(difference, name))
         graph.node.append(copy)
         outputs.append(copy.output[0])

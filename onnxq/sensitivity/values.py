@@ -3,6 +3,7 @@
 The network stands in segments; a policy takes, of each, the session of the choices that it makes there.
 Activations at every cut are kept from policy to policy, so that one that differs from the last in one layer
 runs the segments from that layer on. Weights only; a policy that asks for more is given its weights.
+`WholeValues` is the plain way, for policies whose activations count: quantize, open, run.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import numpy as np
 from onnxq.data import Dataset
 from onnxq.evaluation.metrics import logits_of
 from onnxq.sensitivity.replay import Replay
+from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.variants import VariantBuilder, with_weight
+from onnxq.session import load_session
+from passes.base import Context, RangeProvider
 from passes.layers import Layer
 from passes.model import Model
-from passes.policy import FLOAT, Scheme
+from passes.policy import FLOAT, Policy, Scheme
+from passes.quantize import Quantize
 
-__all__ = ["PolicyValues"]
+__all__ = ["PolicyValues", "WholeValues"]
 
 _SESSIONS = 192
 
@@ -29,9 +34,17 @@ _SESSIONS = 192
 class PolicyValues:
     """Logit MSE of policies on `data` (all of its samples, in one run per segment and chunk)."""
 
-    def __init__(self, model: Model, layers: Sequence[Layer], data: Dataset, budget: int = 2**29) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        data: Dataset,
+        budget: int = 2**29,
+        rounded: RoundedWeights | None = None,
+    ) -> None:
         self._replay = Replay(model, data, budget=budget)
-        self._builder = VariantBuilder(model, layers, self._replay.segments, self._replay.anchors)
+        held = self._replay.segments, self._replay.anchors
+        self._builder = VariantBuilder(model, layers, *held, rounded=rounded)
         self._layers = {layer.name: layer for layer in layers}
         members: dict[int, list[str]] = {index: [] for index in range(len(self._replay.segments))}
         for layer in layers:
@@ -46,10 +59,10 @@ class PolicyValues:
         self.evaluations = 0
         self._reference = self._run({})
 
-    def mse(self, policy: Mapping[str, Scheme]) -> float:
+    def mse(self, policy: Policy) -> float:
         """Mean squared error of the logits against float; layers that are not named are float."""
         self.evaluations += 1
-        logits = self._run(policy)
+        logits = self._run({name: choice.weights for name, choice in policy.layers.items()})
         return float(np.square(logits.astype(np.float64) - self._reference).mean())
 
     def _run(self, policy: Mapping[str, Scheme]) -> Any:
@@ -77,7 +90,7 @@ class PolicyValues:
             for name in self._members[index]:
                 scheme = policy.get(name, FLOAT)
                 if not scheme.is_float:
-                    proto = with_weight(proto, self._layers[name], self._weight(name, scheme))
+                    proto = with_weight(proto, self._layers[name], *self._weight(name, scheme))
             self._sessions[key] = self._replay.open([proto], arena=False)[0]
             while len(self._sessions) > _SESSIONS:
                 self._sessions.popitem(last=False)
@@ -88,3 +101,24 @@ class PolicyValues:
         if (name, scheme) not in self._decoded:
             self._decoded[name, scheme] = self._builder.decoded(self._layers[name], scheme)
         return self._decoded[name, scheme]
+
+
+class WholeValues:
+    """Logit MSE of policies on all samples of `data`, activations included.
+
+    ranges: of static activations, on the model as it is.
+    """
+
+    def __init__(self, model: Model, data: Dataset, ranges: RangeProvider | None) -> None:
+        self._model, self._ranges = model, ranges
+        self._feeds = [batch.inputs for batch in data.batches(Replay(model, data).chunk)]
+        self._reference = self._run(model)
+
+    def mse(self, policy: Policy) -> float:
+        """Mean squared error of the logits against float; layers that are not named are float."""
+        quantized = Quantize.of(policy)(self._model, Context(check=False, ranges=self._ranges)).model
+        return float(np.square(self._run(quantized).astype(np.float64) - self._reference).mean())
+
+    def _run(self, model: Model) -> Any:
+        session = load_session(model, threads=1)
+        return np.concatenate([logits_of(session.run(None, feed)) for feed in self._feeds])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,22 @@ import onnx
 from onnx import numpy_helper
 
 from onnxq.evaluation.segments import Segment, split
+from onnxq.rounding.replay import rounded_node
+from onnxq.sensitivity.rounded import RoundedWeights
 from passes.base import Context, RangeProvider
-from passes.errors import UnsupportedModelError
+from passes.errors import PolicyError, UnsupportedModelError
 from passes.layers import Layer
 from passes.model import Model, every_graph
 from passes.packed import is_packed
-from passes.policy import LayerPolicy, Policy, Scheme
-from passes.quantize import Quantize
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
+from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.smooth import Smooth
 from passes.weights import encode_layer
 
-__all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node"]
+__all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node", "parse_choice"]
+
+# A weight, and a bias where that is changed too.
+Weight = tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
 
 
 def choice_text(choice: LayerPolicy) -> str:
@@ -37,6 +42,18 @@ def choice_text(choice: LayerPolicy) -> str:
     if not choice.activations.is_float:
         text += f"/{choice.activations}"
     return text if choice.smooth == "none" else f"{text}~{choice.smooth}"
+
+
+def parse_choice(text: str) -> LayerPolicy:
+    """The inverse of `choice_text`: `gse4` weights alone, `float/uint4` activations alone, `gse4/uint8` both,
+    with `~output` or `~input` smoothed. Raises PolicyError for what is none.
+    """
+    schemes, _, smooth = text.partition("~")
+    weights, slash, activations = schemes.partition("/")
+    if smooth not in ("", "none", "input", "output"):
+        raise PolicyError(f"'{text}': smoothing is ~input or ~output")
+    site: Site = "none" if smooth == "" else cast(Site, smooth)
+    return LayerPolicy(weight_scheme(weights), activation_scheme(activations) if slash else FLOAT, site)
 
 
 @dataclass(frozen=True)
@@ -74,8 +91,11 @@ def find_node(proto: onnx.ModelProto, layer: Layer) -> tuple[onnx.GraphProto, on
     return alone[0] if len(alone) == 1 else None
 
 
-def with_weight(proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any]) -> onnx.ModelProto:
-    """A copy of the model in which the layer, and no other that shares its weight, has `array`."""
+def with_weight(
+    proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None
+) -> onnx.ModelProto:
+    """A copy of the model in which the layer, and no other that shares its weight, has `array`, and `bias`
+    where one is given. A weight rounded on data has a Gemm's factors in it (`rounded_node`)."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     found = find_node(copy, layer)
@@ -85,6 +105,9 @@ def with_weight(proto: onnx.ModelProto, layer: Layer, array: npt.NDArray[Any]) -
     index = 1 if layer.weight == node.input[1] else 0
     node.input[index] = name
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    if bias is not None:
+        graph.initializer.append(numpy_helper.from_array(bias, f"{name}.bias"))
+        node.CopyFrom(rounded_node(node, name, name, f"{name}.bias"))
     _drop(graph, layer.weight)
     return copy
 
@@ -97,6 +120,10 @@ def _drop(graph: onnx.GraphProto, name: str) -> None:
         if tensor.name == name:
             del graph.initializer[position]
             return
+
+
+def _kind(scheme: Scheme) -> tuple[str, bool]:
+    return scheme.format, scheme.dynamic
 
 
 @dataclass(frozen=True)
@@ -112,7 +139,8 @@ class VariantBuilder:
     """Makes the changed segments of variants of one model.
 
     segments: of the float model under `anchors`, in order; anchors: as `choose_anchors` gives them.
-    ranges: for variants with static activations.
+    ranges: for variants with static activations. rounded: makes the weights of variants that change weights
+    alone; without it they are rounded to nearest, as are those of all other variants.
     """
 
     def __init__(
@@ -122,8 +150,9 @@ class VariantBuilder:
         segments: Sequence[Segment],
         anchors: Mapping[str, tuple[int, ...]],
         ranges: RangeProvider | None = None,
+        rounded: RoundedWeights | None = None,
     ) -> None:
-        self.model, self.ranges, self._anchors = model, ranges, dict(anchors)
+        self.model, self.ranges, self._anchors, self._rounded = model, ranges, dict(anchors), rounded
         self.layers = {layer.name: layer for layer in layers}
         self._segments = list(segments)
         self._home: dict[str, int] = {}
@@ -134,7 +163,8 @@ class VariantBuilder:
         self._arrays = {
             tensor.name: tensor for g in every_graph(model.proto.graph) for tensor in g.initializer
         }
-        self._encoded: dict[tuple[str, Scheme], npt.NDArray[Any]] = {}
+        self._encoded: dict[tuple[str, Scheme], Weight] = {}
+        self._firsts: dict[tuple[Any, ...], int] = {}
 
     def home(self, layer: str) -> int:
         """Index of the segment that the layer stands in; the first where only the passes can tell."""
@@ -152,21 +182,31 @@ class VariantBuilder:
             )
         return numpy_helper.to_array(self._arrays[layer.weight])
 
-    def decoded(self, layer: Layer, scheme: Scheme) -> npt.NDArray[Any]:
-        """The weight as the network will compute with it in that scheme; the last few are kept."""
+    def decoded(self, layer: Layer, scheme: Scheme) -> Weight:
+        """The weight as the network will compute with it in that scheme, and the bias where rounding changed
+        it; the last few are kept."""
         key = (layer.name, scheme)
         if key not in self._encoded:
-            array = self.array(layer)
-            encoded = encode_layer(layer, array, scheme, half=is_packed(scheme, False))
+            found = None if self._rounded is None else self._rounded.get(layer, scheme)
+            if found is None:
+                array = self.array(layer)
+                encoded = encode_layer(layer, array, scheme, half=is_packed(scheme, False))
+                found = encoded.decoded.astype(array.dtype), None
             while len(self._encoded) >= _KEPT:
                 del self._encoded[next(iter(self._encoded))]
-            self._encoded[key] = encoded.decoded.astype(array.dtype)
+            self._encoded[key] = found
         return self._encoded[key]
 
     def first(self, variant: Variant) -> int:
         """The segment that the variant's replay starts with."""
         if not self._is_plain(variant):
-            return self.change(variant).first
+            # Where the pairs stand depends on what is quantized, not on how many bits it gets.
+            shape = tuple(
+                (name, *map(_kind, (c.weights, c.activations)), c.smooth) for name, c in variant.choices
+            )
+            if shape not in self._firsts:
+                self._firsts[shape] = self.change(variant).first
+            return self._firsts[shape]
         return min((self._home[name] for name, _ in variant.choices), default=0)
 
     def change(self, variant: Variant) -> Change:
@@ -179,19 +219,23 @@ class VariantBuilder:
         for name, choice in variant.choices:
             if not choice.is_float:
                 layer = self.layers[name]
-                proto = with_weight(proto, layer, self.decoded(layer, choice.weights))
+                proto = with_weight(proto, layer, *self.decoded(layer, choice.weights))
         return Change(first, last, (proto,))
 
     def _is_plain(self, variant: Variant) -> bool:
-        """Whether only weights change, and every node multiplies by its weight as it stands (Gemm's alpha is
-        folded by the passes)."""
+        """Whether only weights change, and every node multiplies by its weight as it stands. Gemm's alpha is
+        folded by the passes; it is in a weight that was rounded on data."""
         if not variant.weights_only or any(name not in self._home for name, _ in variant.choices):
             return False
-        for name, _ in variant.choices:
-            found = find_node(self.home_proto(name), self.layers[name])
-            if found is None or any(a.name == "alpha" and a.f != 1.0 for a in found[1].attribute):
-                return False
-        return True
+        return not any(self.scaled(name) and not self._by_data(name, c) for name, c in variant.choices)
+
+    def scaled(self, name: str) -> bool:
+        """Whether the layer's node is not found by itself, or has a factor beside its weight."""
+        found = find_node(self.home_proto(name), self.layers[name])
+        return found is None or any(a.name == "alpha" and a.f != 1.0 for a in found[1].attribute)
+
+    def _by_data(self, name: str, choice: LayerPolicy) -> bool:
+        return self._rounded is not None and self._rounded.get(self.layers[name], choice.weights) is not None
 
     def _merged(self, first: int, last: int) -> onnx.ModelProto:
         """Segments first to last as one model."""

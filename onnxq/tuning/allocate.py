@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onnxq.files import atomic_write
+import numpy as np
+
+from onnxq.allocation.ilp import ilp
+from onnxq.allocation.problem import Problem
+from onnxq.allocation.resources import read_costs
+from onnxq.data import Dataset, fit_batch, input_specs
+from onnxq.rounding.rounder import FIT_BATCH
 from onnxq.search.candidate import Candidate
 from onnxq.search.journal import Journal
-from onnxq.search.pareto import Pick
 from onnxq.sensitivity.engine import Settings
-from onnxq.tuning.measure import Measurer
-from onnxq.tuning.space import Space, read_space, write_space
+from onnxq.sensitivity.rounded import RoundedWeights
+from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.measure import Measurer, make_rounder, saved_bytes
+from onnxq.tuning.prepare import Prepared
+from onnxq.tuning.space import Space, write_space
 from onnxq.tuning.strategies import Allocator
-from passes.layers import Layer
+from passes.layers import Layer, macs
+from passes.model import Model
 from passes.policy import Policy
+from passes.select import select_layers
 
-__all__ = ["draw_space", "make_allocator"]
+__all__ = ["check_limits", "make_allocator", "make_rounded", "parted"]
+
+# Of the calibration samples, those that weights are rounded on for sensitivities.
+_FIT_SHARE = 0.6
+
+
+def check_limits(prepared: Prepared) -> None:
+    """Raises UserError, before anything is measured, for limits that no policy of the search keeps, and for a
+    table of costs that lacks a layer or a choice."""
+    config = prepared.config
+    if config.chosen_strategy == "ranking" or not (config.budget or config.bounds or config.costs):
+        return
+    left_out = (
+        {layer.name for layer in select_layers(prepared.model, config.exclude)} if config.exclude else ()
+    )
+    layers = [layer for layer in prepared.layers if layer.name not in left_out]
+    size, counts = saved_bytes(prepared.model), macs(prepared.model)
+    for mode in config.modes:
+        ladder = config.ladder(mode)
+        problem = Problem.of(layers, ladder, lambda *_: 0.0, file_bytes=size, macs=counts)
+        for path in config.costs:
+            problem = problem.with_costs(read_costs(path))
+        ilp(problem, config.budget or math.inf, limits=config.bounds)
 
 
 def make_allocator(
@@ -41,47 +75,51 @@ def make_allocator(
     prepared = measurer.prepared
     config = prepared.config
     choices = config.ladder(mode)
-    measurer.calibrate_once(Policy({layer.name: choices[0] for layer in layers}))
+    for activations in dict.fromkeys(choice.activations for choice in choices if not choice.is_float):
+        first = next(choice for choice in choices if choice.activations == activations)
+        measurer.calibrate_once(Policy({layer.name: first for layer in layers}))
     now = time.monotonic()
     settings = Settings(config.precision, max(config.threads, 1), config.cache_mb * 2**19, config.seed)
+    fit, seen = parted(prepared.calibration, prepared.model, config)
     space = Space(
         prepared.model,
         layers,
-        prepared.calibration,
+        seen,
         journal,
         settings,
+        measurer.ranges,
+        make_rounded(config, prepared.model, fit, progress),
         progress=progress,
         deadline=None if deadline is None else now + share * (deadline - now),
     )
     problem = space.problem(choices, file_bytes=file_bytes, macs=measurer.macs)
+    for path in config.costs:
+        problem = problem.with_costs(read_costs(path))
     space.deadline = deadline
     write_space(folder, mode, Path(config.model).name, problem)
     return Allocator(mode, config, problem, space, measurer.metric, measured, deadline)
 
 
-def draw_space(folder: Path, mode: str, picks: Mapping[str, Pick]) -> None:
-    """`sensitivity-MODE.png` and `allocation-MODE.png`: the table, and the bits of the picks of that mode."""
-    # Imported late: matplotlib takes a second.
-    from onnxq.report.drawing import png
-    from onnxq.report.pictures import allocation_figure, sensitivity_figure
+def parted(calibration: Dataset, model: Model, config: TuneConfig) -> tuple[Dataset, Dataset]:
+    """(samples to round on, samples to measure sensitivities on): all of them twice with plain rounding.
 
-    model, problem = read_space(folder / f"space-{mode}.json")
-    costs = {
-        str(choice.weights): problem.cost[:, index].tolist()
-        for index, choice in enumerate(problem.choices)
-        if not choice.is_float
-    }
-    picture = png(sensitivity_figure(model, problem.layers, costs))
-    atomic_write(folder / f"sensitivity-{mode}.png", picture)
-    chosen = {name: pick.candidate for name, pick in picks.items() if pick.candidate.mode == mode}
-    if not chosen:
-        return
-    bits = {
-        f"{name} ({candidate.name})": [
-            Policy.from_json(candidate.policy)[layer].weights.bits for layer in problem.layers
-        ]
-        for name, candidate in chosen.items()
-    }
-    sizes = {f"{name} ({candidate.name})": candidate.bytes / 1e6 for name, candidate in chosen.items()}
-    picture = png(allocation_figure(model, problem.layers, bits, sizes))
-    atomic_write(folder / f"allocation-{mode}.png", picture)
+    A weight of few bits fits the very samples that it was rounded on, the more so the larger the layer is;
+    measured on those, sensitivities are too small by factors (benchmarks/RESULTS.md).
+    """
+    count = int(_FIT_SHARE * len(calibration))
+    count -= count % fit_batch(FIT_BATCH, input_specs(model.proto))
+    if config.rounding == "nearest" or count == 0:
+        return calibration, calibration
+    order = [int(at) for at in np.random.default_rng(config.seed).permutation(len(calibration))]
+    return calibration.subset(order[:count]), calibration.subset(order[count:])
+
+
+def make_rounded(
+    config: TuneConfig, model: Model, data: Dataset, progress: Callable[[str, int, int], None]
+) -> RoundedWeights | None:
+    """Weights for sensitivities, rounded as those of the candidates are; None for plain rounding."""
+    rounder = make_rounder(config, data)
+    if rounder is None:
+        return None
+    told = dataclasses.replace(rounder, progress=lambda done, total: progress("rounding", done, total))
+    return RoundedWeights(model, told, config.rounding)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq.allocation.resources import parse_limits, read_costs
 from onnxq.calibration import parse_method
+from onnxq.files import canonical_json, sha256_bytes
 from onnxq.search.objectives import metric_named, parse_objectives
 from passes.errors import UserError
 from passes.policy import FLOAT, LayerPolicy
@@ -17,6 +19,7 @@ __all__ = ["MODES", "TuneConfig"]
 
 MODES = ("static", "dynamic", "weights")
 STRATEGIES = ("auto", "ilp", "nsga2", "ranking", "shapley", "threshold")
+ROUNDINGS = ("nearest", "bias", "gptq", "adaround")
 # With fewer bit widths to choose from, excluding layers is all that there is to search.
 _SEVERAL = 3
 
@@ -32,14 +35,17 @@ class TuneConfig:
     ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
     chunk: samples per evaluation run, 0 chooses by their size. cache_mb: memory for cached activations.
     strategy: empty chooses, see `chosen_strategy`. tau: of `threshold`, 0 sweeps over it. budget: bytes of
-    the file, 0 asks for a front of about `front` points. precision: relative standard error at which a
-    sensitivity is measured well enough, 0 takes every sample. permutations, generations: of shapley, nsga2.
+    the file, 0 asks for a front of about `front` points. bops_budget: most bit operations of a sample, 0 for
+    any. costs: files of cost tables (onnxq/allocation/resources.py). limits: `latency=3.5`, of such a table.
+    activations: of static candidates; several, by commas, are searched together with the weights. precision:
+    relative standard error at which a sensitivity is measured well enough, 0 takes every sample.
+    permutations, generations: of shapley, nsga2.
     objectives: as text, `latency@DEVICE` for latency elsewhere than in ONNX Runtime on this CPU.
     latency_every: of so many candidates one is timed on the devices and the others are predicted; the front
     is timed.
     workers: processes that evaluate candidates, 0 for this one alone; scheduler: of a Dask cluster that does.
-    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities and
-    layer errors are of nearest.
+    rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities are
+    of weights rounded so, layer by layer; layer errors are of nearest.
     """
 
     model: str
@@ -53,6 +59,9 @@ class TuneConfig:
     strategy: str = ""
     tau: float = 0.0
     budget: float = 0.0
+    bops_budget: float = 0.0
+    costs: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     front: int = 12
     precision: float = 0.2
     permutations: int = 10
@@ -92,13 +101,15 @@ class TuneConfig:
                 raise UserError(f"--mode {mode}: is not one of {', '.join(MODES)}")
         if not self.modes or not self.weights:
             raise UserError("nothing to tune: give at least one --mode and one --weights")
-        if self.rounding not in ("nearest", "bias", "gptq"):
-            raise UserError(f"--rounding {self.rounding}: is not one of nearest, bias, gptq")
+        if self.rounding not in ROUNDINGS:
+            raise UserError(f"--rounding {self.rounding}: is not one of {', '.join(ROUNDINGS)}")
         if self.smooth not in ("none", "input", "output"):
             raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
-        for name in ("tau", "budget", "precision"):
+        for name in ("tau", "budget", "bops_budget", "precision"):
             if getattr(self, name) < 0:
-                raise UserError(f"--{name} {getattr(self, name):g}: must not be negative")
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} {getattr(self, name):g}: must not be negative")
+        self._check_resources()
         positive = (
             "calibration_samples",
             "ranking_samples",
@@ -113,13 +124,48 @@ class TuneConfig:
         for mode in self.modes:
             self.ladder(mode)
 
+    def _check_resources(self) -> None:
+        """Raises UserError where costs, limits or several activations do not go with the strategy."""
+        names = [read_costs(path).name for path in self.costs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"--costs: two tables are called '{twice}'")
+        parse_limits(self.limits, names)
+        if self.chosen_strategy == "shapley":
+            for mode in self.modes:
+                if len(self.ladder(mode)) < 3:
+                    raise UserError(
+                        "--strategy shapley: needs at least two --weights schemes that are not float"
+                    )
+        if self.chosen_strategy == "ranking":
+            for name in ("bops_budget", "costs", "limits"):
+                if getattr(self, name):
+                    option = name.replace("_", "-").replace("limits", "cost-limit")
+                    raise UserError(f"--{option}: ranking knows no limits; give --strategy auto or ilp")
+            if len(self.activation_texts) > 1:
+                given = f"--activations {self.activations}"
+                raise UserError(f"{given}: ranking searches weights alone; give --strategy auto or ilp")
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Limits on resources by name, the size of the file aside."""
+        held = parse_limits(self.limits, [read_costs(path).name for path in self.costs])
+        return held | ({"bops": self.bops_budget} if self.bops_budget else {})
+
+    @property
+    def activation_texts(self) -> tuple[str, ...]:
+        """The schemes of static activations, as written."""
+        return tuple(part.strip() for part in self.activations.split(",") if part.strip()) or ("uint8",)
+
     def ladder(self, mode: str) -> list[LayerPolicy]:
-        """Schemes from cheapest to float in one mode."""
-        activations = FLOAT if mode == "weights" else activation_scheme(self.activations)
+        """Schemes from cheapest to float in one mode; with several activations every pair."""
+        kinds = [activation_scheme(text) for text in self.activation_texts]
+        if mode == "weights":
+            kinds = [FLOAT]
         if mode == "dynamic":
-            activations = dataclasses.replace(activation_scheme("uint8"), dynamic=True)
-        steps = [LayerPolicy(weight_scheme(text), activations) for text in self.weights]
-        return [*steps, LayerPolicy()]
+            kinds = [dataclasses.replace(activation_scheme("uint8"), dynamic=True)]
+        steps = [LayerPolicy(weight_scheme(text), kind) for text in self.weights for kind in kinds]
+        return [*dict.fromkeys(steps), LayerPolicy()]
 
     @property
     def chosen_strategy(self) -> str:
@@ -127,7 +173,8 @@ class TuneConfig:
         if self.strategy:
             return self.strategy
         widths = {weight_scheme(text).bits for text in self.weights}
-        return "auto" if len(widths) >= _SEVERAL else "ranking"
+        several = len(widths) >= _SEVERAL or len(self.activation_texts) > 1
+        return "auto" if several else "ranking"
 
     @property
     def smooth_selectors(self) -> tuple[str, ...]:
@@ -151,7 +198,20 @@ class TuneConfig:
 
     def fingerprint(self) -> dict[str, str]:
         """The options that decide the numbers, as text, for the journal."""
-        free = {"model", "data", "calibration_data", "time_budget", "threads", "cache_mb", "metric_floor"}
-        free |= {"workers", "scheduler"}
+        # Tables of costs count by what is in them, and only where the search has any.
+        free = {
+            "model",
+            "data",
+            "calibration_data",
+            "time_budget",
+            "threads",
+            "cache_mb",
+            "metric_floor",
+            "costs",
+            "workers",
+            "scheduler",
+        }
         values = {**self.to_json(), "strategy": self.chosen_strategy}
-        return {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}
+        found = {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}
+        tables = [read_costs(path).to_json() for path in self.costs]
+        return found | ({"--costs": sha256_bytes(canonical_json(tables).encode())} if tables else {})

@@ -18,13 +18,11 @@ from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.latencies import DeviceLatencies, Records, merged
-from onnxq.tuning.prepare import Prepared, RecordedRanges
+from onnxq.tuning.prepare import Prepared, RecordedRanges, calibrate_once
 from passes.base import Context
 from passes.errors import DeviceError, UserError
-from passes.graph import import_graph
-from passes.layers import graph_layers, macs
+from passes.layers import macs
 from passes.model import Model, check, is_large, load, on_disk, serialize
-from passes.placement import plan_activations
 from passes.policy import Policy
 from passes.quantize import Quantize
 
@@ -139,16 +137,8 @@ class Measurer:
         self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if self.races else []
 
     def calibrate_once(self, policy: Policy) -> None:
-        """Calibrate in one pass whatever a policy of the search may ask for.
-
-        Where `policy` quantizes everything, tensors share ranges behind data movement that get ranges of
-        their own once a neighbour is excluded; asked for one by one, each would cost a pass over the data.
-        """
-        graph = import_graph(self.model)
-        found = {id(node): layer for layer, node, home in graph_layers(graph) if home is graph}
-        plan = plan_activations(graph, found, policy)
-        if plan.tensors:
-            self.ranges(self.model, sorted((name, plan.schemes[name].bits) for name in plan.tensors))
+        """Calibrate in one pass whatever a policy of the search may ask for; see prepare.calibrate_once."""
+        calibrate_once(self.model, self.ranges, policy)
 
     def key(self, policy: Mapping[str, Any], mode: str) -> str:
         """The candidate's identity in the journal."""

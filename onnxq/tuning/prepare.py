@@ -20,16 +20,26 @@ from onnxq.tuning.config import TuneConfig
 from passes.base import Context, Pass, Sequential
 from passes.errors import DataError, UnsupportedModelError
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.layers import Layer, find_layers
+from passes.graph import import_graph
+from passes.layers import Layer, find_layers, graph_layers
 from passes.model import Model, is_large, load, serialize
 from passes.opset import upgrade
+from passes.placement import plan_activations
 from passes.policy import Policy
 from passes.quantize import required_policy_opset
 from passes.select import select_layers
 from passes.simplify import Simplify
 from passes.smooth import Smooth
 
-__all__ = ["Prepared", "RecordedRanges", "base_recipe", "model_hash", "open_data", "prepare_model"]
+__all__ = [
+    "Prepared",
+    "RecordedRanges",
+    "base_recipe",
+    "calibrate_once",
+    "model_hash",
+    "open_data",
+    "prepare_model",
+]
 
 _MEMORY_FOR_DATA = 2**30
 
@@ -153,6 +163,19 @@ def _read(records: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     for stored in records.values():
         ranges.update({key: (float(low), float(high)) for key, (low, high) in stored.items()})
     return ranges
+
+
+def calibrate_once(model: Model, ranges: RecordedRanges, policy: Policy) -> None:
+    """Calibrate in one pass whatever a policy that quantizes some of the same layers may ask for.
+
+    Where `policy` quantizes everything, tensors share ranges behind data movement that get ranges of their
+    own once a neighbour is excluded; asked for one by one, each would cost a pass over the data.
+    """
+    graph = import_graph(model)
+    found = {id(node): layer for layer, node, home in graph_layers(graph) if home is graph}
+    plan = plan_activations(graph, found, policy)
+    if plan.tensors:
+        ranges(model, sorted((name, plan.schemes[name].bits) for name in plan.tensors))
 
 
 def recorded_ranges(records: Mapping[str, Any]) -> RecordedRanges:

@@ -6,26 +6,30 @@ import csv
 import io
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onnxq._version import __version__
 from onnxq.allocation.problem import Problem
+from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, materialise
 from onnxq.files import atomic_write
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.statistics import Sensitivity
-from onnxq.sensitivity.variants import Variant
+from onnxq.sensitivity.variants import Variant, choice_text, parse_choice
 from onnxq.tuning.measure import saved_bytes
-from onnxq.tuning.prepare import model_hash
-from onnxq.tuning.space import Space, write_space
-from passes.errors import UnsupportedModelError
+from onnxq.tuning.prepare import RecordedRanges, calibrate_once, model_hash
+from onnxq.tuning.space import Space, Terms, separately, together, write_space
+from passes.base import Context
+from passes.errors import UnsupportedModelError, UserError
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.layers import find_layers, macs
+from passes.layers import Layer, find_layers, macs
 from passes.model import Model
-from passes.policy import LayerPolicy
-from passes.quantize import weight_scheme
+from passes.opset import upgrade
+from passes.policy import LayerPolicy, Policy
+from passes.quantize import activation_scheme, required_policy_opset, weight_scheme
 from passes.simplify import Simplify
 
 __all__ = ["SensitivityTable", "sensitivities"]
@@ -35,23 +39,55 @@ _MEMORY_FOR_DATA = 2**30
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """problem: layers x schemes, ready for the allocators. entries: (layer, scheme) -> what was measured."""
+    """problem: layers x choices, ready for the allocators. entries: (layer, scheme) -> what was measured.
+
+    A scheme is written `gse4` (weights alone), `float/uint4:asym` (activations alone), or with both.
+    """
 
     problem: Problem
     entries: dict[tuple[str, str], Sensitivity]
 
     def to_csv(self) -> str:
-        """One line a layer and scheme."""
+        """One line a layer and scheme; bytes of the weight where the scheme is a choice of the problem."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["layer", "scheme", "mse", "stderr", "kl", "agreement", "sqnr", "samples", "bytes"])
-        schemes = [str(choice.weights) for choice in self.problem.choices]
+        schemes = [choice_text(choice) for choice in self.problem.choices]
         for (layer, scheme), e in self.entries.items():
-            size = self.problem.bytes[self.problem.layers.index(layer), schemes.index(scheme)]
+            row, size = self.problem.layers.index(layer), ""
+            if scheme in schemes:
+                size = f"{self.problem.bytes[row, schemes.index(scheme)]:.0f}"
             sqnr = "" if e.sqnr is None else f"{e.sqnr:.4g}"
-            row = [f"{e.mse:.6g}", f"{e.stderr:.3g}", f"{e.kl:.6g}", f"{e.agreement:.4g}", sqnr, e.samples]
-            writer.writerow([layer, scheme, *row, int(size)])
+            values = [f"{e.mse:.6g}", f"{e.stderr:.3g}", f"{e.kl:.6g}", f"{e.agreement:.4g}", sqnr]
+            writer.writerow([layer, scheme, *values, e.samples, size])
         return buffer.getvalue()
+
+
+def _choices(schemes: Sequence[str], activations: Sequence[str]) -> tuple[list[LayerPolicy], Terms]:
+    """The choices of the search space, and what is measured for each."""
+    given = list(dict.fromkeys(parse_choice(text) for text in schemes))
+    if not activations:
+        return given, together
+    both = next((choice for choice in given if not choice.activations.is_float), None)
+    if both is not None:
+        text = choice_text(both)
+        raise UserError(f"--schemes {text}: names activations, and so does --with-activations; give one")
+    kinds = list(dict.fromkeys(activation_scheme(text) for text in activations))
+    return [replace(choice, activations=kind) for choice in given for kind in kinds], separately
+
+
+def _ready(model: Model, choices: Sequence[LayerPolicy]) -> Model:
+    """Simplified, BatchNorm folded, and of an opset that holds every choice."""
+    prepared = (Simplify() | FoldBatchNorm())(model).model
+    opset = max((required_policy_opset(Policy({"": choice})) for choice in choices), default=0)
+    return upgrade(prepared, opset, "the schemes", Context())
+
+
+def _calibrate(model: Model, layers: Sequence[Layer], choices: Sequence[LayerPolicy], ranges: Any) -> None:
+    # Weights in integers: that is where most tensors get a pair.
+    weights = weight_scheme("int8:channel")
+    for activations in dict.fromkeys(c.activations for c in choices if c.activations.is_static):
+        calibrate_once(model, ranges, Policy.uniform(layers, weights, activations))
 
 
 def sensitivities(
@@ -60,18 +96,23 @@ def sensitivities(
     schemes: Sequence[str],
     folder: str | Path | None = None,
     *,
+    activations: Sequence[str] = (),
+    calibration: str = "percentile:99.99",
     settings: Settings | None = None,
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> SensitivityTable:
-    """S[layer, scheme] of every layer of `model` (BatchNorm is folded first), weights only.
+    """S[layer, scheme] of every layer of `model` (BatchNorm is folded first), one layer at a time.
 
+    schemes: of weights (`gse4`), of activations (`float/uint4`) or both (`gse4/uint8`). activations: each
+    scheme of weights is paired with each of these; both are measured alone and their S added. calibration:
+    how ranges of static activations are found, on `data`.
     folder: keeps a journal, `sensitivity.csv` and `space-weights.json`; asked again with one more scheme,
     only that one is measured. Raises UserError for a scheme that makes no sense, for a model without layers,
     and for a folder that belongs to another model or other data.
     """
     settings = settings or Settings()
-    choices = [LayerPolicy(weight_scheme(text)) for text in dict.fromkeys(schemes)]
-    prepared = (Simplify() | FoldBatchNorm())(model).model
+    choices, terms = _choices(schemes, activations)
+    prepared = _ready(model, choices)
     layers = find_layers(prepared)
     if not layers:
         raise UnsupportedModelError(f"{model.name}: has no quantizable layer")
@@ -81,18 +122,22 @@ def sensitivities(
         "onnxq version": __version__,
         "--seed": str(settings.seed),
         "--precision": f"{settings.precision:g}",
+        "--calibration": calibration,
     }
     with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
         home = Path(folder) if folder is not None else Path(temporary)
         with Journal(home, fingerprint) as journal:
             held = materialise(data, _MEMORY_FOR_DATA)
-            space = Space(prepared, layers, held, journal, settings, progress=progress)
-            problem = space.problem(choices, file_bytes=saved_bytes(prepared), macs=macs(prepared))
+            ranges = RecordedRanges.of(journal, CalibratedRanges(held, calibration, threads=settings.threads))
+            _calibrate(prepared, layers, choices, ranges)
+            space = Space(prepared, layers, held, journal, settings, ranges, progress=progress)
+            size, counts = saved_bytes(prepared), macs(prepared)
+            problem = space.problem(choices, file_bytes=size, macs=counts, terms=terms)
+            parts = dict.fromkeys(part for choice in choices for part in terms(choice))
             entries = {
-                (layer.name, str(choice.weights)): space.known(Variant.of(layer.name, choice))
+                (layer.name, choice_text(part)): space.known(Variant.of(layer.name, part))
                 for layer in layers
-                for choice in choices
-                if not choice.is_float
+                for part in parts
             }
             table = SensitivityTable(problem, entries)
             write_space(home, "weights", model.name, problem)

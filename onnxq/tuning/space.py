@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,33 +15,73 @@ from onnxq.data import Dataset
 from onnxq.files import atomic_write_json, canonical_json, sha256_bytes
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings, measure_sensitivities
+from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Sensitivity
-from onnxq.sensitivity.values import PolicyValues
-from onnxq.sensitivity.variants import Variant
+from onnxq.sensitivity.values import PolicyValues, WholeValues
+from onnxq.sensitivity.variants import Variant, choice_text
+from passes.base import RangeProvider
 from passes.errors import UserError
 from passes.layers import Layer
 from passes.model import Model
-from passes.policy import LayerPolicy, Scheme
+from passes.policy import FLOAT, LayerPolicy
 
-__all__ = ["SPACE_RECORD", "Space", "read_space", "write_space"]
+__all__ = [
+    "SPACE_RECORD",
+    "Space",
+    "Terms",
+    "is_joint",
+    "read_space",
+    "separately",
+    "together",
+    "weights_alone",
+    "write_space",
+]
 
 SPACE_RECORD = "sensitivity"
 _VALUE_RECORD = "value"
 _VALUE_SAMPLES = 32
+# Between a variant and the rounding of its weights, in records.
+_ROUNDED = " @ "
 # A pair tells nothing where either error is too small to be heard beside rounding.
 _LEAST_DAMAGE = 1e-9
 
 
-def _weights(choice: LayerPolicy) -> LayerPolicy:
-    return LayerPolicy(choice.weights)
+Terms = Callable[[LayerPolicy], Sequence[LayerPolicy]]
+
+
+def weights_alone(choice: LayerPolicy) -> Sequence[LayerPolicy]:
+    """What is measured for a choice where all choices have the same activations: its weights."""
+    return () if choice.weights.is_float else (LayerPolicy(choice.weights),)
+
+
+def separately(choice: LayerPolicy) -> Sequence[LayerPolicy]:
+    """Weights and activations, each alone; their errors are taken to be independent, so that S adds up.
+
+    With float weights only what the layer reads is quantized. That is as it should be: in a policy of many
+    layers a tensor takes the scheme of its reader, and would count twice if its writer answered for it too.
+    """
+    activations = () if choice.activations.is_float else (LayerPolicy(FLOAT, choice.activations),)
+    return (*weights_alone(choice), *activations)
+
+
+def together(choice: LayerPolicy) -> Sequence[LayerPolicy]:
+    """The choice as it stands, in one measurement."""
+    return () if choice.is_float and choice.smooth == "none" else (choice,)
+
+
+def is_joint(choices: Iterable[LayerPolicy]) -> bool:
+    """Whether activations are searched as well: float aside, there is more than one scheme of them."""
+    return len({choice.activations for choice in choices if not choice.is_float}) > 1
 
 
 @dataclass
 class Space:
     """Sensitivities and policy values of one model on one dataset, each measured once and recorded.
 
-    progress: (what, done, total). deadline: on time.monotonic's clock, for measuring sensitivities; what is
-    missing then is estimated (see `sensitivity`) and counted in `estimated`.
+    ranges: of activations, for choices that quantize them. rounded: rounds the weights on data; sensitivities
+    and values are then those of rounded weights, and stand in the journal under names of their own.
+    progress: (what, done, total). deadline: for measuring sensitivities, on time.monotonic's clock; what is
+    missing then is estimated (see `_typical`) and counted in `estimated`.
     """
 
     model: Model
@@ -49,18 +89,28 @@ class Space:
     data: Dataset
     journal: Journal
     settings: Settings
+    ranges: RangeProvider | None = None
+    rounded: RoundedWeights | None = None
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
     deadline: float | None = None
     estimated: int = 0
     _known: dict[str, Sensitivity] = field(default_factory=dict)
-    _values: PolicyValues | None = None
+    _values: PolicyValues | WholeValues | None = None
 
     def __post_init__(self) -> None:
-        records = self.journal.records(SPACE_RECORD)
-        self._known = {key: Sensitivity.from_json(key, payload) for key, payload in records.items()}
+        for record, payload in self.journal.records(SPACE_RECORD).items():
+            key, _, rounding = record.partition(_ROUNDED)
+            if rounding == self._rounding:
+                self._known[key] = Sensitivity.from_json(key, payload)
+
+    @property
+    def _rounding(self) -> str:
+        """How the weights are rounded, in records: empty for nearest."""
+        return "" if self.rounded is None else self.rounded.rounding
 
     def measure(self, variants: Sequence[Variant], what: str = "sensitivities") -> None:
         """Make sure that every variant is known, as far as the deadline allows."""
+        mark = _ROUNDED + self._rounding if self._rounding else ""
         self._known |= measure_sensitivities(
             self.model,
             self.layers,
@@ -68,27 +118,38 @@ class Space:
             variants,
             self.settings,
             known=self._known,
-            record=lambda entry: self.journal.append(SPACE_RECORD, entry.key, entry.to_json()),
+            ranges=self.ranges,
+            rounded=self.rounded,
+            record=lambda entry: self.journal.append(SPACE_RECORD, entry.key + mark, entry.to_json()),
             progress=lambda done, total: self.progress(what, done, total),
             deadline=self.deadline,
         )
 
-    def problem(self, choices: Sequence[LayerPolicy], *, file_bytes: int, macs: dict[str, int]) -> Problem:
-        """The search space over `choices`; their weights alone are what sensitivities are measured for."""
-        weights = list(dict.fromkeys(_weights(choice) for choice in choices if not choice.is_float))
-        self.measure([Variant.of(layer.name, choice) for layer in self.layers for choice in weights])
-        missing = {
-            (layer.name, choice)
-            for layer in self.layers
-            for choice in weights
-            if Variant.of(layer.name, choice).key not in self._known
-        }
-        self.estimated = len(missing)
-        guess = self._typical(weights)
+    def problem(
+        self,
+        choices: Sequence[LayerPolicy],
+        *,
+        file_bytes: int,
+        macs: dict[str, int],
+        terms: Terms | None = None,
+    ) -> Problem:
+        """The search space over `choices`. terms: what is measured for a choice, its cost being their sum.
+
+        Left out, it is weights alone, and weights and activations separately where both are searched.
+        """
+        terms = terms or (separately if is_joint(choices) else weights_alone)
+        parts = list(dict.fromkeys(part for choice in choices for part in terms(choice)))
+        wanted = [Variant.of(layer.name, part) for layer in self.layers for part in parts]
+        self.measure(wanted)
+        self.estimated = sum(variant.key not in self._known for variant in wanted)
+        guess = self._typical(parts)
+
+        def part_cost(name: str, part: LayerPolicy) -> float:
+            entry = self._known.get(Variant.of(name, part).key)
+            return guess[part] if entry is None else entry.mse
 
         def cost(name: str, choice: LayerPolicy) -> float:
-            entry = self._known.get(Variant.of(name, _weights(choice)).key)
-            return guess[choice.weights] if entry is None else entry.mse
+            return sum(part_cost(name, part) for part in terms(choice))
 
         return Problem.of(self.layers, choices, cost, file_bytes=file_bytes, macs=macs)
 
@@ -96,15 +157,15 @@ class Space:
         """What was measured about a variant. Raises KeyError where it was not."""
         return self._known[variant.key]
 
-    def _typical(self, choices: Sequence[LayerPolicy]) -> dict[Scheme, float]:
-        """The median sensitivity of each scheme over the layers that were measured, for those that were not;
+    def _typical(self, parts: Sequence[LayerPolicy]) -> dict[LayerPolicy, float]:
+        """The median sensitivity of each part over the layers that were measured, for those that were not;
         where none was, a tenth per bit of the scheme below it."""
-        found: dict[Scheme, float] = {}
-        for choice in choices:
-            keys = (Variant.of(layer.name, choice).key for layer in self.layers)
+        found: dict[LayerPolicy, float] = {}
+        for part in parts:
+            keys = (Variant.of(layer.name, part).key for layer in self.layers)
             values = [self._known[key].mse for key in keys if key in self._known]
-            fallback = 10.0 ** (2 - choice.weights.bits)
-            found[choice.weights] = statistics.median(values) if values else fallback
+            bits = min(part.weights.bits, part.activations.bits)
+            found[part] = statistics.median(values) if values else 10.0 ** (2 - bits)
         return found
 
     def with_interactions(self, problem: Problem, assignment: Assignment) -> Problem:
@@ -113,13 +174,16 @@ class Space:
         rho = (S[l, l + 1] - S[l] - S[l + 1]) / (2 sqrt(S[l] S[l + 1])), kept within -0.9 to 0.9.
         """
         pairs: list[Variant | None] = []
+        joint = is_joint(problem.choices)
         for at in range(problem.count - 1):
             here, there = (problem.choices[int(assignment[at + step])] for step in (0, 1))
             if here.is_float or there.is_float:
                 pairs.append(None)
                 continue
             names = problem.layers[at : at + 2]
-            pairs.append(Variant(((names[0], _weights(here)), (names[1], _weights(there)))))
+            if not joint:
+                here, there = LayerPolicy(here.weights), LayerPolicy(there.weights)
+            pairs.append(Variant(((names[0], here), (names[1], there))))
         self.measure([pair for pair in pairs if pair is not None], "pairs of neighbours")
         correlation = np.zeros(problem.count - 1)
         for at, pair in enumerate(pairs):
@@ -132,20 +196,26 @@ class Space:
         return replace(problem, correlation=correlation)
 
     def mse(self, problem: Problem, assignment: Assignment) -> float:
-        """Measured logit MSE of an assignment's weights on a few samples; recorded."""
-        schemes = {
-            name: problem.choices[int(k)].weights for name, k in zip(problem.layers, assignment, strict=True)
+        """Measured logit MSE of an assignment on a few samples; recorded. Of its weights alone where all
+        choices have the same activations, of the whole policy where those are searched as well."""
+        joint, policy = is_joint(problem.choices), problem.policy(assignment)
+        texts = {
+            name: choice_text(choice) if joint else str(choice.weights)
+            for name, choice in policy.layers.items()
         }
-        texts = {name: str(scheme) for name, scheme in schemes.items()}
-        key = sha256_bytes(canonical_json(texts).encode())[:24]
+        key = sha256_bytes((canonical_json(texts) + self._rounding).encode())[:24]
         held = self.journal.get(_VALUE_RECORD, key)
         if held is not None:
             return float(held)
         if self._values is None:
             order = np.random.default_rng(self.settings.seed).permutation(len(self.data))
             subset = self.data.subset([int(index) for index in order[:_VALUE_SAMPLES]])
-            self._values = PolicyValues(self.model, self.layers, subset, self.settings.budget)
-        value = self._values.mse(schemes)
+            if joint:
+                self._values = WholeValues(self.model, subset, self.ranges)
+            else:
+                budget = self.settings.budget
+                self._values = PolicyValues(self.model, self.layers, subset, budget, self.rounded)
+        value = self._values.mse(policy)
         self.journal.append(_VALUE_RECORD, key, value)
         return value
 

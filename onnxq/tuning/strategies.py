@@ -8,6 +8,7 @@ evolution that starts from all of them.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from onnxq.allocation.ilp import budgets, ilp, ilp_front
 from onnxq.allocation.nsga2 import evolve
 from onnxq.allocation.problem import Assignment, Problem
-from onnxq.allocation.shapley import Game, ShapleyState, permutations, play, value_problem
+from onnxq.allocation.shapley import ShapleyState, Step, play, value_problem, walks
 from onnxq.allocation.threshold import threshold, threshold_front
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import metric_named
@@ -28,7 +29,7 @@ from passes.errors import UserError
 
 __all__ = ["Allocator"]
 
-_SHAPLEY_RECORD = "permutation"
+_SHAPLEY_RECORD = "walk"
 _FLOOR_STEPS = 5
 # Of a time budget: what sensitivities may take, and when what is left no longer pays for another method.
 _EVOLUTION_SHARE = 0.5
@@ -40,7 +41,7 @@ class Allocator:
     """Proposals of one mode's strategy.
 
     measured: the candidates of the run so far. deadline: on time.monotonic's clock. cut_short: whether it was
-    the reason to leave something out.
+    the reason to leave something out. shapley: the walks of that strategy, once it has made them.
     """
 
     mode: str
@@ -51,11 +52,12 @@ class Allocator:
     measured: Callable[[], Sequence[Candidate]]
     deadline: float | None = None
     cut_short: bool = False
+    shapley: ShapleyState | None = None
 
     def proposals(self) -> Iterator[Proposal]:
         """Different policies, in the order of their worth."""
         strategy = self.config.chosen_strategy
-        source = getattr(self, f"_{strategy}")()
+        source = itertools.chain(self._group_sizes(), getattr(self, f"_{strategy}")())
         seen: set[bytes] = set()
         step = 0
         for name, assignment in source:
@@ -65,6 +67,20 @@ class Allocator:
             policy = self.problem.policy(assignment)
             yield Proposal(f"{self.mode}-{step:03d}", name, step, self.mode, policy, ())
             step += 1
+
+    def _group_sizes(self) -> Iterator[tuple[str, Assignment]]:
+        """Every layer the same, where group sizes are compared: the picture of them needs those points."""
+        groups: dict[tuple[str, int], set[int]] = {}
+        for choice in self.problem.choices:
+            if choice.weights.granularity == "block":
+                key = choice.weights.format, choice.weights.bits
+                groups.setdefault(key, set()).add(choice.weights.block_size)
+        if max(map(len, groups.values()), default=0) < 2:
+            return
+        for index, choice in enumerate(self.problem.choices):
+            assignment = self.problem.uniform(index)
+            if not choice.is_float and self.problem.within(assignment, self._bounds()):
+                yield "uniform", assignment
 
     def _left(self) -> float:
         return np.inf if self.deadline is None else self.deadline - time.monotonic()
@@ -79,8 +95,17 @@ class Allocator:
         if self.config.tau:
             yield "threshold", threshold(self.problem, self.config.tau)
             return
-        front = [assignment for _, assignment in threshold_front(self.problem, self.config.front)]
-        yield from (("threshold", a) for a in _spread(front))
+        bounds = self._bounds()
+        # Within limits most of a sweep falls away: choose among more.
+        count = 10**6 if bounds else self.config.front
+        sweep = (assignment for _, assignment in threshold_front(self.problem, count))
+        front = [assignment for assignment in sweep if self.problem.within(assignment, bounds)]
+        kept = front[-1:] if self.config.budget else _thinned(front, self.config.front)
+        yield from (("threshold", a) for a in _spread(kept))
+
+    def _bounds(self) -> dict[str, float]:
+        """Every limit of this run by the resource's name, the size of the file included."""
+        return self.config.bounds | ({"bytes": self.config.budget} if self.config.budget else {})
 
     def _ilp(self) -> Iterator[tuple[str, Assignment]]:
         yield from self._program(self.problem, "ilp")
@@ -94,19 +119,31 @@ class Allocator:
 
     def _program(self, problem: Problem, name: str) -> Iterator[tuple[str, Assignment]]:
         """One budget, or a front, and then towards the metric floor by bisection."""
+        limits = self.config.bounds
         if self.config.budget:
-            yield name, ilp(problem, self.config.budget)
+            yield name, ilp(problem, self.config.budget, limits=limits)
             return
-        yield from ((name, a) for a in _spread(list(ilp_front(problem, self.config.front))))
+        for over in self._axes():
+            found = list(ilp_front(problem, self.config.front, over, limits))
+            yield from ((name, a) for a in _spread(found))
         if not self.config.metric_floor:
             return
         for _ in range(_FLOOR_STEPS):
             bracket = self._bracket()
             if bracket is None:
                 return
-            yield name, ilp(problem, sum(bracket) / 2)
+            try:
+                yield name, ilp(problem, sum(bracket) / 2, limits=limits)
+            except UserError:  # the limits leave nothing of that size
+                return
 
-    def _bracket(self) -> tuple[int, int] | None:
+    def _axes(self) -> list[str]:
+        """Resources that fronts are swept over: bytes, and bit operations where they are an objective."""
+        wanted = {part.strip() for part in self.config.objectives.split(",")}
+        axes: list[str] = [name for name in ("bytes", "bops") if name in wanted]
+        return axes or ["bytes"]
+
+    def _bracket(self) -> tuple[float, float] | None:
         """Sizes of the largest candidate below the floor and the smallest one at it."""
         kind, floor = metric_named(self.metric), self.config.metric_floor
         known = [c for c in self.measured() if self.metric in c.metrics and c.bytes and c.mode == self.mode]
@@ -124,43 +161,39 @@ class Allocator:
         if state.count == 0:
             return
         by_size = value_problem(self.problem, state)
-        if self.config.budget:
-            yield "shapley", ilp(by_size, self.config.budget)
-            return
-        yield "shapley-alpha", state.policy
-        yield from (("shapley", a) for a in _spread(list(ilp_front(by_size, self.config.front))))
+        if not self._bounds():
+            yield "shapley-alpha", state.policy
+        yield from self._program(by_size, "shapley")
 
     def shapley_state(self) -> ShapleyState:
-        """All permutations that the configuration asks for, or as many as half of the time left allows."""
-        choices = self.problem.finest + 1
-        if choices < 2:
-            raise UserError("--strategy shapley: needs at least two --weights schemes that are not float")
-        game = Game(self.problem.count, choices, choices - 2)
-        state = ShapleyState.empty(game)
+        """All walks that the configuration asks for, or as many as half of the time left allows."""
+        state = ShapleyState.empty(self.problem)
         end = time.monotonic() + _EVOLUTION_SHARE * self._left()
         count = self.config.permutations
-        for index, order in enumerate(permutations(game, count, self.config.seed)):
+        for index, walk in enumerate(walks(self.problem, count, self.config.seed)):
             key = f"{self.mode}|{index}"
             held = self.space.journal.get(_SHAPLEY_RECORD, key)
             if held is None:
                 if state.count and time.monotonic() > end:
                     self.cut_short = True
                     break
-                walk = play(game, order, lambda a: self.space.mse(self.problem, a))
-                # JSON has no NaN: null stands for a player that the walk did not see.
-                held = [[None if np.isnan(v) else v for v in row] for row in walk.tolist()]
+                held = [list(step) for step in play(walk, lambda a: self.space.mse(self.problem, a))]
                 self.space.journal.append(_SHAPLEY_RECORD, key, held)
-            state = state.update(np.array(held, np.float64))
+            state = state.update([Step(*step) for step in held])
             self.space.progress("permutations", index + 1, count)
+        self.shapley = state
         return state
 
     def _nsga2(self) -> Iterator[tuple[str, Assignment]]:
-        seeds = list(ilp_front(self.problem, 8)) + [a for _, a in threshold_front(self.problem, 6)]
+        bounds = self._bounds()
+        seeds = [a for over in self._axes() for a in ilp_front(self.problem, 8, over, bounds)]
+        sweep = [a for _, a in threshold_front(self.problem, 6)]
+        seeds += [a for a in (*self._uniform(), *sweep) if self.problem.within(a, bounds)]
         yield from self._evolved(self.problem, seeds)
 
     def _evolved(self, problem: Problem, seeds: list[Assignment]) -> Iterator[tuple[str, Assignment]]:
         end = time.monotonic() + _EVOLUTION_SHARE * self._left()
-        rounds = iter(range(10**6))
+        rounds, bounds = iter(range(10**6)), self._bounds()
 
         def stop() -> bool:
             self.space.progress("generations", min(next(rounds), self.config.generations), 0)
@@ -175,8 +208,10 @@ class Allocator:
             generations=self.config.generations,
             seed=self.config.seed,
             stop=stop,
+            over=self._axes()[0],
+            allowed=lambda assignment: self.problem.within(assignment, bounds),
         )
-        sizes = np.array([entry.bytes for entry in found], np.float64)
+        sizes = np.array([entry.spent for entry in found], np.float64)
         if not len(sizes):
             yield from (("nsga2", seed) for seed in _spread(seeds))
             return
@@ -190,14 +225,25 @@ class Allocator:
             for entry in source:
                 seeds.append(entry[1])
                 yield entry
-        if self.config.budget or self.problem.count < 2 or not self._enough_time():
+        if self.problem.count < 2 or not self._enough_time():
             return
         paired = self._paired()
         for entry in self._program(paired, "ilp-pairs"):
             seeds.append(entry[1])
             yield entry
-        if self._enough_time():
-            yield from self._evolved(paired, seeds[: 3 * self.config.front])
+        if not self.config.budget and self._enough_time():
+            yield from self._evolved(paired, [*self._uniform(), *seeds[: 3 * self.config.front]])
+
+    def _uniform(self) -> list[Assignment]:
+        """Every layer in the same choice: what mixed precision has to beat."""
+        return [self.problem.uniform(index) for index in range(self.problem.finest + 1)]
+
+
+def _thinned(front: list[Assignment], count: int) -> list[Assignment]:
+    """At most `count` of a front, its ends among them."""
+    if len(front) <= count:
+        return front
+    return [front[int(at)] for at in np.unique(np.linspace(0, len(front) - 1, count).astype(int))]
 
 
 def _spread(front: list[Assignment]) -> Iterator[Assignment]:

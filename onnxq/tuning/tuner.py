@@ -23,10 +23,11 @@ from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
 from onnxq.search.objectives import metric_named
 from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
-from onnxq.tuning.allocate import draw_space, make_allocator
+from onnxq.tuning.allocate import check_limits, make_allocator
 from onnxq.tuning.config import MODES, TuneConfig
 from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
+from onnxq.tuning.pictures import draw_result, draw_sensitivity, draw_shapley
 from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
 from onnxq.tuning.remote import Elsewhere
 from passes.model import save
@@ -270,6 +271,7 @@ class _Run:
                 deadline=self.deadline,
                 share=_SENSITIVITY_SHARE / (len(config.modes) - position),
             )
+            self.writer.embed(*draw_sensitivity(self.folder, mode))
             if allocator.space.estimated:
                 missing = allocator.space.estimated
                 note = (
@@ -282,6 +284,9 @@ class _Run:
                 if held is None:
                     return False
                 self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
+            if allocator.shapley is not None:
+                name = Path(config.model).name
+                self.writer.embed(*draw_shapley(self.folder, mode, name, allocator.shapley))
             whole = whole and not allocator.cut_short
         return whole
 
@@ -339,6 +344,7 @@ def tune(
     """
     start = time.monotonic()
     prepared = Prepared.of(config)
+    check_limits(prepared)
     warning = vnni_warning()
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)
@@ -362,13 +368,14 @@ def tune(
         whole = run.search()
         run.confirm()
         whole = run.reachable() and whole
-        summary = run.report(finished=whole)
         members = run.members()
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
-        if config.chosen_strategy != "ranking":
-            for mode in config.modes:
-                if (run_folder / f"space-{mode}.json").exists():
-                    draw_space(run_folder, mode, picks)
+        for mode in config.modes if config.chosen_strategy != "ranking" else ():
+            if (run_folder / f"space-{mode}.json").exists():
+                given = picks, run.candidates, metric, run.baseline
+                for name, picture in draw_result(run_folder, mode, *given):
+                    writer.embed(name, picture)
+        summary = run.report(finished=whole)
         goal = None
         if config.metric_floor:
             kind, floor = metric_named(metric), config.metric_floor

@@ -365,6 +365,32 @@ def test_sensitivity_table_and_allocate(invoke: Invoke, work: Path) -> None:
     assert abs(Path("p.csv.onnx").stat().st_size - document[0]["bytes"]) < 200_000
 
 
+def test_joint_table_with_costs(invoke: Invoke, work: Path) -> None:
+    options = ["--schemes", "int4:channel,int8:channel", "--with-activations", "uint4,uint8", "-o", "table"]
+    ok(invoke("sensitivity", "tiny.onnx", "--data", "data.npz", *options))
+    text = Path("table/sensitivity.csv").read_text()
+    assert "first,float/uint4:asym," in text
+    assert len(text.splitlines()) == 1 + 4 * 4
+    choices = [f"int{w}:channel/uint{a}:asym" for w in (4, 8) for a in (4, 8)]
+    layers = {name: dict(zip(choices, (1, 2, 2, 3), strict=True)) for name in ("first", "dw", "wide", "fc")}
+    Path("costs.json").write_text(json.dumps({"name": "latency", "unit": "ms", "layers": layers}))
+    costs = ["--costs", "costs.json", "--cost-limit", "latency=9"]
+    found = json.loads(ok(invoke("allocate", "table", *costs, "--json")).stdout)
+    assert [entry["latency"] <= 9 for entry in found] == [True]
+    found = json.loads(ok(invoke("allocate", "table", *costs, "--over", "bops", "--json")).stdout)
+    assert len(found) > 2
+    assert all(entry["latency"] <= 9 for entry in found)
+    most = found[1]["bops"]
+    one = json.loads(ok(invoke("allocate", "table", "--bops-budget", most, "--json")).stdout)
+    assert one[0]["bops"] <= most
+    assert "latency (ms)" in ok(invoke("allocate", "table", *costs)).stdout
+    exact = ["--schemes", "int4:channel,float/uint4,int4:channel/uint4", "--json"]
+    entries = json.loads(ok(invoke("sensitivity", "tiny.onnx", "--data", "data.npz", *exact)).stdout)
+    assert {e["scheme"] for e in entries["entries"]} == {
+        *("int4:channel", "float/uint4:asym", "int4:channel/uint4:asym")
+    }
+
+
 def test_tune_by_bits(invoke: Invoke, work: Path) -> None:
     options = "--mode weights --weights gse2,gse4,gse8 --objectives metric,bytes --front 3 --generations 1"
     result = ok(invoke("tune", "tiny.onnx", "--data", "data.npz", "-o", "run", *options.split(), "--json"))

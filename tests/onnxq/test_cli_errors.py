@@ -296,6 +296,16 @@ def test_options_of_quantize(refused: Refused, options: tuple[str, ...], words: 
         (("--strategy", "ilp", "--front", "0"), "--front 0: must be 1 or more"),
         (("--precision", "-0.1"), "--precision -0.1: must not be negative"),
         (("--permutations", "0"), "--permutations 0: must be 1 or more"),
+        (("--strategy", "nsga2", "--generations", "0"), "--generations 0: must be 1 or more"),
+        (("--strategy", "shapley"), "needs at least two --weights schemes"),
+        (("--strategy", "ilp", "--budget", "1kB"), "the smallest file of this search space"),
+        (("--strategy", "auto", "--bops-budget", "7"), "--bops-budget 7: the cheapest policy"),
+        (("--bops-budget", "7"), "ranking knows no limits"),
+        (("--strategy", "ilp", "--cost-limit", "latency=3"), "there is none; --costs brings them"),
+        (("--strategy", "ilp", "--costs", "none.json"), "the table of costs cannot be read"),
+        (("--strategy", "ilp", "--costs", "data.npz"), "not a text file"),
+        (("--strategy", "ranking", "--activations", "uint4,uint8"), "ranking searches weights alone"),
+        (("--strategy", "ilp", "--activations", "uint4,uint99"), "2 to 8 or 16 bits"),
     ],
 )
 def test_options_of_tune(refused: Refused, options: tuple[str, ...], words: str) -> None:
@@ -372,7 +382,9 @@ def test_no_table_to_allocate_from(refused: Refused, work: Path) -> None:
         (("--strategy", "threshold", "--bits", "four"), "are whole numbers"),
         (("--strategy", "threshold", "--bits", "5"), "no choice of 5 bits"),
         (("--budget", "1kB"), "the smallest file of this search space"),
-        (("--bops", "1", "--budget", "1MB"), "no policy of this search space fits"),
+        (("--bops-budget", "1", "--budget", "1MB"), "--bops-budget 1: the cheapest policy"),
+        (("--cost-limit", "latency=3"), "there is none; --costs brings them"),
+        (("--over", "watts"), "--over watts: is not one of bytes, bops"),
         (("--front", "4", "-o", "p.json"), "do not fit one file"),
     ],
 )
@@ -391,3 +403,7 @@ def test_schemes_of_sensitivity(refused: Refused) -> None:
     options = ("sensitivity", "tiny.onnx", "--data", "data.npz", "--schemes")
     assert "is no scheme" in refused(*options, "gsee4")
     assert "2 to 8 bits" in refused(*options, "gse9")
+    assert "smoothing is ~input or ~output" in refused(*options, "gse4~sideways")
+    assert "one scale per tensor" in refused(*options, "gse4/uint8:channel")
+    assert "and so does --with-activations" in refused(*options, "gse4/uint8", "--with-activations", "uint4")
+    assert "goes with --schemes" in refused(*options[:-1], "--with-activations", "uint4")

@@ -9,22 +9,28 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
-def test_killed_and_resumed(tmp_path: Path) -> None:
+def script() -> Any:
     spec = importlib.util.spec_from_file_location("kill_resume", ROOT / "benchmarks" / "kill_resume.py")
     assert spec is not None
     assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["kill_resume"] = script
-    spec.loader.exec_module(script)
-    model, data = script.make_inputs(tmp_path, layers=5, samples=60)
-    result = script.torture(model, data, tmp_path, kills=4, seed=0)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_resume"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    held = script()
+    model, data = held.make_inputs(tmp_path, layers=5, samples=60)
+    result = held.torture(model, data, tmp_path, kills=4, seed=0)
     assert result.kills == 4
     assert not result.broken
     assert not result.twice

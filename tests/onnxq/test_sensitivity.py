@@ -13,7 +13,7 @@ from onnxq.evaluation import load_session
 from onnxq.sensitivity import Sensitivity, Settings, Variant, measure_sensitivities
 from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.statistics import Accumulator
-from onnxq.sensitivity.values import PolicyValues
+from onnxq.sensitivity.values import PolicyValues, WholeValues
 from passes.base import Context
 from passes.errors import DataError
 from passes.layers import find_layers
@@ -227,10 +227,38 @@ def test_policy_values_equal_the_plain_way_in_any_order(model: Model, data: Samp
     rng = np.random.default_rng(0)
     for _ in range(6):
         texts = rng.choice(["gse2", "gse4", "gse8", "float"], len(layers))
-        policy = {layer.name: Scheme.parse(str(text)) for layer, text in zip(layers, texts, strict=True)}
-        whole = Variant(tuple((name, LayerPolicy(scheme)) for name, scheme in policy.items()))
-        assert values.mse(policy) == pytest.approx(plain(model, data, whole), rel=1e-3, abs=1e-9)
-    assert values.mse({}) == pytest.approx(0, abs=1e-9)
+        schemes = {layer.name: Scheme.parse(str(text)) for layer, text in zip(layers, texts, strict=True)}
+        whole = Variant(tuple((name, LayerPolicy(scheme)) for name, scheme in schemes.items()))
+        assert values.mse(Policy(dict(whole.choices))) == pytest.approx(
+            plain(model, data, whole), rel=1e-3, abs=1e-9
+        )
+    assert values.mse(Policy()) == pytest.approx(0, abs=1e-9)
+
+
+def test_whole_values_count_activations(model: Model, data: Samples) -> None:
+    layers = find_layers(model)
+    values = WholeValues(model, data, ranges_of({"x": data.array}))
+    options = [choice("gse4", "gse6:block8"), choice("int8:channel", "uint4:asym"), choice("float", "uint8")]
+    chosen = tuple((layer.name, options[index % 3]) for index, layer in enumerate(layers))
+    found = values.mse(Policy(dict(chosen)))
+    assert found == pytest.approx(plain(model, data, Variant(chosen)), rel=1e-5)
+    weights = Policy({name: LayerPolicy(option.weights) for name, option in chosen})
+    assert found > 1.05 * values.mse(weights) > 0
+
+
+@pytest.mark.parametrize("scheme", ["uint2:asym", "uint4:asym", "gse4:block16", "uint8:dynamic"])
+def test_activations_of_every_layer_equal_the_plain_way(model: Model, data: Samples, scheme: str) -> None:
+    """Several schemes of a layer share where they begin; each still is what the passes make of it alone."""
+    layers = [layer.name for layer in find_layers(model)][:4]
+    texts = [scheme, "uint6:asym"] if scheme.startswith("uint2") else [scheme]
+    variants = [Variant.of(name, choice("float", text)) for name in layers for text in texts]
+    if scheme == "uint8:dynamic":
+        variants = [Variant.of(name, choice("int8", scheme)) for name in layers]
+    found = measure(model, data, variants)
+    for variant in variants:
+        wanted = plain(model, data, variant)
+        assert found[variant.key].mse == pytest.approx(wanted, rel=2e-3, abs=1e-9)
+        assert wanted > 0
 
 
 def test_statistics_of_known_logits() -> None:

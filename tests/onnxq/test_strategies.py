@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,9 @@ import pytest
 from onnxq.evaluation import load_session
 from onnxq.files import sha256_file
 from onnxq.report import load_report
+from onnxq.report.report import data_uri
 from onnxq.search import Journal, read_journal
-from onnxq.sensitivity import Settings
+from onnxq.sensitivity import Settings, choice_text
 from onnxq.tuning import TuneConfig, TuneResult, tune
 from onnxq.tuning.sensitivities import sensitivities
 from onnxq.tuning.space import read_space
@@ -23,6 +29,7 @@ from tests.nets import Net
 
 STRATEGIES = ("threshold", "ilp", "shapley", "nsga2", "auto")
 SAMPLES = 160
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +99,24 @@ def test_a_strategy_ends_in_a_front_of_real_files(
         if member.mode != "float":
             assert (run / "front" / f"{member.name}.onnx").stat().st_size == member.bytes
     assert load_report(run)["finished"] is True
-    assert (run / "sensitivity-weights.png").stat().st_size > 100
-    assert (run / "allocation-weights.png").stat().st_size > 100
+    pictures = ["pareto", "objectives", "errors", "sensitivity-weights", "allocation-weights"]
+    pictures += ["shapley-weights"] if strategy == "shapley" else []
+    assert sorted(pictures) == sorted(path.stem for path in run.glob("*.png"))
+    page = (run / "report.html").read_text()
+    for name in pictures:
+        assert data_uri((run / f"{name}.png").read_bytes()) in page
     name, problem = read_space(run)
     assert name == "net.onnx"
     assert problem.layers == ("stem", "depthwise", "expand", "project", "fc")
+
+
+def test_group_sizes_are_compared_in_the_report(workspace: Path) -> None:
+    run = workspace / "groups"
+    weights = ("gse4:block8", "gse4:block32", "gse8:block8", "gse8:block32")
+    result = tune(config(workspace, "threshold", weights=weights, front=2), run)
+    uniform = [c for c in result.candidates if c.strategy == "uniform"]
+    assert len(uniform) == 4
+    assert data_uri((run / "group_size-weights.png").read_bytes()) in (run / "report.html").read_text()
 
 
 def test_sizes_are_predicted(finished: dict[str, tuple[Path, TuneResult]]) -> None:
@@ -149,6 +169,48 @@ def test_killed_anywhere_and_resumed_measures_nothing_twice(
     assert state(run, result) == state(*finished[strategy])
 
 
+KILLED = """
+import json, os, signal, sys
+from onnxq.search import Journal
+from onnxq.tuning import TuneConfig, tune
+
+count, whole = 0, Journal.append
+
+def append(self, kind, key, payload):
+    global count
+    whole(self, kind, key, payload)
+    count += 1
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = append
+tune(TuneConfig.from_json(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+@pytest.mark.parametrize(
+    ("strategy", "records"), [("threshold", 9), ("ilp", 23), ("shapley", 24), ("nsga2", 31), ("auto", 34)]
+)
+def test_a_process_that_is_killed_leaves_a_run_that_goes_on(
+    workspace: Path, finished: dict[str, tuple[Path, TuneResult]], strategy: str, records: int
+) -> None:
+    run, held = workspace / f"{strategy}-sigkill", config(workspace, strategy)
+    arguments = [json.dumps(held.to_json()), str(run), str(records)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
+    before = read_journal(run)
+    assert before is not None
+    done = sum(len(entries) for entries in before.kinds.values())
+    assert done == records
+    result = tune(held, run)
+    lines = (run / "journal.jsonl").read_text().splitlines()[1:]
+    keys = [(entry["kind"], entry["key"]) for entry in map(json.loads, lines) if entry["kind"] != "hits"]
+    assert len(keys) == len(set(keys))
+    assert state(run, result) == state(*finished[strategy])
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_expired_budget_leaves_the_best_so_far(workspace: Path, strategy: str) -> None:
     run = workspace / f"{strategy}-short"
@@ -195,6 +257,93 @@ def test_static_activations_keep_their_scheme(workspace: Path) -> None:
     assert {c.strategy for c in result.candidates} >= {"ilp", "threshold"}  # auto, for three widths
     entries = [entry for c in result.candidates for entry in c.policy["layers"].values()]
     assert {entry["activations"] for entry in entries if entry["weights"] != "float"} == {"uint8:asym"}
+
+
+JOINT: dict[str, Any] = {
+    "modes": ("static",),
+    "weights": ("int4:channel", "int8:channel"),
+    "activations": "uint3,uint8",
+    "objectives": "metric,bops",
+    "permutations": 2,
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_activations_are_searched_together_with_weights(workspace: Path, strategy: str) -> None:
+    run = workspace / f"joint-{strategy}"
+    result = tune(config(workspace, strategy, **JOINT), run)
+    assert result.finished
+    problem = read_space(run)[1]
+    assert len(problem.choices) == 5
+    kinds = {entry["activations"] for c in result.candidates for entry in c.policy["layers"].values()}
+    assert kinds >= {"uint3:asym", "uint8:asym"}
+    journal = read_journal(run)
+    assert journal is not None
+    keys = set(journal.kinds["sensitivity"])
+    assert {"stem=int4:channel", "stem=float/uint3:asym", "stem=float/uint8:asym"} <= keys
+    from passes.policy import Policy
+
+    for candidate in result.candidates:
+        policy = Policy.from_json(candidate.policy)
+        assert candidate.bops == problem.operations(problem.assignment(policy))
+    # Three bits of activations are dear: a policy without them stands above.
+    ordered = sorted((c for c in result.front if c.mode != "float"), key=lambda c: c.bops or 0)
+    assert len(ordered) > 1
+    assert ordered[0].metrics["mse"] > ordered[-1].metrics["mse"]
+
+
+def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace: Path) -> None:
+    first = read_space(workspace / "joint-ilp")[1]
+    layers = {
+        name: {choice_text(c): float(c.weights.bits if not c.is_float else 32) for c in first.choices}
+        for name in first.layers
+    }
+    costs = workspace / "costs.json"
+    costs.write_text(json.dumps({"name": "latency", "unit": "us", "rest": 2, "layers": layers}))
+    most = (first.operations(first.uniform(0)) + first.operations(first.uniform(3))) / 2
+    limits: dict[str, Any] = {"bops_budget": most, "costs": (str(costs),), "limits": ("latency=34",)}
+    for strategy in ("ilp", "nsga2", "threshold", "shapley"):
+        run = workspace / f"limits-{strategy}"
+        result = tune(config(workspace, strategy, **JOINT, **limits), run)
+        problem = read_space(run)[1]
+        from passes.policy import Policy
+
+        assert result.candidates
+        for candidate in result.candidates:
+            assignment = problem.assignment(Policy.from_json(candidate.policy))
+            assert problem.within(assignment, {"bops": most, "latency": 34.0})
+    with pytest.raises(UserError, match="has no cost for int4:channel"):
+        tune(config(workspace, "ilp", **limits, weights=("int4:channel", "gse4")), workspace / "refused")
+    assert not (workspace / "refused").exists()
+    with pytest.raises(UserError, match="--bops-budget: ranking knows no limits"):
+        tune(config(workspace, "ranking", bops_budget=most), workspace / "refused")
+    with pytest.raises(UserError, match="--cost-limit power=3: there is no resource 'power'"):
+        tune(config(workspace, "ilp", limits=("power=3",)), workspace / "refused")
+
+
+def test_sensitivities_of_activations_and_of_pairs(workspace: Path) -> None:
+    from onnxq.public import open_dataset
+
+    model = load(workspace / "net.onnx")
+    data = open_dataset(str(workspace / "data.npz"), model, limit=32)
+    settings = Settings(precision=0)
+    exact = sensitivities(
+        model, data, ["int4:channel", "float/uint3", "int4:channel/uint3"], settings=settings
+    )
+    paired = sensitivities(model, data, ["int4:channel"], activations=["uint3"], settings=settings)
+    for layer in exact.problem.layers:
+        weights, activations, both = (
+            exact.entries[layer, text].mse
+            for text in ("int4:channel", "float/uint3:asym", "int4:channel/uint3:asym")
+        )
+        assert activations > 0
+        # A Conv whose weights are quantized too gets a pair behind it as well.
+        assert both > 0.5 * max(weights, activations)
+        row = paired.problem.layers.index(layer)
+        # Added up, they are what the integer program goes by.
+        assert paired.problem.cost[row, 0] == pytest.approx(weights + activations, rel=1e-6)
+    with pytest.raises(UserError, match="names activations, and so does --with-activations"):
+        sensitivities(model, data, ["int4/uint8"], activations=["uint3"])
 
 
 def test_the_default_strategy_follows_the_widths() -> None:
