@@ -85,7 +85,7 @@ def agreement() -> None:
             runner.close()
 
 
-def _against_cpu(device: str, model: Model, feed: Any, runs: int = 30) -> Comparison:
+def _against_cpu(device: str, model: Model, feed: Any, runs: int = 15) -> Comparison:
     """Time on a device over that of ONNX Runtime's CPU provider, in turns, both on two threads."""
     runner, cpu = open_runner(device, 2), open_runner("ort:cpu", 2)
     try:
@@ -93,12 +93,12 @@ def _against_cpu(device: str, model: Model, feed: Any, runs: int = 30) -> Compar
         refuse_disagreement(runner, program, model, [feed])
         for note in program.notes:
             print(f"  {note}")
-        return compare(program, reference, feed, runs=runs, rounds=3)
+        return compare(program, reference, feed, runs=runs, rounds=2)
     finally:
         runner.close()
 
 
-def ratios(devices: Sequence[str] = ("tvm:llvm?schedule=default", "tvm:llvm")) -> None:
+def ratios(devices: Sequence[str] = ("tvm:llvm", "tvm:llvm?schedule=default")) -> None:
     model = prepared()
     calibration, data = split(model)
     feed = next(data.batches(1)).inputs
