@@ -18,6 +18,7 @@ FLOORS = (
     ("data",),
     ("calibration",),
     ("evaluation",),
+    ("runners",),
     ("rounding",),
     ("sensitivity",),
     ("allocation",),

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "build": ("runs", "build", "Write any candidate of a run as an ONNX file."),
     "eval": ("evaluate", "evaluate", "Accuracy of one or more models."),
     "bench": ("bench", "bench", "Latency of one or more models, measured in turns."),
+    "devices": ("devices", "devices", "List the devices that models can run on."),
     "report": ("runs", "report", "Render the report of a run again, or compare several runs."),
     "golden": ("golden", "golden", "Pin what a recipe makes of a model, for your own CI."),
     "policy": ("inspect", "policy", "Write a policy file to edit, or the one inside a quantized model."),
