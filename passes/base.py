@@ -20,6 +20,7 @@ from passes.errors import GraphError, PassError, UserError
 from passes.graph import export_graph, import_graph
 from passes.model import Model, check
 from passes.rounding import Rounder
+from passes.weights import EncodedWeight
 
 __all__ = [
     "Context",
@@ -58,11 +59,12 @@ class Note:
 
 @dataclass
 class Context:
-    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data, and a
-    place for their notes."""
+    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data, weights
+    that stand as codes already (layer -> codes; training found them), and a place for their notes."""
 
     ranges: RangeProvider | None = None
     rounder: Rounder | None = None
+    encoded: Mapping[str, EncodedWeight] = field(default_factory=dict)
     check: bool = True
     notes: list[Note] = field(default_factory=list)
 
