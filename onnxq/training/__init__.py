@@ -30,5 +30,7 @@ def start(
     """Train, or continue from the checkpoint in `folder`. Raises UserError without torch, and for bad input."""
     require_torch()
     from onnxq.training.run import Run
+    from onnxq.training.search import search
 
-    return Run(config, model, data, validation, folder=folder, progress=progress)()
+    run = Run(config, model, data, validation, folder=folder, progress=progress)
+    return search(run) if config.method == "smpq" else run()

@@ -123,6 +123,11 @@ class Network(nn.Module):
         self.input_quantizers[key] = quantizer
         self._input_key[(node, tensor)] = key
 
+    def drop_quantizers(self) -> None:
+        """Be the float network again."""
+        self.drop_weight_quantizers()
+        self.input_quantizers, self._input_key = nn.ModuleDict(), {}
+
     def drop_weight_quantizers(self) -> None:
         """Compute with the weights themselves again."""
         self.weight_quantizers, self._weight_key = nn.ModuleDict(), {}
@@ -130,7 +135,7 @@ class Network(nn.Module):
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The values of all parameters and moved buffers, by initializer name."""
         found = dict(zip(self.weight_names, self.weights, strict=True))
-        tensors: dict[str, Tensor] = {**found, **self._moved()}
+        tensors: dict[str, Tensor] = {**found, **self.moved()}
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
 
     def written(self, arrays: Mapping[str, npt.NDArray[Any]] | None = None) -> Model:
@@ -145,14 +150,21 @@ class Network(nn.Module):
                 tensor.CopyFrom(fresh)
         return self.model.with_proto(proto)
 
-    def _moved(self) -> dict[str, Tensor]:
+    def moved(self) -> dict[str, Tensor]:
+        """Means and variances of BatchNormalization, by initializer name; the tensors themselves."""
         return {name: getattr(self, f"moved{index}") for index, name in enumerate(self.buffer_names)}
+
+    @torch.no_grad()
+    def restore_moved(self, kept: Mapping[str, Tensor]) -> None:
+        """Put back what `moved` gave (copies of it)."""
+        for name, tensor in self.moved().items():
+            tensor.copy_(kept[name])
 
     # -- running ------------------------------------------------------------------------------------------
 
     def values(self) -> dict[str, Tensor]:
         """What the network computes with, by initializer name: quantized where a quantizer stands."""
-        found: dict[str, Tensor] = dict(self._moved())
+        found: dict[str, Tensor] = dict(self.moved())
         for index, name in enumerate(self.weight_names):
             key = self._weight_key.get(name)
             weight = self.weights[index]
@@ -211,7 +223,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def specialise(self, *inputs: Tensor) -> Plan:
         """Plan for inputs of this shape. Raises UnsupportedModelError where a shape depends on data."""
-        state = {name: tensor.clone() for name, tensor in self._moved().items()}
+        state = {name: tensor.clone() for name, tensor in self.moved().items()}
         held: dict[str, Tensor] = {**self.values(), **state, **self._fixed}
         held.update(zip(self.inputs, inputs, strict=True))
         constant, lists, steps = set(self._fixed), dict[str, list[Any]](), list[Step]()

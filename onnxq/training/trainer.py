@@ -112,7 +112,7 @@ class Trainer:
         self.total = max(round(settings.epochs * data.steps), 1)
         self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.spent_s = 0.0
+        self.spent_s = self.session_s = 0.0
         self.optimizer = self._optimizer()
         self._losses: list[Tensor] = []
         self._hits: list[Tensor] = []
@@ -204,13 +204,14 @@ class Trainer:
             changed = self.method.end_step(self.step, self.loss)
             self.step += 1
             now = time.monotonic()
-            self.spent_s = before + now - began
+            self.session_s = now - began
+            self.spent_s = before + self.session_s
             every = self.settings.record or self.data.steps
             if changed or self.step % every == 0 or self.step == self.total:
                 self._record(self.step % every == 0 or self.step == self.total)
             elif self.progress is not None and self.step % 10 == 0:
                 self._tell(False)
-            stop = bool(self.settings.stop_s) and now - began > self.settings.stop_s
+            stop = bool(self.settings.stop_s) and self.session_s > self.settings.stop_s
             if now - saved > self.settings.checkpoint_s or stop or self.step == self.total:
                 self.save()
                 saved = now
