@@ -103,6 +103,13 @@ class Network(nn.Module):
         self._weight_key: dict[str, str] = {}
         self._input_key: dict[tuple[str, str], str] = {}
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Constants follow a change of type; they stay on the CPU, where shapes are computed."""
+        found = super()._apply(fn, recurse)
+        self._fixed = {n: fn(t).cpu() if t.is_floating_point() else t for n, t in self._fixed.items()}
+        self._plans = {}
+        return found
+
     # -- parameters by name -------------------------------------------------------------------------------
 
     def parameter_of(self, name: str) -> nn.Parameter:

@@ -128,7 +128,7 @@ class RoundClamp(nn.Module):
     @torch.no_grad()
     def set_bits(self, weight: Tensor, bits: int) -> None:
         """Go on with `bits` bits; a learned step becomes the better of the kept and the fitted one."""
-        kept = float(self.step) * 2 ** (self.bits - bits)
+        kept = float(self.step.detach()) * 2 ** (self.bits - bits)
         self.bits = bits
         self.levels.fill_(float(2**bits))
         if not self.learned:
