@@ -1,10 +1,11 @@
-"""The bridge against ONNX Runtime: forward equality, two training steps, weights written back, equality again.
+"""The bridge against ONNX Runtime: forward equality, two training steps, weights written back, equality
+again.
 
     python benchmarks/training_bridge.py [--exporter legacy|dynamo] [NET or FILE.onnx ...]
 
 Networks are timm's with random weights, exported by torch.onnx here and now (needs torch, timm, torchvision;
-dynamo: onnxscript), or files. Differences are the largest one of the logits over the largest logit; asked: 1e-4.
-The training steps are SGD with momentum, in training mode, on random inputs and labels.
+dynamo: onnxscript), or files. Differences are the largest one of the logits over the largest logit; asked:
+1e-4. The training steps are SGD with momentum, in training mode, on random inputs and labels.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def measure(name: str, model: Model) -> None:
         return
     trained = sum(weight.numel() for weight in network.weights)
     print(
-        f"| {name} | {len(model.proto.graph.node)} | {trained:,} | {before:.1e} | {moved:.1e} | {after:.1e} | "
+        f"| {name} | {len(model.proto.graph.node)} | {trained:,} | {before:.1e} | {moved:.1e} | "
+        f"{after:.1e} | "
         f"{time.time() - began:.0f} |",
         flush=True,
     )

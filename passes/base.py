@@ -59,8 +59,8 @@ class Note:
 
 @dataclass
 class Context:
-    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data, weights
-    that stand as codes already (layer -> codes; training found them), and a place for their notes."""
+    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data,
+    weights that stand as codes already (layer -> codes; training found them), and a place for their notes."""
 
     ranges: RangeProvider | None = None
     rounder: Rounder | None = None

@@ -23,6 +23,7 @@ FLOORS = (
     ("allocation",),
     ("search",),
     ("report",),
+    ("training",),
     ("tuning", "public"),
     ("cli",),
     ("__init__", "__main__"),

@@ -30,34 +30,48 @@ def _number(default: float, text: str) -> dict[str, Any]:
 @data_options(required=True, calibration=False)
 @click.option("--validation", metavar="D", help="Labelled data to measure accuracy on; never trained on.")
 @click.option("--compression", **_number(10.67, "msq: 32 over the mean bits of a weight, up to 16."))
-@click.option("--activations", default="float", show_default=True, help="Bits (3), a scheme (uint8) or float.")
+@click.option(
+    "--activations", default="float", show_default=True, help="Bits (3), a scheme (uint8) or float."
+)
 @click.option("--policy", metavar="P.json", help="qat: schemes layer by layer.")
 @click.option("--weights", default="int4", show_default=True, help="qat: one scheme for all layers.")
-@click.option("--quantizer", **_choice("lsq", "roundclamp", "dorefa", default="lsq", text="qat: of integers."))
+@click.option(
+    "--quantizer", **_choice("lsq", "roundclamp", "dorefa", default="lsq", text="qat: of integers.")
+)
 @click.option("--bits", default="2,3,4,6,8", show_default=True, help="smpq: widths to choose from.")
 @click.option("--bops", **_number(0.25, "smpq: bit operations, as a share of uniform 8/8."))
 @click.option("--search-share", **_number(0.5, "smpq: part of the epochs that trains the supernet."))
 @click.option("--updates", type=click.IntRange(min=1), default=4, show_default=True, help="smpq: of alpha.")
-@click.option("--permutations", type=click.IntRange(min=1), default=2, show_default=True, help="smpq: an update.")
+@click.option(
+    "--permutations", type=click.IntRange(min=1), default=2, show_default=True, help="smpq: an update."
+)
 @click.option("--epochs", **_number(12.0, "Passes over the data; may be a fraction."))
 @click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Samples a step.")
 @click.option("--lr", **_number(0.05, "Peak of the learning rate; a cosine follows."))
 @click.option("--momentum", **_number(0.9, "Of SGD (Nesterov)."))
 @click.option("--decay", **_number(1e-4, "Weight decay of the layers."))
 @click.option("--optimizer", **_choice("sgd", "adamw", default="sgd", text="What takes the steps."))
-@click.option("--distill", **_number(0.0, "Share of the float model's outputs in the loss; 1 needs no labels."))
+@click.option(
+    "--distill", **_number(0.0, "Share of the float model's outputs in the loss; 1 needs no labels.")
+)
 @click.option("--temperature", **_number(4.0, "Of the distillation."))
 @click.option("--augment", default="crop,flip", show_default=True, help="crop, flip, both or none.")
 @click.option("--lambda", "lam", **_number(0.5, "msq: strength of the regularizer."))
 @click.option("--alpha", **_number(0.3, "msq: share of nonzero LSBs below which a layer loses bits."))
 @click.option("--rounds", type=click.IntRange(min=1), default=8, show_default=True, help="msq: of pruning.")
 @click.option("--prune-share", **_number(0.4, "msq: part of the training in which bits go."))
-@click.option("--strength", **_choice("gradient", "plain", default="gradient", text="msq: what lambda scales."))
+@click.option(
+    "--strength", **_choice("gradient", "plain", default="gradient", text="msq: what lambda scales.")
+)
 @click.option("--steps", **_choice("learned", "max", default="learned", text="msq: step size of weights."))
-@click.option("--precision", **_choice("auto", "float32", "bfloat16", default="auto", text="auto: by device."))
+@click.option(
+    "--precision", **_choice("auto", "float32", "bfloat16", default="auto", text="auto: by device.")
+)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile; a minute first, then faster.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
-@click.option("--for", "stop_s", type=Duration(), default=0.0, help="Stop after 10m; the same line continues.")
+@click.option(
+    "--for", "stop_s", type=Duration(), default=0.0, help="Stop after 10m; the same line continues."
+)
 @click.option("--checkpoint", "checkpoint_s", type=Duration(), default=60.0, help="Time between checkpoints.")
 @click.option("--fresh", is_flag=True, help="Start anew, whatever checkpoint is there.")
 @output_option("MODEL.<method>.onnx beside the input")
@@ -139,7 +153,13 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
 
 
 def _clear(folder: Path) -> None:
-    for name in ("checkpoint.pt", "log.jsonl", "search/checkpoint.pt", "search/log.jsonl", "search/search.json"):
+    for name in (
+        "checkpoint.pt",
+        "log.jsonl",
+        "search/checkpoint.pt",
+        "search/log.jsonl",
+        "search/search.json",
+    ):
         (folder / name).unlink(missing_ok=True)
 
 

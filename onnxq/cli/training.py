@@ -38,8 +38,8 @@ def _text(event: Event) -> str:
 
 
 class Live:
-    """A context manager that is called with the events of a training: a bar and the last numbers on a terminal,
-    plain lines elsewhere; always on stderr."""
+    """A context manager that is called with the events of a training: a bar and the last numbers on a
+    terminal, plain lines elsewhere; always on stderr."""
 
     def __init__(self) -> None:
         self._bar: Any = None

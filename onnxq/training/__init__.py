@@ -1,4 +1,5 @@
-"""Training: from an ONNX file through torch and back. torch is imported when a training starts, not before."""
+"""Training: from an ONNX file through torch and back. torch is imported when a training starts, not
+before."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def start(
     folder: Path | None = None,
     progress: Callable[[Event], None] | None = None,
 ) -> Outcome:
-    """Train, or continue from the checkpoint in `folder`. Raises UserError without torch, and for bad input."""
+    """Train, or continue from the checkpoint in `folder`. Raises UserError without torch, and for bad
+    input."""
     require_torch()
     from onnxq.training.run import Run
     from onnxq.training.search import search

@@ -8,8 +8,8 @@ step * (clamp(round(x / step) + z, 0, L) - z).
 - lsq (Esser et al. 2020): the step is learned, with the rounding in its gradient and the scale
   1 / sqrt(features * L).
 
-Both begin at the range of least squares on a few batches. In the file they are Q/DQ pairs in front of the layers
-(`quantize{placement=inputs}`), with these very steps and zero points.
+Both begin at the range of least squares on a few batches. In the file they are Q/DQ pairs in front of the
+layers (`quantize{placement=inputs}`), with these very steps and zero points.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Activations:
         for name, scheme in chosen.items():
             if not scheme.is_float and not scheme.is_static:
                 raise PolicyError(
-                    f"layer '{name}': activations in {scheme} are not trained; use integers such as uint8, or float"
+                    f"layer '{name}': activations in {scheme} are not trained; use integers such as "
+                    "uint8, or float"
                 )
         if not any(scheme.is_static for scheme in chosen.values()):
             return

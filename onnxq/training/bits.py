@@ -1,11 +1,12 @@
 """MSQ's arithmetic of bits: compression, the share of nonzero LSBs, and which layers lose bits when.
 
-Pruning (METHODS.md, MSQ, algorithm): in every round a layer of n bits with beta < alpha becomes one of n - k bits,
-where beta is the share of its weights whose k lowest bits are not all zero. In the last round layers lose bits in
-the order of beta, lowest first, until the compression Gamma = 32 sum(P) / sum(n P) is reached.
+Pruning (METHODS.md, MSQ, algorithm): in every round a layer of n bits with beta < alpha becomes one of n - k
+bits, where beta is the share of its weights whose k lowest bits are not all zero. In the last round layers
+lose bits in the order of beta, lowest first, until the compression Gamma = 32 sum(P) / sum(n P) is reached.
 
-Beyond that, a `pace`: each round but the last also prunes in the order of beta until the mean bits are no more than
-the pace asks. Short trainings need it (METHODS.md: layers that never leave 8 bits otherwise lose all at the end).
+Beyond that, a `pace`: each round but the last also prunes in the order of beta until the mean bits are no
+more than the pace asks. Short trainings need it (METHODS.md: layers that never leave 8 bits otherwise lose
+all at the end).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ LEAST_BITS = 2
 
 @dataclass(frozen=True)
 class LayerBits:
-    """name: of the layer. weights: how many. bits: n. k: LSBs under pressure. beta: see the module's docstring.
-    omega: Tr(H) |W_n - W|^2."""
+    """name: of the layer. weights: how many. bits: n. k: LSBs under pressure. beta: see the module's
+    docstring. omega: Tr(H) |W_n - W|^2."""
 
     name: str
     weights: int
@@ -56,8 +57,8 @@ def _lowest(layers: Sequence[LayerBits], done: set[int]) -> int | None:
 def prune(
     layers: Sequence[LayerBits], *, alpha: float, target: float, last: bool = False, pace: float = 0.0
 ) -> list[LayerBits]:
-    """One round. target: Gamma, which no round goes beyond by more than one layer. pace: compression that this
-    round must reach, 0 for none. In the last round, target must be reached."""
+    """One round. target: Gamma, which no round goes beyond by more than one layer. pace: compression that
+    this round must reach, 0 for none. In the last round, target must be reached."""
     held = list(layers)
     asked = target if last else min(pace, target)
     done: set[int] = set()

@@ -18,13 +18,14 @@ _MOST = 32 / 2
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """epochs may be a fraction. lr: peak. distill: share of the float network's soft labels in the loss, 0 to 1.
-    precision: empty chooses bfloat16 on CUDA and float32 elsewhere. threads: of torch, 0 leaves them to it.
+    """epochs may be a fraction. lr: peak. distill: share of the float network's soft labels in the loss, 0
+    to 1. precision: empty chooses bfloat16 on CUDA and float32 elsewhere. threads: of torch, 0 leaves them
+    to it.
 
-    msq: compression (32 means nothing, 16 is 2 bits a weight), activations, lam, alpha, rounds, prune_share (of
-    the steps), strength and steps (see onnxq/training/msq.py). qat: policy (JSON text) or one scheme `weights` and
-    `activations` for all; quantizer of integers. smpq: bits, bops (share of uniform 8/8; 0.25 is 4/4), share of
-    the epochs in which the supernet is trained, permutations an update, updates.
+    msq: compression (32 means nothing, 16 is 2 bits a weight), activations, lam, alpha, rounds, prune_share
+    (of the steps), strength and steps (see onnxq/training/msq.py). qat: policy (JSON text) or one scheme
+    `weights` and `activations` for all; quantizer of integers. smpq: bits, bops (share of uniform 8/8; 0.25
+    is 4/4), share of the epochs in which the supernet is trained, permutations an update, updates.
     """
 
     method: Literal["msq", "qat", "smpq"] = "msq"
@@ -66,7 +67,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a number that no training could have."""
-        positive = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "temperature": self.temperature}
+        positive = {
+            "epochs": self.epochs,
+            "batch": self.batch,
+            "lr": self.lr,
+            "temperature": self.temperature,
+        }
         for name, value in positive.items():
             if not math.isfinite(value) or value <= 0:
                 raise UserError(f"--{name} {value:g} is not above 0; give a positive number")
@@ -76,7 +82,8 @@ class TrainConfig:
                 raise UserError(f"--{name} {value:g} is no share; give a number from 0 to 1")
         if self.method == "msq" and not 32 / 8 < self.compression <= _MOST:
             raise UserError(
-                f"--compression {self.compression:g} is out of reach: weights have 8 bits (4x) to 2 bits (16x), so "
+                f"--compression {self.compression:g} is out of reach: weights have 8 bits (4x) to 2 bits "
+                "(16x), so "
                 "give a number above 4 and up to 16"
             )
         if self.method == "smpq" and (len(self.bits) < 2 or not all(2 <= b <= 8 for b in self.bits)):
@@ -88,7 +95,9 @@ class TrainConfig:
         from passes.quantize import activation_scheme
 
         text = self.activations
-        return activation_scheme(f"uint{text}" if text.isdecimal() and text != "32" else "float" if text == "32" else text)
+        return activation_scheme(
+            f"uint{text}" if text.isdecimal() and text != "32" else "float" if text == "32" else text
+        )
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a training is continued."""
@@ -101,4 +110,6 @@ def require_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError:
-        raise UserError("training needs torch, which is not installed; run: pip install 'onnxq[train]'") from None
+        raise UserError(
+            "training needs torch, which is not installed; run: pip install 'onnxq[train]'"
+        ) from None

@@ -6,8 +6,8 @@ training that goes on from step 1,234 sees what it would have seen without the b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ __all__ = ["Batches", "augmented", "generator"]
 
 Tensor = torch.Tensor
 _DECODE = 256
-# Samples are held as tensors where they take at most this; otherwise batches are decoded when they are needed.
+# Samples are held as tensors where they take at most this; otherwise batches are decoded when they are
+# needed.
 HOST_BYTES = 4 << 30
 _DEVICE_SHARE = 0.5
 
@@ -76,11 +77,13 @@ class Batches:
         first = next(iter(self.dataset.batches(1, 0, 1)))
         if len(first.inputs) != 1:
             raise DataError(
-                f"{self.dataset.name}: has {len(first.inputs)} inputs a sample; training takes networks with one"
+                f"{self.dataset.name}: has {len(first.inputs)} inputs a sample; training takes networks "
+                "with one"
             )
         self.input = next(iter(first.inputs))
         self.shape = first.inputs[self.input].shape[1:]
         self._held: tuple[Tensor, Tensor | None] | None = None
+        self._order: tuple[int, Tensor] | None = None
         if 4 * len(self.dataset) * int(np.prod(self.shape)) <= HOST_BYTES:
             self._held = self._all()
 
@@ -96,7 +99,11 @@ class Batches:
         except ValueError:
             raise DataError(f"{dataset.name}: samples differ in shape; crop them to one size") from None
         labels = [item.labels for item in found]
-        known = None if any(item is None for item in labels) else np.concatenate([i for i in labels if i is not None])
+        known = (
+            None
+            if any(item is None for item in labels)
+            else np.concatenate([i for i in labels if i is not None])
+        )
         return torch.from_numpy(images), None if known is None else torch.from_numpy(known)
 
     def _all(self) -> tuple[Tensor, Tensor | None]:
@@ -120,7 +127,10 @@ class Batches:
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """The batch of that step of the whole training, augmented."""
         epoch, within = divmod(step, self.steps)
-        order = torch.randperm(len(self.dataset), generator=generator(self.seed, 0, epoch))
+        if self._order is None or self._order[0] != epoch:
+            random = generator(self.seed, 0, epoch)
+            self._order = epoch, torch.randperm(len(self.dataset), generator=random)
+        order = self._order[1]
         images, labels = self._take(order[within * self.batch : (within + 1) * self.batch])
         if images.ndim == 4 and (self.crop or self.flip):
             images = augmented(images, generator(self.seed, 1, step), crop=self.crop, flip=self.flip)
@@ -134,8 +144,11 @@ class Batches:
         order = torch.randperm(len(self.dataset), generator=random)[:count]
         return self._take(order)
 
-    def in_order(self, size: int, limit: int = 0) -> Any:
-        """All samples, or the first `limit`, in their order: (images, labels) in turn."""
-        total = min(limit or len(self.dataset), len(self.dataset))
-        for start in range(0, total, size):
-            yield self._take(torch.arange(start, min(start + size, total)))
+    def in_order(self, size: int, limit: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All samples, or `limit` at even distances (folders are sorted by class), in their order."""
+        total = len(self.dataset)
+        chosen = torch.arange(total)
+        if 0 < limit < total:
+            chosen = torch.arange(limit) * total // limit
+        for start in range(0, len(chosen), size):
+            yield self._take(chosen[start : start + size])

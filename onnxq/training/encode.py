@@ -18,7 +18,9 @@ def _array(weight: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return weight.detach().cpu().numpy().astype(np.float32)
 
 
-def integer_weight(layer: Layer, weight: Tensor, scheme: Scheme, codes: Tensor, step: Tensor) -> EncodedWeight:
+def integer_weight(
+    layer: Layer, weight: Tensor, scheme: Scheme, codes: Tensor, step: Tensor
+) -> EncodedWeight:
     """Signed codes of the weight's shape and one step for the tensor."""
     rows = np.moveaxis(_array(codes), layer.channel_axis, 0)
     flat = rows.reshape(len(rows), -1)
@@ -33,7 +35,9 @@ def integer_rows(
     steps: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
 ) -> EncodedWeight:
     """Signed codes [C, K] with steps [C, groups]."""
-    return shape_integers(_array(weight), layer.channel_axis, scheme, codes, steps, np.zeros(steps.shape, np.int8))
+    return shape_integers(
+        _array(weight), layer.channel_axis, scheme, codes, steps, np.zeros(steps.shape, np.int8)
+    )
 
 
 def gse_weight(layer: Layer, weight: Tensor, scheme: Scheme) -> EncodedWeight:

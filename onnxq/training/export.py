@@ -1,7 +1,7 @@
 """From a trained network to a file: weights as their codes, activations with their trained ranges.
 
-The float model gets the trained values in its own initializers, then the `quantize` pass obeys the policy with
-the trained codes in the place of its encoder's: what is stored is what was trained, value for value.
+The float model gets the trained values in its own initializers, then the `quantize` pass obeys the policy
+with the trained codes in the place of its encoder's: what is stored is what was trained, value for value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["exported", "settled"]
 
 
 def settled(network: Network, result: Result) -> None:
-    """Let the network compute with the stored values themselves: weights decoded, no weight quantizer left."""
+    """Let the network compute with the stored values themselves: weights decoded, no weight quantizer
+    left."""
     weights = {layer.name: layer.weight for layer in trainable_layers(network)}
     with torch.no_grad():
         for name, encoded in result.encoded.items():

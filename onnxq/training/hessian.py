@@ -17,15 +17,14 @@ def traces(
     probes: int,
     random: torch.Generator,
 ) -> dict[str, float]:
-    """Estimated trace of the Hessian of each weight's own block. loss: of the weights, twice differentiable."""
+    """Estimated trace of the Hessian of each weight's own block. loss: of the weights, twice
+    differentiable."""
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
     names, tensors = list(leaves), list(leaves.values())
     gradients = torch.autograd.grad(loss(leaves), tensors, create_graph=True)
     found = dict.fromkeys(names, 0.0)
     for _ in range(probes):
-        signs = [
-            torch.randint(0, 2, tensor.shape, generator=random).to(tensor) * 2 - 1 for tensor in tensors
-        ]
+        signs = [torch.randint(0, 2, tensor.shape, generator=random).to(tensor) * 2 - 1 for tensor in tensors]
         products = torch.autograd.grad(gradients, tensors, signs, retain_graph=True)
         for name, sign, product in zip(names, signs, products, strict=True):
             found[name] += float((sign * product).sum()) / probes

@@ -21,8 +21,8 @@ Loss = Callable[[Mapping[str, torch.Tensor] | None, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Result:
-    """What was trained. policy: of the file. encoded: layer -> its weight as codes. ranges: activation tensor ->
-    (low, high). bits: layer -> bits a weight that training counted."""
+    """What was trained. policy: of the file. encoded: layer -> its weight as codes. ranges: activation
+    tensor -> (low, high). bits: layer -> bits a weight that training counted."""
 
     policy: Policy
     encoded: Mapping[str, EncodedWeight]

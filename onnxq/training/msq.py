@@ -1,14 +1,15 @@
 """MSQ: training with a regularizer on least significant bits, which go where they are zero (METHODS.md, MSQ).
 
-L = L_task(W_n) + lambda R, R = sum |B_k|, dR/du = sign(B_k) (equations 5 to 8). The gradient of R is added to the
-weights' own after the backward, so that no graph is kept for it: memory is that of plain training.
+L = L_task(W_n) + lambda R, R = sum |B_k|, dR/du = sign(B_k) (equations 5 to 8). The gradient of R is added
+to the weights' own after the backward, so that no graph is kept for it: memory is that of plain training.
 
-`strength=gradient` scales lambda per layer by the root mean square of the task's gradient of that layer in the
-same step: lambda is then the ratio of the two forces, equal for layers of every size (METHODS.md: with one number
-for all, early layers never left 8 bits). `strength=plain` is the equation as it stands.
+`strength=gradient` scales lambda per layer by the root mean square of the task's gradient of that layer in
+the same step: lambda is then the ratio of the two forces, equal for layers of every size (METHODS.md: with
+one number for all, early layers never left 8 bits). `strength=plain` is the equation as it stands.
 
-Every `interval` steps until `prune_steps`: beta, Omega = Tr(H) |W_n - W|^2 (equation 9), k, and a round of pruning
-(onnxq/training/bits.py). After that lambda is 0: plain quantization-aware training at the bits that were found.
+Every `interval` steps until `prune_steps`: beta, Omega = Tr(H) |W_n - W|^2 (equation 9), k, and a round of
+pruning (onnxq/training/bits.py). After that lambda is 0: plain quantization-aware training at the bits that
+were found.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ __all__ = ["Msq", "MsqOptions"]
 @dataclass(frozen=True)
 class MsqOptions:
     """compression: Gamma. lam: lambda. alpha: beta below which a layer loses bits. prune_steps: length of the
-    regularized part. rounds: of pruning in it. paced: see onnxq/training/bits.py. learned: steps (RoundClamp)."""
+    regularized part. rounds: of pruning in it. paced: see onnxq/training/bits.py. learned: steps
+    (RoundClamp)."""
 
     compression: float
     prune_steps: int
@@ -57,7 +59,8 @@ class Msq(Method):
     def __init__(
         self, network: Network, options: MsqOptions, *, activations: Scheme = FLOAT, sample: torch.Tensor
     ) -> None:
-        """activations: one scheme for what all layers read; sample: a batch of inputs, by which ranges begin."""
+        """activations: one scheme for what all layers read; sample: a batch of inputs, by which ranges
+        begin."""
         super().__init__(network)
         self.options, self.activation_scheme = options, activations
         everywhere = Policy({layer.name: LayerPolicy(FLOAT, activations) for layer in self.layers})
@@ -133,13 +136,16 @@ class Msq(Method):
             layer.weight: quantizer(weight).detach()
             for layer, quantizer, weight in zip(self.layers, quantizers, self._weights, strict=True)
         }
-        found = traces(lambda held: loss(held, step), values, self.options.probes, generator(self.options.seed, 3, step))
+        found = traces(
+            lambda held: loss(held, step), values, self.options.probes, generator(self.options.seed, 3, step)
+        )
         omegas = [
             max(found[layer.weight], 0.0) * float((values[layer.weight] - weight.detach()).square().sum())
             for layer, weight in zip(self.layers, self._weights, strict=True)
         ]
         self.held = [
-            replace(held, omega=omega, k=k) for held, omega, k in zip(self.held, omegas, omega_k(omegas), strict=True)
+            replace(held, omega=omega, k=k)
+            for held, omega, k in zip(self.held, omegas, omega_k(omegas), strict=True)
         ]
 
     def nonzero(self, held: LayerBits, weight: torch.Tensor) -> float:

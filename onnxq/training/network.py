@@ -1,15 +1,15 @@
 """The bridge: an ONNX graph as a torch module whose parameters are the graph's initializers, by name.
 
-Trainable are the float initializers of more than one value, but for 1. mean and variance of BatchNormalization
-(buffers, which training moves), 2. inputs that are not weights (bounds, exponents, scales of Resize), 3. masks:
-what is added and holds numbers below -50. Scalars stay constant.
+Trainable are the float initializers of more than one value, but for 1. mean and variance of
+BatchNormalization (buffers, which training moves), 2. inputs that are not weights (bounds, exponents, scales
+of Resize), 3. masks: what is added and holds numbers below -50. Scalars stay constant.
 
-What depends on shapes and constants alone (Shape, Gather, Concat in front of a Reshape and the like) is computed
-once for each shape of the inputs; the plan that is left holds nothing but what depends on data or weights, so
-that torch.compile sees one straight graph.
+What depends on shapes and constants alone (Shape, Gather, Concat in front of a Reshape and the like) is
+computed once for each shape of the inputs; the plan that is left holds nothing but what depends on data or
+weights, so that torch.compile sees one straight graph.
 
-Weights can be replaced when the network runs: `weight_quantizers` map the name of an initializer to a module that
-gives what the network computes with, `input_quantizers` do so for what a layer reads.
+Weights can be replaced when the network runs: `weight_quantizers` map the name of an initializer to a module
+that gives what the network computes with, `input_quantizers` do so for what a layer reads.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class Network(nn.Module):
         self.weights = nn.ParameterList([nn.Parameter(_tensor(held[name])) for name in trained])
         for index, name in enumerate(moved):
             self.register_buffer(f"moved{index}", _tensor(held[name]))
-        self._fixed = {
-            name: _tensor(item) for name, item in held.items() if name not in {*trained, *moved}
-        }
+        self._fixed = {name: _tensor(item) for name, item in held.items() if name not in {*trained, *moved}}
         self._plans: dict[Any, Plan] = {}
         self.weight_quantizers = nn.ModuleDict()
         self.input_quantizers = nn.ModuleDict()
@@ -124,7 +122,8 @@ class Network(nn.Module):
         self.weight_quantizers[self._weight_key[name]] = quantizer
 
     def quantize_input(self, node: str, tensor: str, quantizer: nn.Module) -> None:
-        """The node (by name) reads quantizer(tensor) from now on; give readers of one tensor one quantizer."""
+        """The node (by name) reads quantizer(tensor) from now on; give readers of one tensor one
+        quantizer."""
         key = next((k for k, held in self.input_quantizers.items() if held is quantizer), None)
         key = key or f"a{len(self.input_quantizers)}"
         self.input_quantizers[key] = quantizer
@@ -153,7 +152,9 @@ class Network(nn.Module):
         for tensor in proto.graph.initializer:
             if tensor.name in values:
                 wanted = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-                fresh = numpy_helper.from_array(np.ascontiguousarray(values[tensor.name], wanted), tensor.name)
+                fresh = numpy_helper.from_array(
+                    np.ascontiguousarray(values[tensor.name], wanted), tensor.name
+                )
                 tensor.CopyFrom(fresh)
         return self.model.with_proto(proto)
 
@@ -179,7 +180,8 @@ class Network(nn.Module):
         return found
 
     def forward(self, *inputs: Tensor, values: Mapping[str, Tensor] | None = None) -> Any:
-        """Outputs for float inputs in the order of the graph. values: instead of `self.values()`, or a part."""
+        """Outputs for float inputs in the order of the graph. values: instead of `self.values()`, or a
+        part."""
         held = self._everything(inputs, values)
         found = [held[name] for name in self.outputs]
         return found[0] if len(found) == 1 else tuple(found)
@@ -202,7 +204,9 @@ class Network(nn.Module):
             self._run(step, held, plan.lists, self.training)
         return held
 
-    def _run(self, step: Step, held: dict[str, Tensor], lists: Mapping[str, list[Any]], training: bool) -> None:
+    def _run(
+        self, step: Step, held: dict[str, Tensor], lists: Mapping[str, list[Any]], training: bool
+    ) -> None:
         given: list[Any] = []
         for index, name in enumerate(step.inputs):
             if not name:
@@ -240,7 +244,8 @@ class Network(nn.Module):
                 if name and name not in constant:
                     raise UnsupportedModelError(
                         f"{self.model.name}: node '{step.node}' ({step.op}) takes '{name}' from data, where "
-                        "training needs a constant; run 'onnxq apply simplify' first, or export it with fixed shapes"
+                        "training needs a constant; run 'onnxq apply simplify' first, or export it with "
+                        "fixed shapes"
                     )
                 if name:
                     lists[name] = held[name].reshape(-1).tolist()
@@ -290,15 +295,14 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
 def _steps(model: Model) -> list[Step]:
     """Raises UnsupportedModelError for operators that torch does not know here, all counted."""
     nodes = model.proto.graph.node
-    unknown = [
-        node for node in nodes if node.domain not in ("", "ai.onnx") or node.op_type not in OPS
-    ]
+    unknown = [node for node in nodes if node.domain not in ("", "ai.onnx") or node.op_type not in OPS]
     if unknown:
         counts = Counter(node.op_type for node in unknown)
         first = unknown[0]
         others = ", ".join(f"{count} {op}" for op, count in sorted(counts.items()))
         raise UnsupportedModelError(
-            f"{model.name}: node '{first.name or first.output[0]}' uses {first.op_type}, which training does not "
+            f"{model.name}: node '{first.name or first.output[0]}' uses {first.op_type}, which training "
+            "does not "
             f"know (in all: {others}); replace it, or train the network where it was made"
         )
     opset = model.opset()
@@ -315,9 +319,7 @@ def _steps(model: Model) -> list[Step]:
     ]
 
 
-def _roles(
-    graph: onnx.GraphProto, held: Mapping[str, onnx.TensorProto]
-) -> tuple[list[str], list[str]]:
+def _roles(graph: onnx.GraphProto, held: Mapping[str, onnx.TensorProto]) -> tuple[list[str], list[str]]:
     """(trainable initializers, those that training moves), in the order of the nodes that read them."""
     trained: list[str] = []
     moved: list[str] = []
@@ -329,7 +331,9 @@ def _roles(
             if node.op_type == "BatchNormalization" and index > 2:
                 moved.append(name)
             elif index in _WEIGHTED.get(node.op_type, ()) or (
-                node.op_type in _MAYBE_WEIGHTED and int(np.prod(tensor.dims)) > 1 and not _is_mask(node, tensor)
+                node.op_type in _MAYBE_WEIGHTED
+                and int(np.prod(tensor.dims)) > 1
+                and not _is_mask(node, tensor)
             ):
                 trained.append(name)
     return list(dict.fromkeys(trained)), list(dict.fromkeys(moved))
@@ -337,4 +341,6 @@ def _roles(
 
 def _is_mask(node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
     """A constant that hides positions from a softmax, or bounds of a Where."""
-    return node.op_type in ("Add", "Where", "Slice", "Unsqueeze") and bool((numpy_helper.to_array(tensor) < _MASK).any())
+    return node.op_type in ("Add", "Where", "Slice", "Unsqueeze") and bool(
+        (numpy_helper.to_array(tensor) < _MASK).any()
+    )

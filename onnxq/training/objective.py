@@ -29,5 +29,7 @@ class Objective:
         if self.distill > 0 and soft is not None:
             t = self.temperature
             ours, theirs = F.log_softmax(logits / t, 1), F.log_softmax(soft.float() / t, 1)
-            loss = loss + self.distill * t * t * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+            loss = loss + self.distill * t * t * F.kl_div(
+                ours, theirs, reduction="batchmean", log_target=True
+            )
         return loss

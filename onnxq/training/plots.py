@@ -1,4 +1,5 @@
-"""Pictures of a training: bits of every layer, nonzero LSBs, compression, loss and accuracy over the epochs."""
+"""Pictures of a training: bits of every layer, nonzero LSBs, compression, loss and accuracy over the
+epochs."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def _curves(history: Sequence[Mapping[str, Any]], name: str) -> Any:
         (("nonzero_lsb",), "nonzero LSBs"),
         (("compression",), "compression"),
     ]
-    present = [(keys, label) for keys, label in shown if any(key in entry for entry in history for key in keys)]
+    present = [
+        (keys, label) for keys, label in shown if any(key in entry for entry in history for key in keys)
+    ]
     figure = Figure(figsize=(8, 2.0 * len(present) + 0.6), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(present), 1, sharex=True))
     for axes, (keys, label) in zip(panels, present, strict=True):

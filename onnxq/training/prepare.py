@@ -1,8 +1,9 @@
-"""A model made ready for training, in ONNX still: the bridge reads it, and trained weights are written into it.
+"""A model made ready for training, in ONNX still: the bridge reads it, and trained weights are written into
+it.
 
 1. Functions of the file are inlined; Constant nodes become initializers.
-2. Each float initializer has one reader. Exporters store equal tensors once (through Identity, or plainly), and
-   freshly made layers are full of equal tensors: trained as one, they would be another network.
+2. Each float initializer has one reader. Exporters store equal tensors once (through Identity, or plainly),
+   and freshly made layers are full of equal tensors: trained as one, they would be another network.
 3. alpha of a Gemm goes into its weight and beta into its bias, as `quantize` would do later.
 
 The network is the same function as before.
@@ -33,12 +34,14 @@ def prepare(model: Model) -> Model:
         proto = onnx.inliner.inline_local_functions(proto)
     for nested in list(every_graph(proto.graph))[1:]:
         raise UnsupportedModelError(
-            f"{model.name}: has a subgraph ('{nested.name}'), which cannot be trained; export it without If and Loop"
+            f"{model.name}: has a subgraph ('{nested.name}'), which cannot be trained; export it without "
+            "If and Loop"
         )
     for tensor in proto.graph.initializer:
         if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
             raise UnsupportedModelError(
-                f"{model.name}: weight '{tensor.name}' is float16, and training starts from float32; export it so"
+                f"{model.name}: weight '{tensor.name}' is float16, and training starts from float32; "
+                "export it so"
             )
     graph = proto.graph
     _name_nodes(graph)
@@ -84,7 +87,9 @@ def _constants(graph: onnx.GraphProto, name: str) -> None:
         attribute = node.attribute[0]
         value: Any = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.SparseTensorProto):
-            raise UnsupportedModelError(f"{name}: node '{node.name}' is a sparse constant; make it a dense one")
+            raise UnsupportedModelError(
+                f"{name}: node '{node.name}' is a sparse constant; make it a dense one"
+            )
         if not isinstance(value, onnx.TensorProto):
             kinds = {"value_float": np.float32, "value_floats": np.float32}
             value = numpy_helper.from_array(np.asarray(value, kinds.get(attribute.name, np.int64)))

@@ -1,7 +1,7 @@
 """Plain quantization-aware training: every layer at the scheme that a policy gives it, activations too.
 
-Weights: LSQ, RoundClamp or DoReFa for integers (signed, symmetric), the format's own encoder for GSE; straight
-through. It is the baseline of the other methods and the last step behind any policy.
+Weights: LSQ, RoundClamp or DoReFa for integers (signed, symmetric), the format's own encoder for GSE;
+straight through. It is the baseline of the other methods and the last step behind any policy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def weight_quantizer(layer: Layer, weight: torch.Tensor, scheme: Scheme, kind: W
         return Gse(scheme.bits, scheme.block_size, layer.channel_axis, scheme.encoder)
     if not scheme.signed or not scheme.symmetric or scheme.bits > 8:
         raise PolicyError(
-            f"layer '{layer.name}': weights in {scheme} are not trained; use signed symmetric integers up to 8 bits, "
+            f"layer '{layer.name}': weights in {scheme} are not trained; use signed symmetric integers up "
+            "to 8 bits, "
             "gse, or float"
         )
     if kind == "lsq":
@@ -44,12 +45,15 @@ def weight_quantizer(layer: Layer, weight: torch.Tensor, scheme: Scheme, kind: W
         return RoundClamp(weight, scheme.bits)
     if scheme.bits > 7:
         raise PolicyError(
-            f"layer '{layer.name}': DoReFa's {scheme.bits} bits are stored in {scheme.bits + 1}; use lsq for 8 bits"
+            f"layer '{layer.name}': DoReFa's {scheme.bits} bits are stored in {scheme.bits + 1}; use lsq "
+            "for 8 bits"
         )
     return DoReFa(weight, scheme.bits)
 
 
-def encoded_weight(layer: Layer, weight: torch.Tensor, scheme: Scheme, held: nn.Module) -> tuple[Scheme, EncodedWeight]:
+def encoded_weight(
+    layer: Layer, weight: torch.Tensor, scheme: Scheme, held: nn.Module
+) -> tuple[Scheme, EncodedWeight]:
     """(scheme of the file, the weight as codes); DoReFa's scheme has one bit more."""
     if isinstance(held, Lsq):
         codes, steps = (item.cpu().numpy() for item in held.rows(weight))

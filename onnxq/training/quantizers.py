@@ -4,8 +4,9 @@ Weights, one module a layer. With u the weight scaled to [0, 1], n bits, c the i
 (METHODS.md, MSQ, equations 1 to 4):
 
 - RoundClamp (MSQ): c = min(round(2^n u), 2^n - 1), u = w / (2 s) + 1/2, value s (2 c / 2^n - 1). With
-  step = 2 s / 2^n that is step * (c - 2^(n-1)): signed integers of n bits with zero point 0, as they are stored.
-  A code whose k lowest bits are zero is the code c / 2^k of n - k bits with the same value: the bins are aligned.
+  step = 2 s / 2^n that is step * (c - 2^(n-1)): signed integers of n bits with zero point 0, as they are
+  stored. A code whose k lowest bits are zero is the code c / 2^k of n - k bits with the same value: the bins
+  are aligned.
 - DoReFa: W_n = round((2^n - 1) u) / (2^n - 1). Its zero lies between two codes, and its bins are not aligned.
 - LSQ (Esser et al. 2020): step * clamp(round(w / step)), with the gradient of the step as in equation 3 there
   and its scale 1 / sqrt(weights * highest code).
@@ -25,7 +26,17 @@ from torch import nn
 from runtime_ops import IntegerFormat, encode_gse, symmetric_scale
 from runtime_ops.gse import Encoder
 
-__all__ = ["DoReFa", "Gse", "Lsq", "RoundClamp", "half_step", "lsb", "pass_through", "round_clamp", "round_dorefa"]
+__all__ = [
+    "DoReFa",
+    "Gse",
+    "Lsq",
+    "RoundClamp",
+    "half_step",
+    "lsb",
+    "pass_through",
+    "round_clamp",
+    "round_dorefa",
+]
 
 Tensor = torch.Tensor
 # The least normal number of float16: codes times a denormal step would not be what the file gives.
@@ -64,8 +75,11 @@ def _scaled_gradient(value: Tensor, factor: float) -> Tensor:
     return value * factor + (value * (1 - factor)).detach()
 
 
-def _learned_step(w: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, factor: float) -> Tensor:
-    """LSQ's forward: gradient 1 to w inside of the range and 0 outside; to the step code - w / step, or the code."""
+def _learned_step(
+    w: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, factor: float
+) -> Tensor:
+    """LSQ's forward: gradient 1 to w inside of the range and 0 outside; to the step code - w / step, or the
+    code."""
     held = half_step(_scaled_gradient(step, factor))
     scaled = torch.clamp(w / held, low, high)
     return pass_through(torch.round(scaled), scaled) * held
@@ -81,9 +95,9 @@ def fitted_step(weight: Tensor, bits: int) -> float:
 class RoundClamp(nn.Module):
     """One weight tensor in n bits with one step.
 
-    learned: the step is a parameter that starts at the least-squares one, and is fitted anew when bits go, unless
-    keeping it is better (then nothing changes but the codes' length); otherwise s = max|w| at all times, as in
-    the paper. `levels` is a buffer, so that a compiled graph stays valid when bits go.
+    learned: the step is a parameter that starts at the least-squares one, and is fitted anew when bits go,
+    unless keeping it is better (then nothing changes but the codes' length); otherwise s = max|w| at all
+    times, as in the paper. `levels` is a buffer, so that a compiled graph stays valid when bits go.
     """
 
     def __init__(self, weight: Tensor, bits: int, *, learned: bool = True) -> None:
@@ -146,7 +160,9 @@ class Lsq(nn.Module):
     rows: how the weight lies as [channels, groups, size] is told by axis and block; low, high: of the codes.
     """
 
-    def __init__(self, weight: Tensor, bits: int, *, axis: int = 0, granularity: str = "tensor", block: int = 0) -> None:
+    def __init__(
+        self, weight: Tensor, bits: int, *, axis: int = 0, granularity: str = "tensor", block: int = 0
+    ) -> None:
         super().__init__()
         fmt = IntegerFormat(bits, narrow=bits >= 8)
         self.bits, self.axis, self.granularity, self.block = bits, axis, granularity, block

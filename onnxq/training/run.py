@@ -31,7 +31,8 @@ __all__ = ["Outcome", "Run", "chosen_device"]
 @dataclass(frozen=True)
 class Outcome:
     """model: quantized, None where the training stopped before its end. accuracy: of the stored weights, in
-    torch, on all validation data; float_accuracy: of the float network there; None without validation data."""
+    torch, on all validation data; float_accuracy: of the float network there; None without validation
+    data."""
 
     model: Model | None
     policy: Policy | None
@@ -48,12 +49,15 @@ def chosen_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used ({reason}); use cpu, or install a torch for it") from None
+        raise UserError(
+            f"--device {name} cannot be used ({reason}); use cpu, or install a torch for it"
+        ) from None
     return device
 
 
 class Run:
-    """A training that can be stopped and continued. folder: of its checkpoint and log, None to keep nothing."""
+    """A training that can be stopped and continued. folder: of its checkpoint and log, None to keep
+    nothing."""
 
     def __init__(
         self,
@@ -71,7 +75,9 @@ class Run:
         self.config, self.model, self.progress, self.folder = config, model, progress, folder
         self.device = chosen_device(config.device)
         if not data.labelled and config.distill < 1:
-            raise UserError(f"{data.name}: has no labels; add them, or learn from the float model alone (--distill 1)")
+            raise UserError(
+                f"{data.name}: has no labels; add them, or learn from the float model alone (--distill 1)"
+            )
         self.data = Batches(data, config.batch, config.seed, self.device, config.crop, config.flip)
         self.validation = Batches(validation, 1, config.seed, self.device) if validation is not None else None
         self.network = self._float_network()
@@ -88,7 +94,8 @@ class Run:
         network = Network(self.model)
         if len(network.inputs) != 1 or len(network.outputs) != 1:
             raise UnsupportedModelError(
-                f"{self.model.name}: has {len(network.inputs)} inputs and {len(network.outputs)} outputs; training "
+                f"{self.model.name}: has {len(network.inputs)} inputs and {len(network.outputs)} outputs; "
+                "training "
                 "takes classifiers with one of each"
             )
         return network.to(self.device)
@@ -98,7 +105,8 @@ class Run:
             logits = self.network.eval()(self.data.plain(1)[0])
         if logits.ndim != 2:
             raise UnsupportedModelError(
-                f"{self.model.name}: its output has the shape {tuple(logits.shape)}; training takes classifiers, "
+                f"{self.model.name}: its output has the shape {tuple(logits.shape)}; training takes "
+                "classifiers, "
                 "with logits [batch, classes]"
             )
         for dataset in datasets:

@@ -1,7 +1,7 @@
 """SMPQ from beginning to end: the supernet is trained, alpha becomes a policy, the policy is fine-tuned.
 
-A tenth of the training data is held out for alpha. The fine-tuning begins with the supernet's weights, and with
-the step sizes and ranges that it learned for the chosen widths.
+A tenth of the training data is held out for alpha. The fine-tuning begins with the supernet's weights, and
+with the step sizes and ranges that it learned for the chosen widths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def _split(run: Run) -> tuple[Batches, Batches]:
     held = max(int(held_out_share * len(whole)), 1)
     parts = [whole.subset([int(i) for i in sorted(chosen)]) for chosen in (order[held:], order[:held])]
     config = run.config
-    make = [Batches(p, min(config.batch, len(p)), config.seed, run.device, config.crop, config.flip) for p in parts]
+    make = [
+        Batches(p, min(config.batch, len(p)), config.seed, run.device, config.crop, config.flip)
+        for p in parts
+    ]
     return make[0], make[1]
 
 

@@ -1,15 +1,15 @@
 """SMPQ's supernet: every layer can run at every bit-width, all with the same weights (METHODS.md, SMPQ).
 
-Weight steps on training data run at widths that are drawn anew for every step and layer; each width of a layer has
-a step size of its own (LSQ). At set steps alpha is updated on held-out data: permutations of the players (layer,
-width) of the upgrade game (onnxq/allocation/shapley.py), value V = -loss of the supernet at the coalition's widths,
-a walk being truncated where the loss has risen above `ceiling` times the start's; psi is the mean over the walks
-that saw a player, then
+Weight steps on training data run at widths that are drawn anew for every step and layer; each width of a
+layer has a step size of its own (LSQ). At set steps alpha is updated on held-out data: permutations of the
+players (layer, width) of the upgrade game (onnxq/allocation/shapley.py), value V = -loss of the supernet at
+the coalition's widths, a walk being truncated where the loss has risen above `ceiling` times the start's;
+psi is the mean over the walks that saw a player, then
 
     q = beta q + lambda psi / |psi|,   alpha = alpha + xi q / |q|.
 
-BatchNormalization takes the statistics of the batch when a coalition is valued, since stored ones are of another
-mixture of widths. Weights are searched; activations keep one scheme.
+BatchNormalization takes the statistics of the batch when a coalition is valued, since stored ones are of
+another mixture of widths. Weights are searched; activations keep one scheme.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _HUGE = 1 << 50
 
 
 class WidthQuantizer(nn.Module):
-    """One weight at one of several widths, one step a tensor and width; `choice` is a buffer, so that a compiled
-    graph serves all widths."""
+    """One weight at one of several widths, one step a tensor and width; `choice` is a buffer, so that a
+    compiled graph serves all widths."""
 
     def __init__(self, weight: Tensor, bits: Sequence[int]) -> None:
         super().__init__()
@@ -129,7 +129,9 @@ class Supernet(Method):
         return True
 
     @torch.no_grad()
-    def value_loss(self, images: Tensor, labels: Tensor | None, soft: Tensor | None, widths: Assignment) -> float:
+    def value_loss(
+        self, images: Tensor, labels: Tensor | None, soft: Tensor | None, widths: Assignment
+    ) -> float:
         """Loss of the supernet at these widths, by the statistics of this batch; the stored ones stay."""
         self.choose(widths)
         return float(self.objective(self.network(images), labels, soft))

@@ -1,8 +1,8 @@
 """The loop: steps, learning rate, checkpoints at any step, a log, and the float teacher.
 
-A checkpoint holds the network, the optimizer, the method's state and the log; random choices depend on the seed
-and the step alone (onnxq/training/data.py). Killed at any moment, a training goes on from its last checkpoint and
-ends as it would have ended.
+A checkpoint holds the network, the optimizer, the method's state and the log; random choices depend on the
+seed and the step alone (onnxq/training/data.py). Killed at any moment, a training goes on from its last
+checkpoint and ends as it would have ended.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,8 +38,8 @@ class Settings:
 
     lr: peak of the learning rate, reached after `warm_up` (share of the steps), then a cosine down to 0.
     decay: of the layers' weights alone. precision: of the convolutions and products. checkpoint_s: seconds
-    between checkpoints. stop_s: seconds after which to stop at a checkpoint, 0 for none (the training is then to
-    be continued). record: steps between lines of the log, 0 for once an epoch.
+    between checkpoints. stop_s: seconds after which to stop at a checkpoint, 0 for none (the training is
+    then to be continued). record: steps between lines of the log, 0 for once an epoch.
     """
 
     epochs: float = 12.0
@@ -68,7 +69,7 @@ class Event:
 
 
 def accuracy(network: torch.nn.Module, batches: Batches, limit: int = 0, size: int = 500) -> float:
-    """Top-1 in inference mode and float32, over all samples or the first `limit`. Raises DataError without
+    """Top-1 in inference mode and float32, over all samples or `limit` of them. Raises DataError without
     labels."""
     hits = count = 0
     training = network.training
@@ -88,8 +89,8 @@ def accuracy(network: torch.nn.Module, batches: Batches, limit: int = 0, size: i
 class Trainer:
     """One training of one network by one method.
 
-    teacher: the float network, for distillation, or None. folder: for checkpoint and log, or None to keep nothing.
-    identity: what a checkpoint must agree with to be continued.
+    teacher: the float network, for distillation, or None. folder: for checkpoint and log, or None to keep
+    nothing. identity: what a checkpoint must agree with to be continued.
     """
 
     def __init__(
@@ -236,7 +237,8 @@ class Trainer:
         self.progress(Event(self.step, self.total, recent, last, found))
 
     def _record(self, validate: bool) -> None:
-        """A line of the log: loss and training accuracy since the last one, validation, the method's numbers."""
+        """A line of the log: loss and training accuracy since the last one, validation, the method's
+        numbers."""
         entry: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.step / self.data.steps, 4),
@@ -285,13 +287,14 @@ class Trainer:
             return
         try:
             state = torch.load(path, map_location=self.data.device, weights_only=True)
-        except (RuntimeError, ValueError, EOFError, OSError) as error:
-            raise ResumeError(f"{path}: cannot be read ({error}); delete it to start anew") from None
+        except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError):
+            raise ResumeError(f"{path}: is no checkpoint, or is damaged; delete it to start anew") from None
         differing = sorted(_differences(state["identity"], self.identity))
         if differing:
             key, old, new = differing[0]
             raise ResumeError(
-                f"{path}: belongs to another training: {key} was {old} and is {new} now; delete the folder to start "
+                f"{path}: belongs to another training: {key} was {old} and is {new} now; delete the "
+                "folder to start "
                 "anew, or give another -o"
             )
         self.step, self.history, self.spent_s = state["step"], state["history"], state["spent_s"]

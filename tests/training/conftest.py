@@ -1,4 +1,5 @@
-"""The tests of training need torch: they skip without it, or fail where ONNXQ_REQUIRE_TORCH says so (.ci/run)."""
+"""The tests of training need torch: they skip without it, or fail where ONNXQ_REQUIRE_TORCH says so
+(.ci/run)."""
 
 from __future__ import annotations
 

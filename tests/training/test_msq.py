@@ -41,7 +41,8 @@ def test_a_round_takes_k_bits_where_beta_is_below_alpha() -> None:
 
 
 def test_nothing_goes_beyond_the_target() -> None:
-    """8, 8 is 4x; after the first layer 32 * 200 / (100 * 7 + 100 * 8) = 4.267 >= 4.2: the second keeps its bits."""
+    """8, 8 is 4x; after the first layer 32 * 200 / (100 * 7 + 100 * 8) = 4.267 >= 4.2: the second keeps its
+    bits."""
     held = layers((100, 8, 1, 0.2), (100, 8, 1, 0.1))
     assert bits(prune(held, alpha=0.3, target=4.2)) == [8, 7]
 

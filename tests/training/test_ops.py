@@ -52,7 +52,9 @@ def masked(op: str) -> Build:
         x = net.input("x", (2, 3, 4))
         other = net.add("Neg", x)
         if op in ("And", "Or"):
-            condition = net.add(op, net.add("Greater", x, net.scalar(0.1)), net.add("Less", x, net.scalar(0.9)))
+            condition = net.add(
+                op, net.add("Greater", x, net.scalar(0.1)), net.add("Less", x, net.scalar(0.9))
+            )
         elif op == "Not":
             condition = net.add("Not", net.add("Greater", x, net.scalar(0.1)))
         elif op in ("IsNaN", "IsInf"):
@@ -84,7 +86,9 @@ def pooled(op: str, **attrs: object) -> Build:
 def normal(op: str, *shapes: tuple[int, ...], **attrs: object) -> Build:
     def build(net: Net) -> str:
         x = net.input("x", (2, 4, 3, 3))
-        return net.add(op, x, *(net.constant(net.rng.uniform(0.5, 1.5, s).astype(net.dtype)) for s in shapes), **attrs)
+        return net.add(
+            op, x, *(net.constant(net.rng.uniform(0.5, 1.5, s).astype(net.dtype)) for s in shapes), **attrs
+        )
 
     return build
 
@@ -93,7 +97,9 @@ def with_ints(op: str, *numbers: int, shape: tuple[int, ...] = (2, 3, 4), **attr
     return lambda net: net.add(op, net.input("x", shape), ints(net, *numbers), **attrs)
 
 
-def resized(shape: tuple[int, ...], scales: tuple[float, ...] = (), sizes: tuple[int, ...] = (), **attrs: object) -> Build:
+def resized(
+    shape: tuple[int, ...], scales: tuple[float, ...] = (), sizes: tuple[int, ...] = (), **attrs: object
+) -> Build:
     def build(net: Net) -> str:
         x = net.input("x", shape)
         if sizes:
@@ -117,7 +123,9 @@ def shapes(op: str) -> Build:
             rest = net.add("ConstantOfShape", ints(net, 1), value=value)
         elif op == "Range":
             zero, two, one = (net.constant(np.asarray(n, I64)) for n in (0, 2, 1))
-            rest = net.add("Sub", net.add("Gather", net.add("Range", zero, two, one), ints(net, 0), axis=0), ints(net, 1))
+            rest = net.add(
+                "Sub", net.add("Gather", net.add("Range", zero, two, one), ints(net, 0), axis=0), ints(net, 1)
+            )
         elif op == "Mod":
             rest = net.add("Sub", net.add("Mod", ints(net, 7), ints(net, 2)), ints(net, 2))
         else:
@@ -148,7 +156,11 @@ def gathered(op: str) -> Build:
 
 def embedded(net: Net) -> str:
     """A table that is learned, read by constant indices."""
-    return net.add("Add", net.input("x", (2, 3, 4)), net.add("Gather", net.weight(5, 4, name="table"), ints(net, 0, 4, 2)))
+    return net.add(
+        "Add",
+        net.input("x", (2, 3, 4)),
+        net.add("Gather", net.weight(5, 4, name="table"), ints(net, 0, 4, 2)),
+    )
 
 
 def arg_max(net: Net) -> str:

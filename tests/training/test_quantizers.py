@@ -120,7 +120,9 @@ def test_lsq_gradients_by_hand() -> None:
     assert float(quantizer.step.grad) == pytest.approx((-2 - 0.3 + 0.2 + 1) * 0.5)
 
 
-@pytest.mark.parametrize(("granularity", "block", "steps"), [("tensor", 0, 1), ("channel", 0, 4), ("block", 5, 8)])
+@pytest.mark.parametrize(
+    ("granularity", "block", "steps"), [("tensor", 0, 1), ("channel", 0, 4), ("block", 5, 8)]
+)
 def test_lsq_has_a_step_a_tensor_channel_or_block(granularity: str, block: int, steps: int) -> None:
     weight = torch.randn(3, 4, 3) * torch.tensor([1.0, 10, 100, 0.1]).view(1, 4, 1)
     quantizer = Lsq(weight, 4, axis=1, granularity=granularity, block=block)
@@ -142,7 +144,9 @@ def test_dorefa_module_gives_odd_codes_of_one_bit_more() -> None:
     weight = torch.linspace(-1, 1, 9)
     quantizer = DoReFa(weight, 2)
     assert set(quantizer.codes(weight).tolist()) == {-3, -1, 1, 3}
-    torch.testing.assert_close(quantizer(weight).unique(), torch.tensor([-1, -1 / 3, 1 / 3, 1]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        quantizer(weight).unique(), torch.tensor([-1, -1 / 3, 1 / 3, 1]), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_gse_is_the_reference_bit_for_bit() -> None:
@@ -170,7 +174,8 @@ def test_activations_are_what_the_pass_will_write(kind: str, text: str, low: flo
 
 
 def test_pact_gradient_by_hand() -> None:
-    """alpha = 1: values above it push alpha by their gradient, the others do not (Choi et al., equation 3)."""
+    """alpha = 1: values above it push alpha by their gradient, the others do not (Choi et al., equation
+    3)."""
     quantizer = RangeQuantizer(torch.rand(4, 4), Scheme.parse("uint4:asym"), "pact")
     with torch.no_grad():
         quantizer.value.fill_(1.0)

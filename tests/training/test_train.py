@@ -96,7 +96,9 @@ def test_msq_from_file_to_file(work: Path) -> None:
     total = sum(layer.weights for layer in layers.values())
     assert 32 * total / sum(bits[name] * layer.weights for name, layer in layers.items()) >= 9.5
     policy = json.loads(load("out.onnx").metadata["onnxq.policy"])["layers"]
-    assert {name: entry["weights"] for name, entry in policy.items()} == {n: f"int{b}" for n, b in bits.items()}
+    assert {name: entry["weights"] for name, entry in policy.items()} == {
+        n: f"int{b}" for n, b in bits.items()
+    }
     log = [json.loads(line) for line in Path("out.train/log.jsonl").read_text().splitlines()]
     assert {"loss", "accuracy", "nonzero_lsb", "bits", "compression", "omega"} <= set(log[-1])
     assert log[-1]["step"] == 20
@@ -130,7 +132,9 @@ def test_qat_stores_the_trained_values(work: Path, quantizer: str, weights: str)
 def test_qat_obeys_a_policy(work: Path) -> None:
     layers = find_layers(load("tiny.onnx"))
     texts = ["float", "gse4:block8", "int3:channel", "int8"]
-    policy = Policy({layer.name: LayerPolicy(Scheme.parse(text)) for layer, text in zip(layers, texts, strict=True)})
+    policy = Policy(
+        {layer.name: LayerPolicy(Scheme.parse(text)) for layer, text in zip(layers, texts, strict=True)}
+    )
     Path("p.json").write_text(json.dumps(policy.to_json()))
     document(invoke("--method", "qat", "--policy", "p.json", "-o", "out.onnx", "--json"))
     kept = json.loads(load("out.onnx").metadata["onnxq.policy"])["layers"]
@@ -146,7 +150,9 @@ def test_smpq_keeps_to_its_bit_operations(work: Path) -> None:
     from passes.layers import macs
 
     counts = macs(load("tiny.onnx"))
-    assert sum(counts[name] * bits * 8 for name, bits in found["bits"].items()) <= 0.5 * 64 * sum(counts.values())
+    assert sum(counts[name] * bits * 8 for name, bits in found["bits"].items()) <= 0.5 * 64 * sum(
+        counts.values()
+    )
     alpha = json.loads(Path("out.train/search/search.json").read_text())["alpha"]
     assert np.linalg.norm(alpha) > 0.1
     assert found["accuracy"] == pytest.approx(stock_accuracy("out.onnx"), abs=0.1)
@@ -233,7 +239,7 @@ def test_a_broken_checkpoint_is_an_error(work: Path) -> None:
         (("--epochs", "0"), "--epochs 0"),
         (("--device", "cuda:7"), "--device cuda:7"),
         (("--method", "qat", "--weights", "uint4:asym"), "uint4"),
-        (("--method", "qat", "--activations", "dynamic"), "not trained"),
+        (("--method", "qat", "--activations", "uint8:dynamic"), "not trained"),
         (("--method", "smpq", "--bops", "0.01", "--activations", "8"), "--bops 0.01"),
         (("--augment", "turn"), "--augment turn"),
         (("--bits", "2,x"), "--bits 2,x"),

@@ -35,7 +35,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Operator:
-    """function: (call, inputs...). listed: the inputs that it gets as lists of numbers: shapes, axes, bounds."""
+    """function: (call, inputs...). listed: the inputs that it gets as lists of numbers: shapes, axes,
+    bounds."""
 
     function: Callable[..., Any]
     listed: tuple[int, ...] = ()
