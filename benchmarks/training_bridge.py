@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from models.train import register_torchvision
 from onnxq.training.network import Network
@@ -72,7 +72,7 @@ def two_steps(network: Network, x: np.ndarray) -> float:
         logits = network.train()(torch.from_numpy(x + np.float32(0.1 * step)))
         labels = torch.arange(len(x)) % logits.shape[1]
         optimizer.zero_grad()
-        F.cross_entropy(logits, labels).backward()
+        functional.cross_entropy(logits, labels).backward()
         optimizer.step()
     after = network.arrays()
     return max(float(np.abs(after[name] - before[name]).max()) for name in before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import click
 from onnxq.cli.options import Duration, config_option, data_options, hub_option, json_option, output_option
 
 if TYPE_CHECKING:
-    from onnxq.training import Event, Outcome, TrainConfig
+    from onnxq.training import TrainConfig
+    from onnxq.training.run import Outcome
 
 __all__ = ["train"]
 
@@ -114,10 +116,11 @@ def train(
     with Live() as live:
         outcome = start(config, loaded, data, validation, folder=folder, progress=live)
     draw(outcome.history, folder, Path(path).name)
-    if outcome.model is None:
-        _stopped(folder, outcome, as_json)
+    made = outcome.model
+    if made is None:
+        raise _stopped(folder, outcome, as_json)
     stamp = {key: value for key, value in config.identity().items() if key != "policy"}
-    size = write_model(stamped(outcome.model, "train", stamp), target)
+    size = write_model(stamped(made, "train", stamp), target)
     report(outcome, target, folder, size, Path(path).stat().st_size, as_json)
 
 
@@ -137,12 +140,9 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
     policy = ""
     if settings["policy"]:
         policy = json.dumps(load_policy(settings["policy"]).to_json(), separators=(",", ":"))
-    plain = ("method", "epochs", "batch", "lr", "momentum", "decay", "optimizer", "distill", "temperature", "device",
-             "seed", "threads", "checkpoint_s", "stop_s", "compression", "activations", "lam", "alpha", "rounds",
-             "prune_share", "strength", "steps", "weights", "quantizer", "bops", "search_share", "updates",
-             "permutations")  # fmt: skip
+    known = {field.name for field in fields(TrainConfig)} - {"precision", "policy", "bits"}
     return TrainConfig(
-        **{name: settings[name] for name in plain},
+        **{name: value for name, value in settings.items() if name in known},
         crop="crop" in augment,
         flip="flip" in augment,
         precision="" if settings["precision"] == "auto" else settings["precision"],
@@ -163,15 +163,12 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _stopped(folder: Path, outcome: Outcome, as_json: bool) -> None:
+def _stopped(folder: Path, outcome: Outcome, as_json: bool) -> click.exceptions.Exit:
+    """Says so, and gives exit code 4."""
     from onnxq.cli.terminal import print_json, remark
 
     step = outcome.history[-1]["step"] if outcome.history else 0
     if as_json:
         print_json({"finished": False, "folder": str(folder), "step": step})
     remark(f"{folder}: stopped before the end; the same line continues")
-    raise click.exceptions.Exit(4)
-
-
-if TYPE_CHECKING:
-    _ = Event
+    return click.exceptions.Exit(4)

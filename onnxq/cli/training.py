@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from onnxq.training import Event, Outcome
+    from onnxq.training.run import Outcome
+    from onnxq.training.trainer import Event
 
 __all__ = ["Live", "report"]
 

@@ -12,8 +12,8 @@ from onnxq.training.plots import draw
 
 if TYPE_CHECKING:
     from onnxq.data import Dataset
-    from onnxq.training.run import Outcome as Outcome
-    from onnxq.training.trainer import Event as Event
+    from onnxq.training.run import Outcome
+    from onnxq.training.trainer import Event
     from passes.model import Model
 
 __all__ = ["TrainConfig", "draw", "require_torch", "start"]

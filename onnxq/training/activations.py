@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from onnxq.training.network import Network
-from onnxq.training.quantizers import pass_through
+from onnxq.training.quantizers import pass_through, scaled_gradient
 from passes.errors import PolicyError
 from passes.graph import import_graph
 from passes.layers import graph_layers
@@ -69,7 +69,7 @@ class RangeQuantizer(nn.Module):
         low, high = -float(self.zero), float(self.levels - self.zero)
         step = self._step()
         if self.kind == "lsq":
-            step = step * self.factor + (step * (1 - self.factor)).detach()
+            step = scaled_gradient(step, self.factor)
             scaled = torch.clamp(x / step, low, high)
             return (pass_through(torch.round(scaled), scaled) * step).to(kind)
         inside = torch.maximum(torch.minimum(x, self.value), low * step.detach())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from onnxq.data import Dataset
 from passes.errors import DataError
@@ -40,7 +40,7 @@ def augmented(images: Tensor, random: torch.Generator, *, crop: bool = True, fli
     n, channels, height, width = images.shape
     if crop:
         pad = (max(height // 8, 1), max(width // 8, 1))
-        padded = F.pad(images, (pad[1], pad[1], pad[0], pad[0]), mode="reflect")
+        padded = functional.pad(images, (pad[1], pad[1], pad[0], pad[0]), mode="reflect")
         dy, dx = (torch.randint(0, 2 * p + 1, (n, 1), generator=random) for p in pad)
     else:
         padded, dy, dx = images, torch.zeros(n, 1, dtype=torch.int64), torch.zeros(n, 1, dtype=torch.int64)

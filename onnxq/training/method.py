@@ -51,7 +51,7 @@ class Method:
     def add_gradients(self, step: int) -> None:
         """After the backward, before the optimizer: what a regularizer adds to the gradients."""
 
-    def end_step(self, step: int, loss: Loss) -> bool:
+    def end_step(self, step: int, loss: Loss) -> bool:  # noqa: ARG002
         """After the optimizer; whether something changed that is worth a record."""
         return False
 

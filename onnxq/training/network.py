@@ -26,8 +26,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from onnxq.training.ops import OPS, Call
-from onnxq.training.ops.registry import Operator
+from onnxq.training.ops import convolution, elementwise, linear, movement, normalization
+from onnxq.training.ops.registry import OPS, Call, Operator
 from onnxq.training.prepare import prepare
 from passes.errors import UnsupportedModelError
 from passes.model import Model
@@ -35,7 +35,8 @@ from passes.model import Model
 __all__ = ["Network"]
 
 Tensor = torch.Tensor
-Shapes = tuple[tuple[int, ...], ...]
+# Importing them has filled the table of operators.
+_SUBJECTS = (convolution, elementwise, linear, movement, normalization)
 # Operators of which these inputs are weights even where they are short; None: any input.
 _WEIGHTED = {
     "Conv": (1, 2),
@@ -103,7 +104,7 @@ class Network(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Constants follow a change of type; they stay on the CPU, where shapes are computed."""
-        found = super()._apply(fn, recurse)
+        found = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fixed = {n: fn(t).cpu() if t.is_floating_point() else t for n, t in self._fixed.items()}
         self._plans = {}
         return found
@@ -114,7 +115,8 @@ class Network(nn.Module):
         """The parameter of an initializer. Raises KeyError where it is none."""
         if name not in self.weight_names:
             raise KeyError(name)
-        return self.weights[self.weight_names.index(name)]
+        found: nn.Parameter = self.weights[self.weight_names.index(name)]
+        return found
 
     def quantize_weight(self, name: str, quantizer: nn.Module) -> None:
         """The network computes with quantizer(weight) from now on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 __all__ = ["Objective"]
 
@@ -25,11 +25,13 @@ class Objective:
         logits = logits.float()
         loss = torch.zeros((), device=logits.device)
         if self.distill < 1 and labels is not None:
-            loss = (1 - self.distill) * F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+            loss = (1 - self.distill) * functional.cross_entropy(
+                logits, labels, label_smoothing=self.smoothing
+            )
         if self.distill > 0 and soft is not None:
             t = self.temperature
-            ours, theirs = F.log_softmax(logits / t, 1), F.log_softmax(soft.float() / t, 1)
-            loss = loss + self.distill * t * t * F.kl_div(
+            ours, theirs = functional.log_softmax(logits / t, 1), functional.log_softmax(soft.float() / t, 1)
+            loss = loss + self.distill * t * t * functional.kl_div(
                 ours, theirs, reduction="batchmean", log_target=True
             )
         return loss

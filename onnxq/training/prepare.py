@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import inliner, numpy_helper
 
 from passes.errors import UnsupportedModelError
 from passes.model import Model, every_graph
@@ -31,7 +31,7 @@ def prepare(model: Model) -> Model:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     if any(node.domain not in ("", "ai.onnx") for node in proto.graph.node) and proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = inliner.inline_local_functions(proto)
     for nested in list(every_graph(proto.graph))[1:]:
         raise UnsupportedModelError(
             f"{model.name}: has a subgraph ('{nested.name}'), which cannot be trained; export it without "

@@ -48,7 +48,7 @@ def weight_quantizer(layer: Layer, weight: torch.Tensor, scheme: Scheme, kind: W
             f"layer '{layer.name}': DoReFa's {scheme.bits} bits are stored in {scheme.bits + 1}; use lsq "
             "for 8 bits"
         )
-    return DoReFa(weight, scheme.bits)
+    return DoReFa(scheme.bits)
 
 
 def encoded_weight(
@@ -56,8 +56,8 @@ def encoded_weight(
 ) -> tuple[Scheme, EncodedWeight]:
     """(scheme of the file, the weight as codes); DoReFa's scheme has one bit more."""
     if isinstance(held, Lsq):
-        codes, steps = (item.cpu().numpy() for item in held.rows(weight))
-        return scheme, integer_rows(layer, weight, scheme, codes, steps)
+        rows, steps = (item.cpu().numpy() for item in held.rows(weight))
+        return scheme, integer_rows(layer, weight, scheme, rows, steps)
     if isinstance(held, RoundClamp | DoReFa):
         stored = scheme if isinstance(held, RoundClamp) else Scheme("int", scheme.bits + 1, "tensor")
         codes = held.codes(weight)

@@ -18,6 +18,7 @@ Steps are what float16 holds, since bit streams store them so.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +32,14 @@ __all__ = [
     "Gse",
     "Lsq",
     "RoundClamp",
+    "fitted_step",
     "half_step",
+    "learned_step",
     "lsb",
     "pass_through",
     "round_clamp",
     "round_dorefa",
+    "scaled_gradient",
 ]
 
 Tensor = torch.Tensor
@@ -50,7 +54,7 @@ def pass_through(value: Tensor, source: Tensor) -> Tensor:
 
 def round_clamp(u: Tensor, bits: int) -> Tensor:
     """RoundClamp's integer code of u in [0, 1] (equation 4), as floats."""
-    return torch.clamp(torch.round(u * 2**bits), 0, 2**bits - 1)
+    return torch.clamp(torch.round(u * 2.0**bits), 0, 2**bits - 1)
 
 
 def round_dorefa(u: Tensor, bits: int) -> Tensor:
@@ -62,7 +66,7 @@ def lsb(u: Tensor, bits: int, k: int) -> Tensor:
     """B_k(u) = u - min(round(2^m u), 2^m - 1) / 2^m, m = n - k (equation 5); its gradient is 1, the rounded
     part being held constant. In units of u; times 2^n it is in units of codes, as in equation 3."""
     m = bits - k
-    return u - (round_clamp(u, m) / 2**m).detach()
+    return u - (round_clamp(u, m) / 2.0**m).detach()
 
 
 def half_step(step: Tensor) -> Tensor:
@@ -71,16 +75,16 @@ def half_step(step: Tensor) -> Tensor:
     return pass_through(held, step)
 
 
-def _scaled_gradient(value: Tensor, factor: float) -> Tensor:
-    return value * factor + (value * (1 - factor)).detach()
+def scaled_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
+    """The value itself, with its gradient times `factor`."""
+    part = value * factor
+    return value.detach() + (part - part.detach())
 
 
-def _learned_step(
-    w: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, factor: float
-) -> Tensor:
+def learned_step(w: Tensor, step: Tensor, low: Any, high: Any, factor: Tensor | float) -> Tensor:
     """LSQ's forward: gradient 1 to w inside of the range and 0 outside; to the step code - w / step, or the
-    code."""
-    held = half_step(_scaled_gradient(step, factor))
+    code, times `factor`. low, high: of the codes, numbers or scalars."""
+    held = scaled_gradient(half_step(step), factor)
     scaled = torch.clamp(w / held, low, high)
     return pass_through(torch.round(scaled), scaled) * held
 
@@ -89,7 +93,7 @@ def fitted_step(weight: Tensor, bits: int) -> float:
     """The step of least squares for signed codes of `bits` bits, one for the tensor."""
     array = weight.detach().cpu().float().numpy().reshape(1, -1)
     scale = symmetric_scale(array, IntegerFormat(bits), (0, 1), search=True)
-    return float(np.clip(scale.reshape(()), _LEAST_STEP, None))
+    return max(float(scale.reshape(())), _LEAST_STEP)
 
 
 class RoundClamp(nn.Module):
@@ -111,7 +115,7 @@ class RoundClamp(nn.Module):
 
     @staticmethod
     def _full(weight: Tensor, bits: int) -> float:
-        return max(float(weight.detach().abs().max()) / 2 ** (bits - 1), _LEAST_STEP)
+        return max(float(weight.detach().abs().max()) / 2.0 ** (bits - 1), _LEAST_STEP)
 
     def current_step(self, weight: Tensor) -> Tensor:
         """The step for this weight, as the file holds it; a scalar without gradient."""
@@ -121,11 +125,7 @@ class RoundClamp(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         low, high = -self.levels / 2, self.levels / 2 - 1
         if self.learned:
-            held = half_step(self.step)
-            factor = self.factor * torch.rsqrt(high)
-            scaled_step = held * factor + (held * (1 - factor)).detach()
-            scaled = torch.clamp(weight / scaled_step, low, high)
-            return pass_through(torch.round(scaled), scaled) * scaled_step
+            return learned_step(weight, self.step, low, high, self.factor * torch.rsqrt(high))
         step = self.current_step(weight)
         return pass_through(torch.clamp(torch.round(weight / step), low, high) * step, weight)
 
@@ -179,7 +179,7 @@ class Lsq(nn.Module):
         rows = weight.movedim(self.axis, 0).flatten(1)
         size = self.block or rows.shape[1]
         spare = -rows.shape[1] % size
-        return nn.functional.pad(rows, (0, spare)).unflatten(1, (-1, size))
+        return nn.functional.pad(rows, (0, spare)).reshape(len(rows), -1, size)
 
     def _restored(self, grouped: Tensor, weight: Tensor) -> Tensor:
         moved = weight.movedim(self.axis, 0)
@@ -188,7 +188,7 @@ class Lsq(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         grouped = self._grouped(weight)
-        return self._restored(_learned_step(grouped, self.step, self.low, self.high, self.factor), weight)
+        return self._restored(learned_step(grouped, self.step, self.low, self.high, self.factor), weight)
 
     @torch.no_grad()
     def rows(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ class DoReFa(nn.Module):
     stored, and why the file is larger than n bits.
     """
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
 
@@ -215,9 +215,9 @@ class DoReFa(nn.Module):
 
     def codes(self, weight: Tensor) -> Tensor:
         """Odd signed codes of n + 1 bits."""
-        top = 2**self.bits - 1
+        top = float(2**self.bits - 1)
         u = torch.clamp(weight.detach() / (2 * top * self.current_step(weight)) + 0.5, 0, 1)
-        return 2 * round_dorefa(u, self.bits) - top
+        return 2.0 * round_dorefa(u, self.bits) - top
 
     def forward(self, weight: Tensor) -> Tensor:
         return pass_through(self.codes(weight) * self.current_step(weight), weight)
@@ -235,7 +235,7 @@ class Gse(nn.Module):
         flat = weight.detach().movedim(self.axis, 0).flatten(1)
         return np.ascontiguousarray(flat.cpu().numpy(), np.float32)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _encoded(self, weight: Tensor) -> Tensor:
         """By the reference itself: what is trained is what the file will hold, bit for bit."""
         real = encode_gse(self.rows(weight), self.bits, self.block, self.encoder).decoded()

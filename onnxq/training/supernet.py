@@ -32,7 +32,7 @@ from onnxq.training.data import Batches, generator
 from onnxq.training.method import Loss, Method, Result
 from onnxq.training.network import Network
 from onnxq.training.objective import Objective
-from onnxq.training.quantizers import fitted_step, half_step, pass_through
+from onnxq.training.quantizers import fitted_step, learned_step
 from passes.layers import macs
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
 
@@ -61,11 +61,10 @@ class WidthQuantizer(nn.Module):
         self.choice: Tensor
 
     def forward(self, weight: Tensor) -> Tensor:
-        step = half_step(self.steps.index_select(0, self.choice))
-        factor, top = self.factors.index_select(0, self.choice), self.tops.index_select(0, self.choice)
-        step = step * factor + (step * (1 - factor)).detach()
-        scaled = torch.minimum(torch.maximum(weight / step, -top - 1), top)
-        return pass_through(torch.round(scaled), scaled) * step
+        step, factor, top = (
+            item.index_select(0, self.choice) for item in (self.steps, self.factors, self.tops)
+        )
+        return learned_step(weight, step, -top - 1, top, factor)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Supernet(Method):
         random = generator(self.options.seed, 4, step)
         self.choose(torch.randint(len(self.options.bits), (len(self.layers),), generator=random).tolist())
 
-    def end_step(self, step: int, loss: Loss) -> bool:
+    def end_step(self, step: int, loss: Loss) -> bool:  # noqa: ARG002
         every = max(self.options.total // self.options.updates, 1)
         if (step + 1) % every or self.done >= self.options.updates:
             return False
@@ -144,9 +143,10 @@ class Supernet(Method):
         kept = {name: tensor.clone() for name, tensor in self.network.moved().items()}
         with torch.no_grad():
             soft = self.teacher(images) if self.teacher is not None else None
-        found = []
-        for order in permutations(game, options.permutations, options.seed + self.done):
-            found.append(play(game, order, lambda widths: self.value_loss(images, labels, soft, widths)))
+        found = [
+            play(game, order, lambda widths: self.value_loss(images, labels, soft, widths))
+            for order in permutations(game, options.permutations, options.seed + self.done)
+        ]
         self.network.restore_moved(kept)
         self.done += 1
         table = np.stack(found)

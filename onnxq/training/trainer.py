@@ -184,7 +184,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.method.add_gradients(self.step)
         self.optimizer.step()
         self._losses.append(loss.detach())

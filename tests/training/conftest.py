@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,10 +16,9 @@ if not HERE:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Tests run beside one another; sums in one order, so that equal seeds give equal files."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield

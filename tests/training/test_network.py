@@ -38,7 +38,7 @@ def test_shipped_network_is_trained_and_written_back(name: str) -> None:
     for step in range(2):
         optimizer.zero_grad()
         logits = network.train()(torch.from_numpy(x + np.float32(step)))
-        torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits, torch.arange(4)))
         optimizer.step()
     after = network.arrays()
     assert all((before[key] != after[key]).any() for key in before), "something was not trained"
@@ -50,8 +50,8 @@ def small(momentum: float = 0.75) -> Net:
     net = Net()
     x = net.input("x", ("N", 2, 4, 4))
     y = net.conv(x, 2, 3, bias=False, name="conv")
-    names = [net.constant(np.asarray(v, np.float32), n) for n, v in
-             (("scale", [1, 2, 3]), ("shift", [0, 1, 2]), ("mean", [0.5, 0, 1]), ("var", [1, 2, 4]))]  # fmt: skip
+    values = {"scale": [1, 2, 3], "shift": [0, 1, 2], "mean": [0.5, 0, 1], "var": [1, 2, 4]}
+    names = [net.constant(np.asarray(held, np.float32), name) for name, held in values.items()]
     net.add("BatchNormalization", y, *names, name="bn", momentum=momentum)
     return net
 
@@ -100,7 +100,7 @@ def test_equal_tensors_are_trained_apart() -> None:
     network(torch.from_numpy(x_value)).sum().backward()
     grads = [weight.grad for weight in network.weights]
     assert all(grad is not None for grad in grads)
-    assert not torch.equal(grads[0], grads[1])  # type: ignore[arg-type]
+    assert not torch.equal(grads[0], grads[1])
 
 
 def test_names_of_unnamed_nodes_are_those_of_policies() -> None:

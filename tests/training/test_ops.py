@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from onnx import helper
 
 from onnxq.training.network import Network
-from onnxq.training.ops import OPS
+from onnxq.training.ops.registry import OPS
 from passes.model import Model
 from tests.nets import Net, feeds, run
 
@@ -22,7 +23,7 @@ def ints(net: Net, *numbers: int) -> str:
     return net.constant(np.asarray(numbers, I64))
 
 
-def unary(op: str, **attrs: object) -> Build:
+def unary(op: str, **attrs: Any) -> Build:
     return lambda net: net.add(op, net.input("x", (2, 3, 4)), **attrs)
 
 
@@ -66,24 +67,43 @@ def masked(op: str) -> Build:
     return build
 
 
-def conv(**attrs: object) -> Build:
+def stepped(op: str) -> Build:
+    """A function of steps, times x."""
+
+    def build(net: Net) -> str:
+        x = net.input("x", (3, 4))
+        return net.add("Mul", net.add(op, net.add("Mul", x, net.scalar(3.0))), x)
+
+    return build
+
+
+def cast(net: Net) -> str:
+    x = net.input("x", (2, 3))
+    return net.add("Mul", x, net.add("Cast", net.add("Greater", x, net.scalar(0.0)), to=net.element))
+
+
+def conv(**attrs: Any) -> Build:
     def build(net: Net) -> str:
         x = net.input("x", (2, 4, 6, 5))
-        groups = int(attrs.get("group", 1))  # type: ignore[call-overload]
+        groups = int(attrs.get("group", 1))
         return net.add("Conv", x, net.weight(4, 4 // groups, 3, 3), net.weight(4), **attrs)
 
     return build
 
 
-def transposed(**attrs: object) -> Build:
+def transposed(**attrs: Any) -> Build:
     return lambda net: net.add("ConvTranspose", net.input("x", (1, 2, 4, 3)), net.weight(2, 3, 3, 3), **attrs)
 
 
-def pooled(op: str, **attrs: object) -> Build:
+def product(op: str, x: tuple[int, ...], *weights: tuple[int, ...], **attrs: Any) -> Build:
+    return lambda net: net.add(op, net.input("x", x), *(net.weight(*shape) for shape in weights), **attrs)
+
+
+def pooled(op: str, **attrs: Any) -> Build:
     return lambda net: net.add(op, net.input("x", (1, 2, 6, 5)), **attrs)
 
 
-def normal(op: str, *shapes: tuple[int, ...], **attrs: object) -> Build:
+def normal(op: str, *shapes: tuple[int, ...], **attrs: Any) -> Build:
     def build(net: Net) -> str:
         x = net.input("x", (2, 4, 3, 3))
         return net.add(
@@ -93,12 +113,12 @@ def normal(op: str, *shapes: tuple[int, ...], **attrs: object) -> Build:
     return build
 
 
-def with_ints(op: str, *numbers: int, shape: tuple[int, ...] = (2, 3, 4), **attrs: object) -> Build:
+def with_ints(op: str, *numbers: int, shape: tuple[int, ...] = (2, 3, 4), **attrs: Any) -> Build:
     return lambda net: net.add(op, net.input("x", shape), ints(net, *numbers), **attrs)
 
 
 def resized(
-    shape: tuple[int, ...], scales: tuple[float, ...] = (), sizes: tuple[int, ...] = (), **attrs: object
+    shape: tuple[int, ...], scales: tuple[float, ...] = (), sizes: tuple[int, ...] = (), **attrs: Any
 ) -> Build:
     def build(net: Net) -> str:
         x = net.input("x", shape)
@@ -135,7 +155,7 @@ def shapes(op: str) -> Build:
     return build
 
 
-def two_parts(op: str, *tail: int, **attrs: object) -> Build:
+def two_parts(op: str, *tail: int, **attrs: Any) -> Build:
     def build(net: Net) -> str:
         x = net.input("x", (2, 4, 3))
         given = [ints(net, *tail)] if tail else []
@@ -187,8 +207,7 @@ CASES: dict[str, tuple[int, Build]] = {
     **{op: (17, masked(op)) for op in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not",
                                        "IsNaN", "IsInf")},
     "Equal": (17, masked("Equal")),
-    **{op: (17, lambda net, op=op: net.add("Mul", net.add(op, net.add("Mul", net.input("x", (3, 4)), net.scalar(3.0))), "x"))  # type: ignore[misc]
-       for op in ("Ceil", "Floor", "Round", "Sign")},
+    **{op: (17, stepped(op)) for op in ("Ceil", "Floor", "Round", "Sign")},
     "Conv": (17, conv(pads=[1, 1, 1, 1])),
     "Conv strided": (17, conv(strides=[2, 2], pads=[0, 1, 1, 0])),
     "Conv dilated": (17, conv(dilations=[2, 1], pads=[2, 1, 2, 1])),
@@ -200,12 +219,12 @@ CASES: dict[str, tuple[int, Build]] = {
     "MaxPool": (17, pooled("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
     "MaxPool ceil": (17, pooled("MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)),
     "AveragePool": (17, pooled("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])),
-    "AveragePool padded": (17, pooled("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1)),
+    "AveragePool padded": (17, pooled("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1],
+                                      count_include_pad=1)),
     "AveragePool ceil": (19, pooled("AveragePool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)),
-    "Gemm": (17, lambda net: net.add("Gemm", net.input("x", (3, 5)), net.weight(4, 5), net.weight(4), transB=1,
-                                     alpha=0.5, beta=2.0)),
-    "MatMul": (17, lambda net: net.add("MatMul", net.input("x", (2, 3, 5)), net.weight(5, 4))),
-    "Einsum": (17, lambda net: net.add("Einsum", net.input("x", (2, 3, 5)), net.weight(5, 4), equation="bij,jk->bik")),
+    "Gemm": (17, product("Gemm", (3, 5), (4, 5), (4,), transB=1, alpha=0.5, beta=2.0)),
+    "MatMul": (17, product("MatMul", (2, 3, 5), (5, 4))),
+    "Einsum": (17, product("Einsum", (2, 3, 5), (5, 4), equation="bij,jk->bik")),
     "BatchNormalization": (17, normal("BatchNormalization", (4,), (4,), (4,), (4,))),
     "InstanceNormalization": (17, normal("InstanceNormalization", (4,), (4,))),
     "LayerNormalization": (17, normal("LayerNormalization", (3, 3), (3, 3), axis=-2)),
@@ -228,23 +247,21 @@ CASES: dict[str, tuple[int, Build]] = {
     "Gather table": (17, embedded),
     "GatherElements": (17, gathered("GatherElements")),
     "ArgMax": (17, arg_max),
-    "Cast": (17, lambda net: net.add("Mul", net.input("x", (2, 3)), net.add("Cast", net.add("Greater", "x", net.scalar(0.0)),
-                                                                                  to=net.element))),
+    "Cast": (17, cast),
     "CastLike": (17, lambda net: net.add("CastLike", net.input("x", (2, 3)), net.weight(3))),
-    "Trilu": (17, lambda net: net.add("Trilu", net.input("x", (3, 4)), net.constant(np.asarray(1, I64)), upper=0)),
-    "DepthToSpace": (17, lambda net: net.add("DepthToSpace", net.input("x", (1, 8, 2, 3)), blocksize=2)),
-    "DepthToSpace CRD": (17, lambda net: net.add("DepthToSpace", net.input("x", (1, 8, 2, 3)), blocksize=2, mode="CRD")),
-    "SpaceToDepth": (17, lambda net: net.add("SpaceToDepth", net.input("x", (1, 2, 4, 6)), blocksize=2)),
-    "Resize": (17, resized((1, 2, 3, 4), (1, 1, 2, 2), mode="nearest", coordinate_transformation_mode="asymmetric",
-                           nearest_mode="floor")),
+    "Trilu": (17, with_ints("Trilu", 1, shape=(3, 4), upper=0)),
+    "DepthToSpace": (17, product("DepthToSpace", (1, 8, 2, 3), blocksize=2)),
+    "DepthToSpace CRD": (17, product("DepthToSpace", (1, 8, 2, 3), blocksize=2, mode="CRD")),
+    "SpaceToDepth": (17, product("SpaceToDepth", (1, 2, 4, 6), blocksize=2)),
+    "Resize": (17, resized((1, 2, 3, 4), (1, 1, 2, 2), mode="nearest", nearest_mode="floor",
+                           coordinate_transformation_mode="asymmetric")),
     "Resize linear": (17, resized((1, 2, 3, 4), sizes=(1, 2, 5, 7), mode="linear")),
     "Resize cubic": (17, resized((1, 2, 4, 4), sizes=(1, 2, 7, 8), mode="cubic", cubic_coeff_a=-0.75)),
     "Upsample": (9, lambda net: net.add("Upsample", net.input("x", (1, 2, 3, 4)),
                                         net.constant(np.asarray([1, 1, 2, 2], np.float32)), mode="nearest")),
     **{op: (17, shapes(op)) for op in ("Shape", "Size", "ConstantOfShape", "Range")},
-    **{op: (17, unary(op, axes=[1], keepdims=0)) for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd",
-                                                           "ReduceL1", "ReduceL2", "ReduceSumSquare",
-                                                           "ReduceLogSumExp")},
+    **{f"Reduce{kind}": (17, unary(f"Reduce{kind}", axes=[1], keepdims=0)) for kind in (
+        "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSumExp")},
     "ReduceSum": (17, with_ints("ReduceSum", -1, 0)),
     "ReduceMean 18": (18, with_ints("ReduceMean", 2)),
     "ReduceSum all": (17, unary("ReduceSum", keepdims=1)),

@@ -1,6 +1,5 @@
-"""ONNX operators in torch, by subject."""
+"""ONNX operators in torch, by subject; onnxq/training/network.py imports them all."""
 
-from onnxq.training.ops import convolution, elementwise, linear, movement, normalization
-from onnxq.training.ops.registry import OPS, Call
+from __future__ import annotations
 
-__all__ = ["OPS", "Call", "convolution", "elementwise", "linear", "movement", "normalization"]
+__all__: list[str] = []

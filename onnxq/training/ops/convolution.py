@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from onnxq.training.ops.registry import Call, Listed, Optional, Tensor, register
 
 __all__: list[str] = []
 
-_CONV = (F.conv1d, F.conv2d, F.conv3d)
-_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_MAX_POOL = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
+_CONV_TRANSPOSE = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+_MAX_POOL = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
 
 
 def _window(call: Call, kernel: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
@@ -52,7 +52,7 @@ def conv(call: Call, x: Tensor, weight: Tensor, bias: Optional = None) -> Tensor
     strides, dilations, pads = _window(call, kernel, x.shape[2:])
     inner = pads[: len(kernel)]
     if not _symmetric(pads):
-        x, inner = F.pad(x, _torch_pads(pads)), [0] * len(kernel)
+        x, inner = functional.pad(x, _torch_pads(pads)), [0] * len(kernel)
     function = _CONV[len(kernel) - 1]
     if groups > 1 and weight.shape[1] == 1 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # The bfloat16 kernels of depthwise convolutions are slower than those of float32 on CPUs.
@@ -111,7 +111,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor:
     kernel = call.attrs["kernel_shape"]
     strides, dilations, pads = _ceil_pads(call, x, kernel)
     if any(pads):
-        x = F.pad(x, _torch_pads(pads), value=float("-inf"))
+        x = functional.pad(x, _torch_pads(pads), value=float("-inf"))
     return _MAX_POOL[len(kernel) - 1](x, kernel, strides, 0, dilations)
 
 
@@ -123,14 +123,14 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
     strides, dilations, pads = _ceil_pads(call, x, kernel)
     axes, channels = len(kernel), x.shape[1]
     ones = torch.ones([channels, 1, *kernel], dtype=x.dtype, device=x.device)
-    total = _CONV[axes - 1](F.pad(x, _torch_pads(pads)), ones, None, strides, 0, dilations, channels)
+    total = _CONV[axes - 1](functional.pad(x, _torch_pads(pads)), ones, None, strides, 0, dilations, channels)
     inside = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype, device=x.device)
     if call.get("count_include_pad", 0):
-        inside = F.pad(inside, _torch_pads(own), value=1.0)
+        inside = functional.pad(inside, _torch_pads(own), value=1.0)
         rest = [end - mine for end, mine in zip(pads, own, strict=True)]
     else:
         rest = list(pads)
-    counted = F.pad(inside, _torch_pads(rest))
+    counted = functional.pad(inside, _torch_pads(rest))
     return total / _CONV[axes - 1](counted, ones[:1], None, strides, 0, dilations)
 
 
@@ -157,6 +157,6 @@ def resize(call: Call, x: Tensor, *inputs: Listed) -> Tensor:
     mode, where = call.get("mode", "nearest"), call.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
         exact = where != "asymmetric" or call.get("nearest_mode", "round_prefer_floor") != "floor"
-        return F.interpolate(x, shape, mode="nearest-exact" if exact else "nearest")
+        return functional.interpolate(x, shape, mode="nearest-exact" if exact else "nearest")
     kind = {1: "linear", 2: "bilinear", 3: "trilinear"}[x.ndim - 2] if mode == "linear" else "bicubic"
-    return F.interpolate(x, shape, mode=kind, align_corners=where == "align_corners")
+    return functional.interpolate(x, shape, mode=kind, align_corners=where == "align_corners")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from onnxq.training.ops.registry import OPS, Call, Operator, Optional, Tensor, register
 
@@ -20,43 +20,39 @@ def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return operator
 
 
-OPS.update(
-    {
-        name: Operator(_plain(function))
-        for name, function in {
-            "Abs": torch.abs,
-            "Add": torch.add,
-            "And": torch.logical_and,
-            "Ceil": torch.ceil,
-            "Cos": torch.cos,
-            "Equal": torch.eq,
-            "Erf": torch.erf,
-            "Exp": torch.exp,
-            "Floor": torch.floor,
-            "Greater": torch.gt,
-            "GreaterOrEqual": torch.ge,
-            "Less": torch.lt,
-            "LessOrEqual": torch.le,
-            "Log": torch.log,
-            "Mul": torch.mul,
-            "Neg": torch.neg,
-            "Not": torch.logical_not,
-            "Or": torch.logical_or,
-            "Reciprocal": torch.reciprocal,
-            "Relu": F.relu,
-            "Round": torch.round,
-            "Sigmoid": torch.sigmoid,
-            "Sign": torch.sign,
-            "Sin": torch.sin,
-            "Softplus": F.softplus,
-            "Softsign": F.softsign,
-            "Sqrt": torch.sqrt,
-            "Sub": torch.sub,
-            "Tanh": torch.tanh,
-            "Where": torch.where,
-        }.items()
-    }
-)
+_PLAIN: dict[str, Callable[..., Tensor]] = {
+    "Abs": torch.abs,
+    "Add": torch.add,
+    "And": torch.logical_and,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Equal": torch.eq,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "Log": torch.log,
+    "Mul": torch.mul,
+    "Neg": torch.neg,
+    "Not": torch.logical_not,
+    "Or": torch.logical_or,
+    "Reciprocal": torch.reciprocal,
+    "Relu": functional.relu,
+    "Round": torch.round,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Softplus": functional.softplus,
+    "Softsign": functional.softsign,
+    "Sqrt": torch.sqrt,
+    "Sub": torch.sub,
+    "Tanh": torch.tanh,
+    "Where": torch.where,
+}
+OPS.update({name: Operator(_plain(function)) for name, function in _PLAIN.items()})
 
 
 @register("Div")
@@ -112,7 +108,7 @@ def clip(call: Call, x: Tensor, low: Optional = None, high: Optional = None) -> 
 
 @register("LeakyRelu")
 def leaky_relu(call: Call, x: Tensor) -> Tensor:
-    return F.leaky_relu(x, call.get("alpha", 0.01))
+    return functional.leaky_relu(x, call.get("alpha", 0.01))
 
 
 @register("PRelu")
@@ -123,7 +119,7 @@ def prelu(_: Call, x: Tensor, slope: Tensor) -> Tensor:
 
 @register("Elu")
 def elu(call: Call, x: Tensor) -> Tensor:
-    return F.elu(x, call.get("alpha", 1.0))
+    return functional.elu(x, call.get("alpha", 1.0))
 
 
 @register("HardSigmoid")
@@ -138,12 +134,12 @@ def hard_swish(_: Call, x: Tensor) -> Tensor:
 
 @register("Mish")
 def mish(_: Call, x: Tensor) -> Tensor:
-    return F.mish(x)
+    return functional.mish(x)
 
 
 @register("Gelu")
 def gelu(call: Call, x: Tensor) -> Tensor:
-    return F.gelu(x, approximate=call.get("approximate", "none"))
+    return functional.gelu(x, approximate=call.get("approximate", "none"))
 
 
 @register("Swish")

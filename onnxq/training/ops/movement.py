@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from onnxq.training.ops.registry import OPS, Call, Listed, Operator, Tensor, register
 
@@ -147,7 +148,7 @@ def gather_elements(call: Call, x: Tensor, index: Tensor) -> Tensor:
 
 @register("Expand", listed=(1,))
 def expand(_: Call, x: Tensor, target: list[int]) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(target)))
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(target)))
 
 
 @register("Tile", listed=(1,))
@@ -184,10 +185,12 @@ def pad(call: Call, x: Tensor, amounts: Listed = None, value: Listed = None, axe
     pairs = [amount for axis in reversed(range(x.ndim)) for amount in (begins[axis], ends[axis])]
     mode = call.get("mode", "constant")
     if mode == "constant":
-        return F.pad(x, pairs, value=fill)
+        return functional.pad(x, pairs, value=fill)
     while pairs and pairs[-1] == 0 and pairs[-2] == 0:
         pairs = pairs[:-2]
-    return F.pad(x, pairs, mode={"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode])
+    return functional.pad(
+        x, pairs, mode={"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode]
+    )
 
 
 @register("DepthToSpace")

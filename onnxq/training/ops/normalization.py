@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from onnxq.training.ops.registry import Call, Listed, Optional, Tensor, register
 
@@ -18,18 +18,18 @@ def batch_normalization(
     less ONNX's); the stored ones otherwise."""
     momentum = 1.0 - call.get("momentum", 0.9)
     eps = call.get("epsilon", 1e-5)
-    return F.batch_norm(x, mean, variance, scale, shift, call.training, momentum, eps)
+    return functional.batch_norm(x, mean, variance, scale, shift, call.training, momentum, eps)
 
 
 @register("InstanceNormalization")
 def instance_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=shift, eps=call.get("epsilon", 1e-5))
+    return functional.instance_norm(x, weight=scale, bias=shift, eps=call.get("epsilon", 1e-5))
 
 
 @register("LayerNormalization")
 def layer_normalization(call: Call, x: Tensor, scale: Tensor, shift: Optional = None) -> Tensor:
     axis = call.get("axis", -1) % x.ndim
-    normal = F.layer_norm(x, x.shape[axis:], eps=call.get("epsilon", 1e-5)) * scale
+    normal = functional.layer_norm(x, x.shape[axis:], eps=call.get("epsilon", 1e-5)) * scale
     return normal if shift is None else normal + shift
 
 
@@ -40,18 +40,18 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor) -> 
     if scale.numel() == groups and groups != x.shape[1]:
         repeats = x.shape[1] // groups
         scale, shift = scale.repeat_interleave(repeats), shift.repeat_interleave(repeats)
-    return F.group_norm(x, groups, scale, shift, call.get("epsilon", 1e-5))
+    return functional.group_norm(x, groups, scale, shift, call.get("epsilon", 1e-5))
 
 
 @register("RMSNormalization")
 def rms_normalization(call: Call, x: Tensor, scale: Tensor) -> Tensor:
     axis = call.get("axis", -1) % x.ndim
-    return F.rms_norm(x, x.shape[axis:], eps=call.get("epsilon", 1e-5)) * scale
+    return functional.rms_norm(x, x.shape[axis:], eps=call.get("epsilon", 1e-5)) * scale
 
 
 @register("LpNormalization")
 def lp_normalization(call: Call, x: Tensor) -> Tensor:
-    return F.normalize(x, p=float(call.get("p", 2)), dim=call.get("axis", -1))
+    return functional.normalize(x, p=float(call.get("p", 2)), dim=call.get("axis", -1))
 
 
 def _flattened(call: Call, x: Tensor) -> tuple[Tensor, int]:
@@ -76,4 +76,4 @@ def log_softmax(call: Call, x: Tensor) -> Tensor:
 def dropout(call: Call, x: Tensor, ratio: Listed = None, _mode: Listed = None) -> Tensor:
     """The ratio is an attribute before opset 12. The training_mode of the file is left to the network."""
     share = call.get("ratio", 0.5) if not ratio else float(ratio[0])
-    return F.dropout(x, share, call.training)
+    return functional.dropout(x, share, call.training)
