@@ -236,33 +236,44 @@ class Network(nn.Module):
     @torch.no_grad()
     def specialise(self, *inputs: Tensor) -> Plan:
         """Plan for inputs of this shape. Raises UnsupportedModelError where a shape depends on data."""
-        state = {name: tensor.clone() for name, tensor in self.moved().items()}
-        held: dict[str, Tensor] = {**self.values(), **state, **self._fixed}
-        held.update(zip(self.inputs, inputs, strict=True))
-        constant, lists, steps = set(self._fixed), dict[str, list[Any]](), list[Step]()
-        for step in self._steps:
-            for index in step.operator.listed:
-                name = step.inputs[index] if index < len(step.inputs) else ""
-                if name and name not in constant:
-                    raise UnsupportedModelError(
-                        f"{self.model.name}: node '{step.node}' ({step.op}) takes '{name}' from data, where "
-                        "training needs a constant; run 'onnxq apply simplify' first, or export it with "
-                        "fixed shapes"
-                    )
-                if name:
-                    lists[name] = held[name].reshape(-1).tolist()
-            self._attempt(step, held, lists)
-            needed = [n for i, n in enumerate(step.inputs) if n and i not in step.operator.listed]
-            if step.op in ("Shape", "Size") or all(name in constant for name in needed):
-                constant.update(step.outputs)
-            else:
-                steps.append(step)
-        read = {name for step in steps for name in step.inputs} | set(self.outputs)
         device = inputs[0].device
-        kept = {name: held[name].to(device) for name in constant if name in read}
-        plan = Plan(tuple(steps), kept, {k: v for k, v in lists.items() if k in read})
+        # Constants live twice: on the CPU, where shapes are computed, and where the data is.
+        host = dict(self._fixed)
+        held = {**self.values(), **{name: tensor.clone() for name, tensor in self.moved().items()}}
+        held.update({name: tensor.to(device) for name, tensor in host.items()})
+        held.update(zip(self.inputs, inputs, strict=True))
+        lists, steps = dict[str, list[Any]](), list[Step]()
+        for step in self._steps:
+            lists.update(self._listed(step, host))
+            needed = [n for i, n in enumerate(step.inputs) if n and i not in step.operator.listed]
+            if step.op not in ("Shape", "Size") and not all(name in host for name in needed):
+                self._attempt(step, held, lists)
+                steps.append(step)
+                continue
+            found = dict(held) if step.op in ("Shape", "Size") else dict(host)
+            self._attempt(step, found, lists)
+            for name in filter(None, step.outputs):
+                host[name], held[name] = found[name].cpu(), found[name].to(device)
+        read = {name for step in steps for name in step.inputs} | set(self.outputs)
+        kept = {name: held[name] for name in host if name in read}
+        plan = Plan(tuple(steps), kept, {name: numbers for name, numbers in lists.items() if name in read})
         self._plans[_key(inputs)] = plan
         return plan
+
+    def _listed(self, step: Step, host: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+        """The numbers of a step's `listed` inputs."""
+        found: dict[str, list[Any]] = {}
+        for index in step.operator.listed:
+            name = step.inputs[index] if index < len(step.inputs) else ""
+            if name and name not in host:
+                raise UnsupportedModelError(
+                    f"{self.model.name}: node '{step.node}' ({step.op}) takes '{name}' from data, where "
+                    "training "
+                    "needs a constant; run 'onnxq apply simplify' first, or export it with fixed shapes"
+                )
+            if name:
+                found[name] = host[name].reshape(-1).tolist()
+        return found
 
     def _attempt(self, step: Step, held: dict[str, Tensor], lists: Mapping[str, list[Any]]) -> None:
         try:
