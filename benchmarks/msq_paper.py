@@ -79,7 +79,8 @@ def main() -> None:
         if not (args.folder / f"{name}.json").exists():
             code = piece(name, args)
             print(
-                f"{name}: {'done' if code == 0 else 'stopped, call again' if code == 4 else f'failed ({code})'}"
+                f"{name}: "
+                f"{'done' if code == 0 else 'stopped, call again' if code == 4 else f'failed ({code})'}"
             )
             if code not in (0, 4):
                 raise SystemExit(code)
