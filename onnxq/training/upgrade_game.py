@@ -1,4 +1,4 @@
-"""SMPQ's coalition game over (layer, bit-width) as the paper has it, for a supernet that is trained to play it.
+"""SMPQ's coalition game over (layer, bit-width) as in the paper, for a supernet trained to play it.
 
 Players o = (l, k) for every width k above a layer's cheapest; in a coalition a layer runs at the highest of
 its players, at its cheapest width without any. psi_o = mean of V(S + o) - V(S). A trained supernet works at
