@@ -62,6 +62,7 @@ def quantize_with_onnxruntime(
     exclude: Sequence[str] = (),
     weights_only: bool = False,
     method: str = "MinMax",
+    weight_bits: int = 8,
 ) -> None:
     """onnxruntime.quantization's QDQ file for the same prepared model and calibration images."""
     from onnxruntime.quantization import (
@@ -92,7 +93,7 @@ def quantize_with_onnxruntime(
         quant_format=QuantFormat.QDQ,
         per_channel=per_channel,
         activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        weight_type=QuantType.QInt4 if weight_bits == 4 else QuantType.QInt8,
         calibrate_method=getattr(CalibrationMethod, method),
         nodes_to_exclude=list(exclude),
     )

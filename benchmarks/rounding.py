@@ -1,7 +1,7 @@
 """Rounding that looks at the data beside rounding to nearest, on EfficientNet-Lite0 and the shipped networks.
 
     python benchmarks/rounding.py [--network lite0|resnet20|mobilenetv4_small] [--weights gse4:block32,...]
-        [--rounding nearest,gptq] [--activations float] [--damping 1.0|auto] [--held-out]
+        [--rounding nearest,gptq,adaround] [--activations float] [--damping 1.0|auto] [--held-out]
 
 Each model is quantized in a process of its own, which says what it cost, and saved. Every accuracy is
 measured from the saved file in stock ONNX Runtime (with session.disable_quant_qdq where only weights are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +98,16 @@ def load_session(
     optimized: Path | None = None,
     arena: bool = True,
     fuse: bool = True,
+    configure: Callable[[ort.SessionOptions], Sequence[Any]] | None = None,
 ) -> Any:
-    """An ONNX Runtime CPU session of a model or file.
+    """An ONNX Runtime session of a model or file, on the CPU unless `configure` says otherwise.
 
     Weights that are quantized alone are folded to float at load time, so that they cost nothing at run time;
     those that stand as bit streams are decoded here and handed over as float. optimized: where to write ONNX
     Runtime's own optimised graph. arena: False for one of many sessions that live side by side: each arena
     keeps the peak of its session. fuse: False keeps every operator as it stands, so that inner tensors can be
-    read.
+    read. configure: sets further options and returns the execution providers, in the form that ONNX Runtime
+    takes them (none where the options name devices themselves).
     Raises UnsupportedModelError for unknown ops, InvalidModelError when ONNX Runtime refuses the model.
     """
     held = model if isinstance(model, Model) else load(model)
@@ -116,13 +118,14 @@ def load_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    providers = ["CPUExecutionProvider"] if configure is None else list(configure(options))
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
     if has_packed_weights(held.proto):
         held, kept = _hand_over(held, options, own=path is not None)
         path = None
     try:
-        session = _open(held, path, options)
+        session = _open(held, path, options, providers)
         session._onnxq_weights = kept
         return session
     except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
@@ -135,9 +138,8 @@ def load_session(
         raise
 
 
-def _open(model: Model, path: Path | None, options: ort.SessionOptions) -> Any:
+def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
     """path: the file that holds exactly this model and need not be written again; None without one."""
-    providers = ["CPUExecutionProvider"]
     if path is not None:
         return ort.InferenceSession(str(path), options, providers=providers)
     if is_large(model.proto):

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.errors import GraphError, PassError, UserError
 from passes.graph import export_graph, import_graph
 from passes.model import Model, check
 from passes.rounding import Rounder
+from passes.weights import EncodedWeight
 
 __all__ = [
     "Context",
@@ -39,6 +42,7 @@ __all__ = [
 OLDEST_OPSET = 7
 # What needs no quotes in the text form of a pass (passes/recipe.py reads it).
 BARE_WORD = re.compile(r"[^\s{}|\"#=]+")
+Vector = npt.NDArray[np.float64]
 # (model at that point, [(tensor name, bits)]) -> tensor name -> (low, high), the calibrated real range.
 RangeProvider = Callable[[Model, Sequence[tuple[str, int]]], Mapping[str, tuple[float, float]]]
 
@@ -58,12 +62,19 @@ class Note:
 
 @dataclass
 class Context:
-    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data, and a
-    place for their notes."""
+    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data,
+    weights that stand as codes already, and a place for their notes.
+
+    encoded: layer -> codes, which training found. distributions: tensor -> (mean, standard deviation) by
+    channel [C], as the BatchNormalization said that was folded there; left by `fold_batchnorm` for passes
+    behind it.
+    """
 
     ranges: RangeProvider | None = None
     rounder: Rounder | None = None
+    encoded: Mapping[str, EncodedWeight] = field(default_factory=dict)
     check: bool = True
+    distributions: dict[str, tuple[Vector, Vector]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
     def note(self, kind: str, node: str, reason: str) -> None:
@@ -83,6 +94,8 @@ class Pass(ABC):
     """One rewrite of a model. Subclasses are frozen dataclasses; `name` is their name in recipes."""
 
     name: ClassVar[str] = ""
+    # Whether tensors that keep their names keep their values, so that what is known about them stays true.
+    keeps_values: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
@@ -100,6 +113,8 @@ class Pass(ABC):
         except GraphError as error:
             own.note("refused", "", str(error))
             result, modified = model, False
+        if modified and not self.keeps_values:
+            context.distributions.clear()
         if modified and context.check:
             try:
                 check(result)

@@ -6,6 +6,7 @@ from os import PathLike
 
 __all__ = [
     "DataError",
+    "DeviceError",
     "GraphError",
     "InvalidModelError",
     "ModelFileError",
@@ -71,3 +72,16 @@ class ResumeError(UserError):
 
 class OutputError(UserError):
     """An output that cannot be written (missing rights, full disk)."""
+
+
+class DeviceError(UserError):
+    """A device that cannot be reached, died, refused, hung or disagrees; names the device and the phase.
+
+    Attributes:
+        device: the device string. phase: compile, connect, upload, run, compare.
+        lasting: whether trying the same model again cannot help.
+    """
+
+    def __init__(self, device: str, phase: str, problem: str, *, lasting: bool = False) -> None:
+        super().__init__(f"device {device}: {phase}: {problem}")
+        self.device, self.phase, self.problem, self.lasting = device, phase, problem, lasting

@@ -124,6 +124,9 @@ class _Folder:
             return f"'{maker.name}' ({maker.op}): {merged}"
         merged.apply(maker, self._constant)
         target = node.outputs[0]
+        if node.op == "BatchNormalization":
+            scale, shift = (values(tensor).astype(np.float64) for tensor in node.inputs[1:3])
+            self.context.distributions[target.name] = (shift, np.abs(scale))
         self._remove(node)
         maker.outputs[0] = target
         return None
@@ -193,6 +196,7 @@ class FoldBatchNorm(RepeatedPass):
     standalone: Literal["depthwise", "keep"] = "depthwise"
     fold_affine: bool = False
     name: ClassVar[str] = "fold_batchnorm"
+    keeps_values: ClassVar[bool] = True
 
     def run(self, graph: gs.Graph, context: Context) -> bool:
         types = infer_types(graph)

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ from onnxq.session import load_session
 from passes.errors import DataError, GraphError, InvalidModelError, UnsupportedModelError
 from passes.model import Model, load
 
-__all__ = ["DEFAULT_BATCH", "DEFAULT_BUDGET", "collect"]
+__all__ = ["DEFAULT_BATCH", "DEFAULT_BUDGET", "Observer", "collect", "observe"]
 
 DEFAULT_BATCH = 32
 DEFAULT_BUDGET = 256 * 2**20
@@ -62,9 +62,38 @@ def collect(
     """
     proto = model if isinstance(model, onnx.ModelProto) else load(model).proto
     statistics = {name: TensorStatistics(name) for name in tensors}
+    observe(
+        proto,
+        statistics,
+        dataset,
+        batch_size=batch_size,
+        threads=threads,
+        progress=progress,
+        budget=budget,
+    )
+    return statistics
+
+
+class Observer(Protocol):
+    """What is shown the values of a tensor, batch by batch."""
+
+    def update(self, values: NDArray[Any]) -> None: ...
+
+
+def observe(
+    proto: onnx.ModelProto,
+    statistics: Mapping[str, Observer],
+    dataset: Dataset,
+    *,
+    batch_size: int = DEFAULT_BATCH,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    budget: int = DEFAULT_BUDGET,
+) -> None:
+    """As `collect`, with observers by tensor."""
     outputs, fed = _place(proto, statistics)
     if not outputs and not fed:
-        return statistics
+        return
     batching = _batching(proto, dataset, batch_size, budget)
     session = _session(proto, outputs, threads) if outputs else None
     done = 0
@@ -79,7 +108,6 @@ def collect(
                 progress(done)
             if batching.resize(used // rows):
                 break
-    return statistics
 
 
 @dataclass
@@ -114,7 +142,7 @@ def _batching(proto: onnx.ModelProto, dataset: Dataset, batch_size: int, budget:
     return _Batching(largest, budget, fixed, has_batch_axis(specs), largest if fixed else 1)
 
 
-def _place(proto: onnx.ModelProto, statistics: Mapping[str, TensorStatistics]) -> tuple[list[str], list[str]]:
+def _place(proto: onnx.ModelProto, statistics: Mapping[str, Observer]) -> tuple[list[str], list[str]]:
     """The tensors to fetch and the fed ones; those of initializers are counted now."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     inputs = {value.name for value in proto.graph.input} - set(constants)
@@ -151,7 +179,7 @@ def _run(
     session: ort.InferenceSession,
     outputs: Sequence[str],
     batch: Batch,
-    statistics: Mapping[str, TensorStatistics],
+    statistics: Mapping[str, Observer],
 ) -> int:
     """Update the statistics from one run and return the bytes of its outputs."""
     try:

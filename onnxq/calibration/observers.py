@@ -9,6 +9,8 @@ entropy: as TensorRT. Over clipping thresholds T, P is the histogram of |x| up t
     that hold values. The T of least KL(P || Q) wins. Two-sided tensors have half the levels per side.
 mse: minimises the expected squared error of a uniform quantizer over the histogram, values spread evenly in
     each bin, first by shrinking both ends together, then each end on its own.
+output: as mse for tensors that no layer reads; the others take the range that does their readers' outputs
+    least harm (onnxq/calibration/output_error.py).
 """
 
 from __future__ import annotations
@@ -187,6 +189,7 @@ METHODS: dict[str, Callable[[str], Method]] = {
     "percentile": _percentile,
     "entropy": _plain("entropy", entropy),
     "mse": _plain("mse", mse),
+    "output": _plain("output", mse),
 }
 
 

@@ -10,6 +10,7 @@ import onnx
 from onnxq.calibration.cache import StatisticsCache, model_digest
 from onnxq.calibration.collect import DEFAULT_BATCH, DEFAULT_BUDGET, collect
 from onnxq.calibration.observers import Method, parse_method
+from onnxq.calibration.output_error import least_output_error
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
 
@@ -36,6 +37,7 @@ class CalibratedRanges:
         """`method` is a text such as percentile:99.9 or a Method; the rest is as for `collect`."""
         self.dataset = dataset
         self.method = parse_method(method) if isinstance(method, str) else method
+        self._by_output = method == "output"
         self.cache = cache
         self._batch_size, self._threads, self._progress, self._budget = batch_size, threads, progress, budget
         self._held: OrderedDict[str, dict[str, TensorStatistics]] = OrderedDict()
@@ -45,7 +47,17 @@ class CalibratedRanges:
     ) -> dict[str, tuple[float, float]]:
         """(low, high) by name for (name, bits) pairs; raises what `collect` and the method raise."""
         statistics = self.statistics(model, [name for name, _ in tensors])
-        return {name: self.method(statistics[name], bits) for name, bits in tensors}
+        found = {name: self.method(statistics[name], bits) for name, bits in tensors}
+        if self._by_output:
+            found |= least_output_error(
+                model,
+                {name: (statistics[name], bits) for name, bits in tensors},
+                self.dataset,
+                batch_size=self._batch_size,
+                threads=self._threads,
+                budget=self._budget,
+            )
+        return found
 
     def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, TensorStatistics]:
         """The statistics behind the ranges; only tensors not seen before cost a pass."""

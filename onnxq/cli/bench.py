@@ -23,6 +23,8 @@ __all__ = ["bench"]
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Runs of each model.")
 @click.option("--data", metavar="D", help="Take the input from here; default random numbers.")
 @click.option("--preprocess", metavar="P", help="Of --data.")
+@click.option("--device", "devices", multiple=True, metavar="D", help="Repeatable; see `onnxq devices`.")
+@click.option("--profile", is_flag=True, help="With an ort: device, the slowest nodes too.")
 @threads_option
 @json_option
 @config_option
@@ -32,6 +34,8 @@ def bench(
     runs: int,
     data: str | None,
     preprocess: str | None,
+    devices: tuple[str, ...],
+    profile: bool,
     threads: int,
     as_json: bool,
     hub: str | None,
@@ -39,13 +43,15 @@ def bench(
     """Median latency of one sample, quartiles, and the ratio to the first model.
 
     The models run in turns, so that all of them see the same load of the machine; compare ratios, not times.
+    A --device is ort:cpu, ort:openvino, tvm:llvm, tvm://HOST:PORT?target=mali, ...; docs/DEVICES.md has
+    them all.
     """
     from onnxq.cli.datasets import open_for
-    from onnxq.cli.feeds import random_feed
     from onnxq.cli.terminal import print_json, table
     from onnxq.data import fit_batch, input_specs
     from onnxq.evaluation import interleaved, load_session
     from onnxq.hub import resolve
+    from onnxq.runners.feeds import made_up_feed
     from passes.errors import DataError, UserError
     from passes.model import load
 
@@ -60,12 +66,17 @@ def bench(
             )
     feed: dict[str, Any] | None
     if data is None:
-        feed = random_feed(loaded[0])
+        feed = made_up_feed(loaded[0])
     else:
         feed = next(open_for(loaded[0], data, preprocess, 0, 0).batches(fit_batch(1, specs))).inputs
     if feed is None:
         raise DataError(f"{loaded[0].name}: no input can be made up for it; give --data")
     used = resolve_threads(threads)
+    if devices or profile:
+        from onnxq.cli.bench_devices import bench_devices
+
+        bench_devices(loaded, devices or ("ort:cpu",), feed, runs, used, as_json, profile)
+        return
     sessions = [load_session(model, threads=used) for model in loaded]
     try:
         timings = interleaved(sessions, feed, runs=runs)

@@ -51,11 +51,11 @@ def stamped(model: Model, command: str, settings: Mapping[str, Any]) -> Model:
 
 def run_once(model: Model) -> None:
     """Load the model in ONNX Runtime and run it once. Raises InvalidModelError when either fails."""
-    from onnxq.cli.feeds import random_feed
     from onnxq.evaluation import load_session
+    from onnxq.runners.feeds import made_up_feed
 
     session = load_session(model, threads=1)
-    feed = random_feed(model)
+    feed = made_up_feed(model)
     if feed is None:
         return
     try:

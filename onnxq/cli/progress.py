@@ -52,6 +52,13 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, event: Event) -> None:
+        if event.phase == "warn":
+            text = f"Warning: {event.text}"
+            if self._bar is None:
+                click.echo(text, err=True)
+            else:
+                self._bar.console.print(text, markup=False, highlight=False)
+            return
         phase = _PHASES.get(event.phase, event.phase)
         begins = (event.phase, event.total) != self._phase
         self._phase = (event.phase, event.total)

@@ -93,7 +93,7 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     elif spec is not None:
         limit = min(settings["limit"] or samples, samples)
         dataset = open_for(model, spec, settings["preprocess"], limit, seed)
-    elif settings["rounding"] != "nearest":
+    elif settings["rounding"] not in ("nearest", "analytic"):
         raise UserError(
             f"{model.name}: --rounding {settings['rounding']} looks at calibration data; give --data, or "
             "--rounding nearest"
@@ -106,7 +106,7 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     else:
         return {}, {}
     lent: dict[str, Any] = {"ranges": range_provider(dataset, settings["calibration"], threads)}
-    if settings["rounding"] != "nearest":
+    if settings["rounding"] not in ("nearest", "analytic"):
         from onnxq.rounding import DataRounder
 
         lent["rounder"] = DataRounder(dataset, seed=settings["seed"], threads=threads)
@@ -135,15 +135,16 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     "--calibration",
     default="percentile:99.99",
     show_default=True,
-    help="minmax, percentile[:P], entropy or mse: how activation ranges are found.",
+    help="minmax, percentile[:P], entropy, mse, or output (least error of the next layer's output): how"
+    " activation ranges are found.",
 )
 @click.option(
     "--rounding",
-    type=click.Choice(["nearest", "bias", "gptq", "adaround"]),
+    type=click.Choice(["nearest", "analytic", "bias", "gptq", "adaround"]),
     default="nearest",
     show_default=True,
-    help="By calibration data: biases alone, or (gptq; adaround, which learns on top of it and is slower) "
-    "weights and biases; for 6 bits and below.",
+    help="analytic: biases corrected by what folded BatchNormalization says. By calibration data: bias,"
+    " biases alone; gptq, weights and biases, for 6 bits and below; adaround, learned on top of it, slower.",
 )
 @click.option(
     "--exclude",

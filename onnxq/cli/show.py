@@ -15,12 +15,15 @@ __all__ = ["print_report"]
 _MOST_ROWS = 20
 
 
-def _row(candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: int) -> list[str]:
+def _row(
+    candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: int, devices: list[str]
+) -> list[str]:
     value = format_metric(metric, candidate.metrics.get(metric), digits=2)
     spread = candidate.stderr.get(metric)
     if spread is not None:
         value = f"{value.removesuffix(' %')} ± {100 * spread:.2f} %"
-    latency = f"{candidate.latency.ratio:.2f}" if candidate.latency else ""
+    held = [candidate.latencies.get(name) for name in devices] if devices else [candidate.latency]
+    latency = [f"{found.ratio:.2f}" if found else "" for found in held]
     smaller = f"{float_bytes / candidate.bytes:.2f}x" if candidate.bytes else ""
     left = str(candidate.float_layers) if candidate.mode != "float" else ""
     return [
@@ -28,7 +31,7 @@ def _row(candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: 
         value,
         megabytes(candidate.bytes),
         smaller,
-        latency,
+        *latency,
         left,
         picks.get(candidate.name, ""),
     ]
@@ -44,10 +47,12 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         picks[pick["candidate"]] = ", ".join(filter(None, (picks.get(pick["candidate"]), pick["name"])))
     members = [by_name[name] for name in report["front"] if name in by_name]
     shown = _thinned(members, picks)
-    columns = ["candidate", metric, "size", "smaller", "latency/float", "float layers", "pick"]
-    rows = [_row(member, metric, picks, baseline.bytes) for member in shown]
+    devices = list(baseline.latencies)
+    latencies = [f"latency@{name}" for name in devices] or ["latency/float"]
+    columns = ["candidate", metric, "size", "smaller", *latencies, "float layers", "pick"]
+    rows = [_row(member, metric, picks, baseline.bytes, devices) for member in shown]
     if baseline.name not in {member.name for member in shown}:
-        rows.append(_row(baseline, metric, picks, baseline.bytes))
+        rows.append(_row(baseline, metric, picks, baseline.bytes, devices))
     if not any(row[4] for row in rows):
         columns, rows = _without(columns, 4), [_without(row, 4) for row in rows]
     table(columns, rows, right=range(1, len(columns) - 1))

@@ -85,7 +85,8 @@ def _document(result: TuneResult) -> dict[str, Any]:
 
 @click.command(
     epilog="Exit codes: 0 done; 2 bad input; 3 done, but no candidate reaches --metric-floor; 4 the time "
-    "budget ended first (the report is valid, and the same command goes on); 130 interrupted."
+    "budget ended first or a device failed (the report is valid, and the same command "
+    "goes on); 130 interrupted."
 )
 @models_argument
 @data_options(required=True)
@@ -150,7 +151,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     "--calibration",
     default="percentile:99.99",
     show_default=True,
-    help="minmax, percentile[:P], entropy, mse.",
+    help="minmax, percentile[:P], entropy, mse, output (least error of the next layer's output).",
 )
 @click.option(
     "--rounding",
@@ -175,10 +176,20 @@ def _document(result: TuneResult) -> dict[str, Any]:
     "--metric-floor", type=float, default=0.0, help="Goal, as in 0.75: exit code 3 when nothing reaches it."
 )
 @click.option(
-    "--objectives", default="metric,bytes,latency", show_default=True, help="Of metric, bytes, latency, bops."
+    "--objectives",
+    default="metric,bytes,latency",
+    show_default=True,
+    help="Of metric, bytes, latency, latency@DEVICE (repeatable, see `onnxq devices`), bops.",
 )
 @click.option(
     "--latency-runs", type=click.IntRange(min=1), default=20, show_default=True, help="Runs per timing."
+)
+@click.option(
+    "--latency-every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="On devices time one candidate in so many, predict the others, and time the front.",
 )
 @click.option(
     "--ranking-samples",
@@ -198,6 +209,12 @@ def _document(result: TuneResult) -> dict[str, Any]:
 )
 @click.option(
     "--racing/--no-racing", default=True, show_default=True, help="Give hopeless candidates up early."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Evaluate candidates in so many processes."
+)
+@click.option(
+    "--scheduler", default="", metavar="URL", help="Evaluate on the Dask cluster of tcp://HOST:PORT."
 )
 @click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; the report says so.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
@@ -270,7 +287,7 @@ def _closing(result: TuneResult, config: TuneConfig) -> None:
             f"{result.resumed} of {len(result.candidates)} candidates were measured before and taken over."
         )
     if not result.finished:
-        remark("The time budget ended before the search was complete; the same command goes on.")
+        remark("The time budget ended or a device failed before all was measured; the same command goes on.")
     if result.goal_met is False:
         floor = format_metric(result.metric, config.metric_floor)
         remark(f"No candidate of the front reaches the floor of {floor}.")

@@ -11,7 +11,7 @@ from typing import Any
 from onnxq.files import atomic_write, atomic_write_json, make_folder
 from onnxq.report.report import data_uri, load_report, page
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import Objective
+from onnxq.search.objectives import Objective, metric_named, named_objective
 from onnxq.search.pareto import front
 from passes.errors import UserError
 
@@ -34,10 +34,11 @@ def compare(folders: Sequence[str | PathLike[str]]) -> dict[str, Any]:
     if len(metrics) > 1:
         raise UserError(f"these runs cannot be compared: they were judged by {' and '.join(metrics)}")
     rows = [row for run, report in reports.items() for row in _rows(run, report)]
+    devices = _devices(reports)
     return {
         "schema": _SCHEMA,
         "metric": metrics[0],
-        "summary": _summary(reports),
+        "summary": f"{_summary(reports)} {devices}".rstrip(),
         "warnings": [f"{run}: {text}" for run, report in reports.items() for text in report["warnings"]],
         "rows": rows,
         "fronts": {run: _points(report) for run, report in reports.items()},
@@ -98,14 +99,73 @@ def _points(report: dict[str, Any]) -> dict[str, Any]:
     candidates = [Candidate.from_json(document) for document in report["candidates"]]
     baseline = Candidate.from_json(report["float"])
     plane = front(candidates, (Objective.METRIC, Objective.BYTES), metric)
+    timed = {objective.value: _timed(candidates, objective, metric) for objective in _latencies(report)}
     return {
+        "latency": {name: points for name, points in timed.items() if points},
         "front": [_point(member, metric) for member in plane],
         "float": _point(baseline, metric) if metric in baseline.metrics else None,
     }
 
 
+def _latencies(report: dict[str, Any]) -> list[Objective]:
+    """The latencies that a run was searched by."""
+    return [
+        objective for text in report["objectives"] if (objective := named_objective(text)).kind == "latency"
+    ]
+
+
+def _timed(candidates: list[Candidate], objective: Objective, metric: str) -> list[list[Any]]:
+    """A run's front in the plane of latency and metric as [ratio to float, value, name], fastest first."""
+    plane = [
+        member
+        for member in front(candidates, (Objective.METRIC, objective), metric)
+        if member.mode != "float"
+    ]
+    points = [[objective.latency_ratio(member), _point(member, metric)[1], member.name] for member in plane]
+    return sorted(points, key=lambda point: float(point[0]))
+
+
 def _point(candidate: Candidate, metric: str) -> list[Any]:
     return [candidate.bytes, candidate.to_json()["metrics"][metric]]
+
+
+def _devices(reports: dict[str, dict[str, Any]]) -> str:
+    """Whether the best candidate is the same on every device, in one sentence; empty for fewer than two.
+
+    Best is the fastest of those that stay within the metric's tolerance of float.
+    """
+    if len({report["model"] for report in reports.values()}) > 1:
+        return ""
+    best: dict[str, str] = {}
+    for report in reports.values():
+        candidates = [Candidate.from_json(document) for document in report["candidates"]]
+        for objective in _latencies(report):
+            found = _fastest(candidates, Candidate.from_json(report["float"]), objective, report["metric"])
+            if found is not None:
+                best[objective.value] = found.name
+    if len(best) < 2:
+        return ""
+    told = ", ".join(f"{name} by {objective}" for objective, name in best.items())
+    same = len(set(best.values())) == 1
+    return f"The best candidate is {'the same' if same else 'another'} on each device: {told}."
+
+
+def _fastest(
+    candidates: list[Candidate], baseline: Candidate, objective: Objective, metric: str
+) -> Candidate | None:
+    kind = metric_named(metric)
+    if kind.tolerance is None or metric not in baseline.metrics:
+        return None
+    allowed = kind.tolerance + 1e-9
+    good = [
+        candidate
+        for candidate in candidates
+        if candidate.usable
+        and candidate.mode != "float"
+        and objective.latency_ratio(candidate) is not None
+        and kind.gap(candidate.metrics[metric], baseline.metrics[metric]) <= allowed
+    ]
+    return min(good, key=lambda candidate: objective.latency_ratio(candidate) or 0.0, default=None)
 
 
 def _summary(reports: dict[str, dict[str, Any]]) -> str:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from onnxq.calibration.patches import MatrixRows, patches_of
 from onnxq.data.dataset import Dataset
 from onnxq.data.inputs import fit_batch, input_specs
 from onnxq.rounding.moments import Accumulator
-from onnxq.rounding.patches import MatrixRows, patches_of
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
 from onnxq.rounding.views import colour_images, views

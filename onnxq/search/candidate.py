@@ -18,7 +18,9 @@ _STATUSES = ("ok", "failed")
 class Latency:
     """Latency on one device, measured in turns with the float model so that both see the same weather.
 
-    All times in milliseconds for one run; `ratio` is candidate / float (below 1: faster than float).
+    All times in milliseconds for one run; `ratio` is candidate / float (below 1: faster than float), and
+    lies with about 95 % in `low` to `high` where these are known. `runs` is 0 where it is not measured but
+    predicted.
     """
 
     median_ms: float
@@ -27,6 +29,8 @@ class Latency:
     float_median_ms: float
     ratio: float
     runs: int
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ class Candidate:
         samples: how many samples the metrics were measured on.
         complete: False where racing stopped early, so that the metrics are of a subset.
         bytes: size of the saved file, external data included.
-        latency: None where it was not measured.
+        latency: on ONNX Runtime's CPU provider, or on the first device where the run asks for devices only;
+            None where it was not measured.
+        latencies: device -> latency on it.
         bops: bit operations of one sample; None where unknown.
         sha256: of the saved file; None where none was saved.
     """
@@ -69,6 +75,7 @@ class Candidate:
     complete: bool = True
     bytes: int = 0
     latency: Latency | None = None
+    latencies: Mapping[str, Latency] = field(default_factory=dict)
     bops: int | None = None
     sha256: str | None = None
 
@@ -120,6 +127,8 @@ class Candidate:
             values["stderr"] = {name: float(value) for name, value in values.get("stderr", {}).items()}
             if values.get("latency") is not None:
                 values["latency"] = Latency(**values["latency"])
+            found = values.get("latencies", {}).items()
+            values["latencies"] = {device: Latency(**entry) for device, entry in found}
             return cls(**values)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"candidate {values.get('name', '?')}: {error}") from error

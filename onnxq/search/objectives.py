@@ -6,9 +6,10 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from typing import ClassVar
 
-from onnxq.search.candidate import Candidate
+from onnxq.runners.device import parse_device
+from onnxq.search.candidate import Candidate, Latency
 from passes.errors import UserError
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Objective",
     "format_metric",
     "metric_named",
+    "named_objective",
     "parse_objectives",
 ]
 
@@ -96,13 +98,36 @@ def format_metric(metric: str, value: float | None, *, digits: int = 1) -> str:
     return f"{value:.{digits}f} dB" if metric == "sqnr" else f"{value:.3g}"
 
 
-class Objective(Enum):
-    """One axis of the trade-off; every one is turned into a cost, so that less is better."""
+@dataclass(frozen=True)
+class Objective:
+    """One axis of the trade-off; every one is turned into a cost, so that less is better.
 
-    METRIC = "metric"
-    BYTES = "bytes"
-    LATENCY = "latency"
-    BOPS = "bops"
+    Attributes:
+        kind: metric, bytes, latency or bops.
+        device: of a latency on a named device, as in `latency@tvm:llvm`; empty for ONNX Runtime on this CPU.
+    """
+
+    kind: str
+    device: str = ""
+
+    METRIC: ClassVar[Objective]
+    BYTES: ClassVar[Objective]
+    LATENCY: ClassVar[Objective]
+    BOPS: ClassVar[Objective]
+
+    @property
+    def value(self) -> str:
+        """As it is written in `--objectives`."""
+        return f"{self.kind}@{self.device}" if self.device else self.kind
+
+    def latency_of(self, candidate: Candidate) -> Latency | None:
+        """The candidate's latency that this objective is about."""
+        return candidate.latencies.get(self.device) if self.device else candidate.latency
+
+    def latency_ratio(self, candidate: Candidate) -> float | None:
+        """The candidate's latency over float's; None where it was not measured."""
+        latency = self.latency_of(candidate)
+        return None if latency is None else latency.ratio
 
     def cost(self, candidate: Candidate, metric: str) -> float | None:
         """The value to minimise, or None where the candidate lacks a finite one.
@@ -111,38 +136,56 @@ class Objective(Enum):
         cannot tell apart are equal here, so noise never puts one of them on a front.
         """
         raw: float | None
-        if self is Objective.METRIC:
+        if self.kind == "metric":
             value = candidate.metrics.get(metric)
             raw = None if value is None else metric_named(metric).cost(value)
-        elif self is Objective.BYTES:
+        elif self.kind == "bytes":
             raw = float(candidate.bytes)
-        elif self is Objective.LATENCY:
-            raw = None if candidate.latency is None else candidate.latency.ratio
+        elif self.kind == "latency":
+            raw = self.latency_ratio(candidate)
         else:
             raw = None if candidate.bops is None else float(candidate.bops)
         if raw is None or not math.isfinite(raw):
             return None
-        if self is Objective.LATENCY:
+        if self.kind == "latency":
             return round(round(raw / LATENCY_RESOLUTION) * LATENCY_RESOLUTION, 9)
         return raw
 
 
+Objective.METRIC, Objective.BYTES = Objective("metric"), Objective("bytes")
+Objective.LATENCY, Objective.BOPS = Objective("latency"), Objective("bops")
+_KINDS = ("metric", "bytes", "latency", "bops")
+
+
 def parse_objectives(text: str) -> tuple[Objective, ...]:
-    """`"metric,bytes,latency"` as objectives, in that order.
+    """`"metric,bytes,latency@tvm:llvm"` as objectives, in that order.
 
     Raises:
-        UserError: an unknown or repeated name, or fewer than two objectives.
+        UserError: an unknown or repeated name, a device that is none, or fewer than two objectives.
     """
-    names = [part.strip().lower() for part in text.split(",") if part.strip()]
-    known = [objective.value for objective in Objective]
-    for position, name in enumerate(names):
-        if name not in known:
-            raise UserError(f"unknown objective {name!r} in {text!r}{_near(name, known)}")
-        if name in names[:position]:
-            raise UserError(f"objective {name!r} stands twice in {text!r}")
-    if len(names) < 2:
-        raise UserError(f"a trade-off needs at least two of {', '.join(known)}, not {text!r}")
-    return tuple(Objective(name) for name in names)
+    found: list[Objective] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        kind, at, device = part.partition("@")
+        kind = kind.lower()
+        if kind not in _KINDS:
+            raise UserError(f"unknown objective {kind!r} in {text!r}{_near(kind, _KINDS)}")
+        if at and kind != "latency":
+            raise UserError(f"objective {part!r}: only latency depends on a device")
+        if at:
+            device = parse_device(device).text
+        objective = Objective(kind, device)
+        if objective in found:
+            raise UserError(f"objective {part!r} stands twice in {text!r}")
+        found.append(objective)
+    if len(found) < 2:
+        raise UserError(f"a trade-off needs at least two of {', '.join(_KINDS)}, not {text!r}")
+    return tuple(found)
+
+
+def named_objective(text: str) -> Objective:
+    """The inverse of `Objective.value`."""
+    kind, _, device = text.partition("@")
+    return Objective(kind, device)
 
 
 def _near(name: str, known: Sequence[str] | dict[str, Metric]) -> str:

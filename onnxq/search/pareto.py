@@ -121,10 +121,10 @@ def _costs(candidate: Candidate, objectives: Sequence[Objective], metric: str) -
 
 
 def _bounds(objective: Objective, metric: str, reference: Candidate) -> tuple[float, float]:
-    if objective is Objective.METRIC:
+    if objective.kind == "metric":
         kind = metric_named(metric)
         return kind.cost(kind.best), kind.cost(kind.worst)
-    if objective is Objective.LATENCY:
+    if objective.kind == "latency":
         return 0.0, _SLOWEST_RATIO
     return 0.0, objective.cost(reference, metric) or 0.0
 
@@ -168,7 +168,7 @@ def _best_reason(best: Candidate, base: Candidate, kind: Metric) -> str:
 
 
 def _balanced_reason(knee: Candidate, base: Candidate, kind: Metric, objectives: Sequence[Objective]) -> str:
-    axes = " nor ".join(kind.label if o is Objective.METRIC else o.value for o in objectives)
+    axes = " nor ".join(kind.label if o.kind == "metric" else o.value for o in objectives)
     return f"Knee of the front, where neither {axes} gives way: {_loss(knee, base, kind)}."
 
 

@@ -40,6 +40,10 @@ class TuneConfig:
     activations: of static candidates; several, by commas, are searched together with the weights. precision:
     relative standard error at which a sensitivity is measured well enough, 0 takes every sample.
     permutations, generations: of shapley, nsga2.
+    objectives: as text, `latency@DEVICE` for latency elsewhere than in ONNX Runtime on this CPU.
+    latency_every: of so many candidates one is timed on the devices and the others are predicted; the front
+    is timed.
+    workers: processes that evaluate candidates, 0 for this one alone; scheduler: of a Dask cluster that does.
     rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities are
     of weights rounded so, layer by layer; layer errors are of nearest.
     """
@@ -74,9 +78,12 @@ class TuneConfig:
     metric_floor: float = 0.0
     objectives: str = "metric,bytes,latency"
     latency_runs: int = 20
+    latency_every: int = 1
     time_budget: float = 0.0
     chunk: int = 0
     threads: int = 0
+    workers: int = 0
+    scheduler: str = ""
     cache_mb: int = 1024
     racing: bool = True
     random_calibration: bool = False
@@ -103,7 +110,14 @@ class TuneConfig:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} {getattr(self, name):g}: must not be negative")
         self._check_resources()
-        positive = ("calibration_samples", "ranking_samples", "latency_runs", "front", "permutations")
+        positive = (
+            "calibration_samples",
+            "ranking_samples",
+            "latency_runs",
+            "latency_every",
+            "front",
+            "permutations",
+        )
         for name in (*positive, "generations"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
@@ -194,6 +208,8 @@ class TuneConfig:
             "cache_mb",
             "metric_floor",
             "costs",
+            "workers",
+            "scheduler",
         }
         values = {**self.to_json(), "strategy": self.chosen_strategy}
         found = {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onnxq._version import __version__
 from onnxq.data import Dataset, fit_batch, input_specs
@@ -13,13 +13,14 @@ from onnxq.evaluation import Evaluator, Score, Timing, hits_from_text, hits_to_t
 from onnxq.files import sha256_bytes
 from onnxq.rounding import DataRounder
 from onnxq.search.candidate import Candidate, Latency, candidate_key
-from onnxq.search.journal import Journal
-from onnxq.search.objectives import Objective
+from onnxq.search.cost_model import CostModel, LayerCost
+from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.latencies import DeviceLatencies, Records, merged
 from onnxq.tuning.prepare import Prepared, RecordedRanges, calibrate_once
 from passes.base import Context
-from passes.errors import UserError
+from passes.errors import DeviceError, UserError
 from passes.layers import macs
 from passes.model import Model, check, is_large, load, on_disk, serialize
 from passes.policy import Policy
@@ -31,6 +32,8 @@ _FLOAT_BITS = 32
 # A timing is repeated while the quartiles of its ratio to float are further apart than this share of it.
 _STEADY = 0.2
 _TIMING_ROUNDS = 4
+# Samples on which a device is compared with the CPU.
+_COMPARED = 2
 
 
 def build_model(
@@ -75,13 +78,20 @@ def policy_bops(counts: Mapping[str, int], policy: Policy) -> int:
     )
 
 
+class Evaluations(Protocol):
+    """Somewhere else that proposals can be evaluated."""
+
+    def scored(self, proposal: Proposal, rivals: Sequence[Candidate]) -> Candidate:
+        """The candidate with all but its latency. Raises UserError where it cannot be built or run."""
+
+
 class Measurer:
     """Turns proposals into candidates. Everything measured is in the journal before it is used."""
 
     def __init__(
         self,
         prepared: Prepared,
-        journal: Journal,
+        journal: Records,
         ranges: RecordedRanges,
         metric: str,
         fingerprint: Mapping[str, str],
@@ -89,7 +99,20 @@ class Measurer:
         config = prepared.config
         self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, metric
         self.model = prepared.model
-        self.objectives = {part.strip() for part in config.objectives.split(",")}
+        self.macs = macs(prepared.model)
+        objectives = parse_objectives(config.objectives)
+        self.objectives = {objective.value for objective in objectives}
+        self.devices = DeviceLatencies(
+            [objective.device for objective in objectives if objective.device],
+            prepared.model,
+            self._feeds(_COMPARED),
+            fit_batch(1, input_specs(prepared.model.proto)),
+            config.latency_runs,
+            config.threads or None,
+            journal,
+            self._cost_model(),
+            config.latency_every,
+        )
         self.evaluator = Evaluator(
             prepared.model,
             prepared.data,
@@ -97,8 +120,9 @@ class Measurer:
             threads=max(config.threads, 1),
             budget=config.cache_mb * 2**20,
         )
-        self.macs = macs(prepared.model)
-        self._fingerprint = dict(fingerprint)
+        self.fingerprint = dict(fingerprint)
+        # Where evaluations are done instead of here (remote.py); None evaluates in this process.
+        self.elsewhere: Evaluations | None = None
         self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
         self._last: tuple[str, Model] | None = None
@@ -106,7 +130,8 @@ class Measurer:
         samples = len(prepared.data)
         # Racing compares hits with smaller candidates: it needs a metric of hits, and nothing that a hopeless
         # metric could be traded against.
-        self.races = config.racing and Objective.LATENCY.value not in self.objectives and samples >= 100
+        timed = any(objective.kind == "latency" for objective in objectives)
+        self.races = config.racing and not timed and samples >= 100
         # The recorded hits are those of the headline metric (Score.headline), and only it can be raced on.
         self.races = self.races and metric == ("top1" if prepared.data.labelled else "agreement")
         self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if self.races else []
@@ -117,11 +142,11 @@ class Measurer:
 
     def key(self, policy: Mapping[str, Any], mode: str) -> str:
         """The candidate's identity in the journal."""
-        keep = {k: v for k, v in self._fingerprint.items() if k not in ("model", "data")}
+        keep = {k: v for k, v in self.fingerprint.items() if k not in ("model", "data")}
         return candidate_key(
-            model=self._fingerprint["model"],
+            model=self.fingerprint["model"],
             policy=policy,
-            data=self._fingerprint["data"],
+            data=self.fingerprint["data"],
             metric=self.metric,
             device="cpu",
             tool_version=__version__,
@@ -158,13 +183,19 @@ class Measurer:
             # One by definition: measured against itself it would be noise that other candidates lose against.
             itself = dataclasses.replace(self.time(self.model), ratio=1.0)
             candidate = dataclasses.replace(candidate, latency=itself)
+        candidate = merged(candidate, self.devices.of_float(key))
         self.journal.append("candidate", key, candidate.to_json())
         return candidate
 
     def finished(self, proposal: Proposal) -> Candidate | None:
         """The candidate of a proposal that an earlier process already finished."""
         held = self.journal.get("candidate", self.key(proposal.policy.to_json(), proposal.mode))
-        return None if held is None else Candidate.from_json(held)
+        if held is None:
+            return None
+        candidate = Candidate.from_json(held)
+        for device, latency in candidate.latencies.items():
+            self.devices.model_of_cost.learn(device, candidate.policy, latency)
+        return candidate
 
     def measure(
         self,
@@ -174,23 +205,69 @@ class Measurer:
         progress: Callable[[int], None] | None = None,
     ) -> Candidate:
         """Measure and record. One that cannot be built or run is recorded as failed, with the reason."""
+        candidate = dataclasses.replace(self.blank(proposal), index=index)
+        try:
+            candidate = self._scored(candidate, proposal, rivals, progress)
+            if self.devices.devices:
+                model = self.build(candidate.key, proposal.policy)
+                candidate = merged(candidate, self.devices.measure(candidate, model))
+        except UserError as error:
+            candidate = dataclasses.replace(candidate, status="failed", error=str(error), complete=False)
+            if isinstance(error, DeviceError) and not error.lasting:
+                # Not in the journal: the device may be back when the run is resumed.
+                return candidate
+        self.journal.append("candidate", candidate.key, candidate.to_json())
+        return candidate
+
+    def blank(self, proposal: Proposal) -> Candidate:
+        """The candidate of a proposal, with nothing measured yet."""
         policy = proposal.policy.to_json()
-        candidate = Candidate(
+        return Candidate(
             key=self.key(policy, proposal.mode),
             name=proposal.name,
-            index=index,
+            index=0,
             strategy=proposal.strategy,
             step=proposal.step,
             mode=proposal.mode,
             policy=policy,
             changed=proposal.changed,
         )
-        try:
-            candidate = self._measured(candidate, proposal, rivals, progress)
-        except UserError as error:
-            candidate = dataclasses.replace(candidate, status="failed", error=str(error), complete=False)
-        self.journal.append("candidate", candidate.key, candidate.to_json())
+
+    def _scored(
+        self,
+        candidate: Candidate,
+        proposal: Proposal,
+        rivals: Sequence[Candidate],
+        progress: Callable[[int], None] | None,
+    ) -> Candidate:
+        """All but the latencies on devices; where there are such, what is measured here is measured once."""
+        held = self.journal.get("scored", candidate.key)
+        if held is not None:
+            return Candidate.from_json(held)
+        if self.elsewhere is not None:
+            found = self.elsewhere.scored(proposal, rivals)
+            candidate = dataclasses.replace(found, index=candidate.index)
+        else:
+            candidate = self.scored_here(candidate, proposal, rivals, progress)
+        if "latency" in self.objectives:
+            latency = self.time(self.build(candidate.key, proposal.policy))
+            candidate = dataclasses.replace(candidate, latency=latency)
+        if self.devices.devices:
+            self.journal.append("scored", candidate.key, candidate.to_json())
         return candidate
+
+    def _feeds(self, count: int) -> list[Any]:
+        """Feeds of one sample each."""
+        size = fit_batch(1, input_specs(self.model.proto))
+        batches = self.prepared.data.batches(size, 0, min(count * size, len(self.prepared.data)))
+        return [batch.inputs for batch in batches]
+
+    def _cost_model(self) -> CostModel:
+        layers = {
+            layer.name: LayerCost(self.macs.get(layer.name, 0), layer.weights, layer.depthwise)
+            for layer in self.prepared.layers
+        }
+        return CostModel(layers)
 
     def build(self, key: str, policy: Policy) -> Model:
         """The candidate's model; the last one is kept, for the front is usually saved right after."""
@@ -199,13 +276,14 @@ class Measurer:
             self._last = (key, build_model(self.model, policy, self.ranges, self._rounder, rounding))
         return self._last[1]
 
-    def _measured(
+    def scored_here(
         self,
         candidate: Candidate,
         proposal: Proposal,
         rivals: Sequence[Candidate],
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None] | None = None,
     ) -> Candidate:
+        """Build, weigh and evaluate, in this process; no latency. Raises UserError where that fails."""
         model = self.build(candidate.key, proposal.policy)
         size = saved_bytes(model)
         bops = policy_bops(self.macs, proposal.policy)
@@ -219,7 +297,6 @@ class Measurer:
         if complete:
             self._hits[candidate.key] = score.hits
             self.journal.append("hits", candidate.key, hits_to_text(score.hits))
-        latency = self.time(model) if "latency" in self.objectives else None
         return dataclasses.replace(
             candidate,
             metrics=score.values if complete else self._extrapolated(score),
@@ -227,7 +304,6 @@ class Measurer:
             samples=score.samples,
             complete=complete,
             bytes=size,
-            latency=latency,
             bops=bops,
             sha256=None if is_large(model.proto) else sha256_bytes(serialize(model)),
         )
@@ -244,9 +320,12 @@ class Measurer:
         ]
         if not better:
             return None
-        return self._recall(max(better, key=lambda r: (r.metrics[self.metric], -r.index)))
+        return self.hits(max(better, key=lambda r: (r.metrics[self.metric], -r.index)))
 
-    def _recall(self, candidate: Candidate) -> Any:
+    def hits(self, candidate: Candidate) -> Any:
+        """Which samples a finished candidate got right, as racing compares them; None where it is not
+        known.
+        """
         if candidate.key not in self._hits:
             text = self.journal.get("hits", candidate.key)
             if text is None:
@@ -305,4 +384,10 @@ class Measurer:
             held = {"values": {k: str(v) for k, v in score.values.items()}, "stderr": score.stderr}
             self.journal.append("confirmed", candidate.key, held)
         values = {name: float(value) for name, value in held["values"].items()}
-        return dataclasses.replace(candidate, metrics=values, stderr=held["stderr"])
+        confirmed = dataclasses.replace(candidate, metrics=values, stderr=held["stderr"])
+        if all(latency.runs for latency in candidate.latencies.values()):
+            return confirmed
+        try:
+            return merged(confirmed, self.devices.measure(candidate, load(path), predict=False))
+        except DeviceError as error:
+            return dataclasses.replace(confirmed, status="failed", error=str(error), complete=False)

@@ -15,7 +15,7 @@ __all__ = ["Event", "TuneResult", "fingerprint_of", "sanity"]
 
 @dataclass(frozen=True)
 class Event:
-    """What a progress display shows. phase: prepare, rank, measure, confirm."""
+    """What a progress display shows. phase: prepare, rank, measure, confirm, warn."""
 
     phase: str
     done: int

@@ -57,7 +57,7 @@ class Allocator:
     def proposals(self) -> Iterator[Proposal]:
         """Different policies, in the order of their worth."""
         strategy = self.config.chosen_strategy
-        source = itertools.chain(self._uniform(), getattr(self, f"_{strategy}")())
+        source = itertools.chain(self._group_sizes(), getattr(self, f"_{strategy}")())
         seen: set[bytes] = set()
         step = 0
         for name, assignment in source:
@@ -68,7 +68,7 @@ class Allocator:
             yield Proposal(f"{self.mode}-{step:03d}", name, step, self.mode, policy, ())
             step += 1
 
-    def _uniform(self) -> Iterator[tuple[str, Assignment]]:
+    def _group_sizes(self) -> Iterator[tuple[str, Assignment]]:
         """Every layer the same, where group sizes are compared: the picture of them needs those points."""
         groups: dict[tuple[str, int], set[int]] = {}
         for choice in self.problem.choices:
@@ -187,7 +187,8 @@ class Allocator:
     def _nsga2(self) -> Iterator[tuple[str, Assignment]]:
         bounds = self._bounds()
         seeds = [a for over in self._axes() for a in ilp_front(self.problem, 8, over, bounds)]
-        seeds += [a for _, a in threshold_front(self.problem, 6) if self.problem.within(a, bounds)]
+        sweep = [a for _, a in threshold_front(self.problem, 6)]
+        seeds += [a for a in (*self._uniform(), *sweep) if self.problem.within(a, bounds)]
         yield from self._evolved(self.problem, seeds)
 
     def _evolved(self, problem: Problem, seeds: list[Assignment]) -> Iterator[tuple[str, Assignment]]:
@@ -231,7 +232,11 @@ class Allocator:
             seeds.append(entry[1])
             yield entry
         if not self.config.budget and self._enough_time():
-            yield from self._evolved(paired, seeds[: 3 * self.config.front])
+            yield from self._evolved(paired, [*self._uniform(), *seeds[: 3 * self.config.front]])
+
+    def _uniform(self) -> list[Assignment]:
+        """Every layer in the same choice: what mixed precision has to beat."""
+        return [self.problem.uniform(index) for index in range(self.problem.finest + 1)]
 
 
 def _thinned(front: list[Assignment], count: int) -> list[Assignment]:

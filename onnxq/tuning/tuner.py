@@ -6,6 +6,7 @@ Resumable: started again on the same folder it replays the journal and measures 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -28,6 +29,7 @@ from onnxq.tuning.measure import Measurer, build_model
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
 from onnxq.tuning.pictures import draw_result, draw_sensitivity, draw_shapley
 from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
+from onnxq.tuning.remote import Elsewhere
 from passes.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
@@ -62,10 +64,21 @@ class _Run:
     resumed: int = 0
     slowest: float = 0.0
     saved: set[str] = field(default_factory=set)
+    elsewhere: Elsewhere | None = None
 
     @property
     def everything(self) -> list[Candidate]:
         return [*([self.baseline] if self.baseline else []), *self.candidates]
+
+    def close(self) -> None:
+        """End the workers, where there are any."""
+        if self.elsewhere is not None:
+            self.elsewhere.close()
+
+    def warn(self, text: str) -> None:
+        """Say at once, and in the report, what the reader must know about a device."""
+        self.prepared = self.prepared.with_warning(text)
+        self.emit(Event("warn", 0, 0, text))
 
     def members(self) -> list[Candidate]:
         objectives = parse_objectives(self.prepared.config.objectives)
@@ -197,12 +210,17 @@ class _Run:
     def search(self) -> bool:
         """Measure every proposal; False when the time ran out first."""
         if self.prepared.config.chosen_strategy != "ranking":
+            self._send_away()
             return self._allocate()
         proposals = self.proposals()
+        self._send_away()
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
         given_up: set[str] = set()
-        for done, (index, proposal) in enumerate(self.ordered(proposals), start=1):
+        ordered = list(self.ordered(proposals))
+        if self.elsewhere is not None:
+            self.elsewhere.workers.plan(proposal for _, proposal in ordered)
+        for done, (index, proposal) in enumerate(ordered, start=1):
             if proposal.mode in given_up:
                 continue
             held = self._candidate(index, proposal)
@@ -212,6 +230,13 @@ class _Run:
             if self._crawls(held):
                 given_up.add(held.mode)
         return True
+
+    def _send_away(self) -> None:
+        """Evaluate in workers from now on, where the configuration names some."""
+        config = self.prepared.config
+        if config.workers or config.scheduler:
+            self.elsewhere = Elsewhere(self.measurer, self.folder)
+            self.measurer.elsewhere = self.elsewhere
 
     def _candidate(self, index: int, proposal: Proposal) -> Candidate | None:
         """The proposal measured, now or by an earlier process; None when no time is left for it."""
@@ -264,6 +289,14 @@ class _Run:
                 self.writer.embed(*draw_shapley(self.folder, mode, name, allocator.shapley))
             whole = whole and not allocator.cut_short
         return whole
+
+    def reachable(self) -> bool:
+        """Whether no device failed on a candidate; told with the device and the phase where one did."""
+        outages = self.measurer.devices.outages
+        if outages:
+            names = ", ".join(dict.fromkeys(outage.candidate for outage in outages))
+            self.warn(f"not measured: {names}; {outages[0].problem} (the same command takes them up again)")
+        return not outages
 
     def _crawls(self, first: Candidate) -> bool:
         """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
@@ -318,19 +351,23 @@ def tune(
     metric = config.metric or ("top1" if prepared.data.labelled else "agreement")
     fingerprint = fingerprint_of(prepared)
     run_folder = Path(folder)
-    with Journal(run_folder, fingerprint, fresh=fresh) as journal:
+    with Journal(run_folder, fingerprint, fresh=fresh) as journal, contextlib.ExitStack() as stack:
         atomic_write_json(run_folder / "config.json", config.to_json())
         provider = calibrated(config, prepared.calibration, run_folder, max(config.threads, 1))
         ranges = RecordedRanges.of(journal, provider)
         measurer = Measurer(prepared, journal, ranges, metric, fingerprint)
+        stack.callback(measurer.devices.close)
         deadline = start + config.time_budget if config.time_budget else None
         writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
+        measurer.devices.told = run.warn
+        stack.callback(run.close)
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()
-        run.prepared = prepared = sanity(prepared, run.baseline)
+        run.prepared = prepared = sanity(run.prepared, run.baseline)
         whole = run.search()
         run.confirm()
+        whole = run.reachable() and whole
         members = run.members()
         picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
         for mode in config.modes if config.chosen_strategy != "ranking" else ():

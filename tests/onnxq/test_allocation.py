@@ -55,6 +55,23 @@ def test_the_integer_program_finds_what_enumeration_finds(seed: int, share: floa
     assert held.damage(found) == pytest.approx(best(held, budget), rel=2e-4, abs=2e-4 * held.cost.max())
 
 
+def test_what_the_solver_prints_stays_out_of_stdout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = sys.modules["onnxq.allocation.ilp"]
+    real = program.milp
+
+    def talkative(*args: Any, **options: Any) -> Any:
+        os.write(1, b"HighsMipSolverData\n")
+        return real(*args, **options)
+
+    monkeypatch.setattr(program, "milp", talkative)
+    held = problem(5, 0)
+    ilp(held, held.size(held.uniform(1)))
+    os.write(1, b"document\n")
+    assert capfd.readouterr().out == "document\n"
+
+
 def test_bit_operations_are_a_constraint_of_their_own() -> None:
     held = problem(5, 0)
     most = held.operations(held.uniform(1))

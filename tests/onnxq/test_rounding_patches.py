@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxq.calibration.patches import ConvPatches, MatrixRows, patches_of
 from onnxq.rounding.moments import Accumulator
-from onnxq.rounding.patches import ConvPatches, MatrixRows, patches_of
 from onnxq.rounding.store import Store
 from passes.layers import Layer
 

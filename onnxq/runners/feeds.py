@@ -10,17 +10,23 @@ import numpy.typing as npt
 from onnxq.data import input_specs
 from passes.model import Model
 
-__all__ = ["random_feed"]
+__all__ = ["made_up_feed"]
 
 
-def random_feed(model: Model, seed: int = 0) -> dict[str, npt.NDArray[Any]] | None:
-    """One feed for the model, free dimensions counted as 1; None when an input has no tensor shape."""
+def made_up_feed(model: Model, batch: int = 1, seed: int = 0) -> dict[str, npt.NDArray[Any]] | None:
+    """One feed for the model: `batch` in place of a free first dimension, 1 in place of the other free ones.
+
+    None when an input has no tensor shape or is text.
+    """
     if any(not value.type.tensor_type.HasField("shape") for value in model.proto.graph.input):
         return None
     rng = np.random.default_rng(seed)
     feed: dict[str, npt.NDArray[Any]] = {}
     for spec in input_specs(model.proto):
-        shape = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in spec.shape]
+        free = [batch, *[1] * len(spec.shape)]
+        shape = [
+            dim if isinstance(dim, int) and dim > 0 else free[min(i, 1)] for i, dim in enumerate(spec.shape)
+        ]
         if spec.dtype.kind == "f":
             feed[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         elif spec.dtype.kind in "biu":

@@ -1,0 +1,139 @@
+"""Real TVM servers and trackers on loopback, each in a process group of its own, and peers that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Peer", "Served", "free_port", "serve", "silent_peer", "track"]
+
+_START_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Served:
+    """A process that listens."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    def kill(self) -> None:
+        """End it and everything it started, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _start(arguments: list[str], port: int) -> Served:
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return Served(process, port)
+
+
+def _listening(port: int) -> bool:
+    """Whether somebody listens, without connecting: a TVM server takes a bare connection for a client."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _wait(served: Served) -> None:
+    end = time.monotonic() + _START_S
+    while not _listening(served.port):
+        assert served.process.poll() is None, "the process ended at its start"
+        assert time.monotonic() < end, "the process does not listen"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serve(port: int = 0, tracker: int = 0, key: str = "") -> Iterator[Served]:
+    """An RPC server, alone or registered with a tracker under `key`."""
+    port = port or free_port()
+    where = ["--tracker", f"127.0.0.1:{tracker}", "--key", key] if tracker else []
+    served = _start(
+        [
+            "tvm.exec.rpc_server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--port-end",
+            str(port + 1),
+            *where,
+        ],
+        port,
+    )
+    try:
+        _wait(served)
+        yield served
+    finally:
+        served.kill()
+
+
+@contextlib.contextmanager
+def track(port: int = 0) -> Iterator[Served]:
+    """A tracker."""
+    port = port or free_port()
+    served = _start(
+        ["tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)],
+        port,
+    )
+    try:
+        _wait(served)
+        yield served
+    finally:
+        served.kill()
+
+
+@dataclass
+class Peer:
+    """What accepts connections and never answers."""
+
+    port: int
+    accepted: list[Any]
+
+
+@contextlib.contextmanager
+def silent_peer(port: int = 0) -> Iterator[Peer]:
+    listener = socket.create_server(("127.0.0.1", port))
+    peer = Peer(int(listener.getsockname()[1]), [])
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer.accepted.append(listener.accept()[0])
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield peer
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(timeout=5)
+        for connection in peer.accepted:
+            connection.close()
