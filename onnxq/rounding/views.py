@@ -1,4 +1,4 @@
-"""Calibration images seen as they are and, where asked for, mirrored: more data for rounding, for twice the time.
+"""Calibration images as they are and, where asked for, mirrored: more data for rounding, for twice the time.
 
 Below 6 bits rounding is short of data: the moments of a layer of a thousand inputs come from a few thousand
 positions. Left and right are alike to a network that looks at colour photographs.
