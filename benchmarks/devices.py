@@ -198,7 +198,7 @@ def fronts(folder: Path) -> None:
         "data": str(ROOT / "models" / "cifar10" / "test"),
         "calibration_data": str(ROOT / "models" / "cifar10" / "calibration"),
         "preprocess": "cifar",
-        "modes": ("static", "weights"),
+        "modes": ("static",),
         "weights": ("int8:channel",),
         "threads": 1,
         "latency_runs": 20,

@@ -114,8 +114,8 @@ class OrtRunner:
             raise DeviceError(
                 self.name,
                 "connect",
-                f"ONNX Runtime silently fell back to {', '.join(used)} instead of {self.provider}; its "
-                "driver or a library that it needs is missing",
+                f"ONNX Runtime silently fell back to {', '.join(used)} instead of {self.provider}: "
+                "its driver or a library is missing, or it refused an option; the log above says which",
                 lasting=True,
             )
 

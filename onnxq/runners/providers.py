@@ -112,18 +112,7 @@ def _precision(device: Device, name: str, plugin: bool) -> dict[str, str]:
         return {}
     wanted = device.options.get("precision", "f32")
     hint = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": wanted}})
-    return {"load_config": hint} if plugin else {"device_type": "CPU", "load_config": _config_file(hint)}
-
-
-def _config_file(text: str) -> str:
-    """onnxruntime-openvino takes the JSON text itself in some releases, a file's path in others: a path
-    works.
-    """
-    import tempfile
-
-    path = Path(tempfile.gettempdir()) / "onnxq-openvino.json"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+    return {"load_config": hint} if plugin else {"device_type": "CPU", "load_config": hint}
 
 
 def _plugin(device: Device) -> str | None:

@@ -242,6 +242,8 @@ def test_mali_cross_compilation(kind: str, variants: dict[str, Model], tmp_path:
         assert struct.unpack("<H", data[18:20])[0] == 183  # EM_AARCH64
     source = runner.sources(program)
     assert source.count("__kernel void") >= 4
+    # It is what the artifact carries to the phone.
+    assert sum(data.count(b"__kernel void") for data in objects) == source.count("__kernel void")
     # What the Mali driver has; double precision and subgroups of other vendors are not among it.
     pragmas = {
         line.split(":")[0].split()[-1] for line in source.splitlines() if "#pragma OPENCL EXTENSION" in line
