@@ -17,7 +17,7 @@ demo: .venv/.run
 test: .venv/.dev
 	$(BIN)/python -m pytest -q -n 2
 
-lint: .venv/.dev
+lint: .venv/.dev .venv/.torch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,6 +35,11 @@ install: .venv/.dev
 
 .venv/.run: .venv/.python setup.cfg pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+# mypy reads torch's types; the tests of training run where it is installed.
+.venv/.torch: .venv/.dev
+	.ci/torch $(BIN)/python
 	@touch $@
 
 .venv/.dev: .venv/.python setup.cfg pyproject.toml

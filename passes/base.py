@@ -22,6 +22,7 @@ from passes.errors import GraphError, PassError, UserError
 from passes.graph import export_graph, import_graph
 from passes.model import Model, check
 from passes.rounding import Rounder
+from passes.weights import EncodedWeight
 
 __all__ = [
     "Context",
@@ -61,15 +62,17 @@ class Note:
 
 @dataclass
 class Context:
-    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data, and a
-    place for their notes.
+    """What the application lends to passes: calibrated ranges, a rounder of weights that has seen data,
+    weights that stand as codes already, and a place for their notes.
 
-    distributions: tensor -> (mean, standard deviation) by channel [C], as the BatchNormalization said that
-    was folded there; left by `fold_batchnorm` for passes behind it.
+    encoded: layer -> codes, which training found. distributions: tensor -> (mean, standard deviation) by
+    channel [C], as the BatchNormalization said that was folded there; left by `fold_batchnorm` for passes
+    behind it.
     """
 
     ranges: RangeProvider | None = None
     rounder: Rounder | None = None
+    encoded: Mapping[str, EncodedWeight] = field(default_factory=dict)
     check: bool = True
     distributions: dict[str, tuple[Vector, Vector]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)

@@ -173,6 +173,13 @@ class _Planner:
             if held is None or scheme.bits > held.bits:
                 plan.schemes[name] = scheme
 
+    def inputs_only(self) -> ActivationPlan:
+        """What layers read, and nothing else."""
+        for node in self.layer_nodes:
+            tensor, reader = quantized_input(node)
+            self._want(tensor, self.scheme_of[id(node)], reader)
+        return self.plan
+
     def build(self) -> ActivationPlan:
         plan, between = self.plan, self._between()
         quantized = {id(node) for node in (*self.layer_nodes, *between)}
@@ -217,6 +224,12 @@ class _Planner:
                 plan.schemes[root] = wish
 
 
-def plan_activations(graph: gs.Graph, layers: Mapping[int, Layer], policy: Policy) -> ActivationPlan:
-    """The plan for a topologically sorted graph; `layers`: id(node) -> layer of the top-level graph."""
-    return _Planner(graph, layers, policy).build()
+def plan_activations(
+    graph: gs.Graph, layers: Mapping[int, Layer], policy: Policy, *, inputs_only: bool = False
+) -> ActivationPlan:
+    """The plan for a topologically sorted graph; `layers`: id(node) -> layer of the top-level graph.
+
+    inputs_only: what layers read, at its place; nothing between them.
+    """
+    planner = _Planner(graph, layers, policy)
+    return planner.inputs_only() if inputs_only else planner.build()

@@ -12,7 +12,10 @@
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
    more, and a tensor that has a Q/DQ pair keeps that one.
 
-8. rounding=gptq, adaround or bias: weights and biases come from the rounder that the application lends
+8. placement=inputs quantizes what layers read and nothing else, as papers on quantization-aware training do:
+   nothing fuses, so that weights keep their bit streams and biases stay float.
+
+9. rounding=gptq, adaround or bias: weights and biases come from the rounder that the application lends
    (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
@@ -87,6 +90,7 @@ class Quantize(Pass):
     GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; analytic
     (nearest, with biases corrected by what BatchNormalization says, passes/analytic.py); with calibration
     data, bias (nearest, with biases corrected), gptq, or adaround (learned on top of gptq).
+    placement: of activations, see rule 8.
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
@@ -97,12 +101,13 @@ class Quantize(Pass):
     policy: str = ""
     standard: bool = False
     rounding: Literal["nearest", "analytic", "bias", "gptq", "adaround"] = "nearest"
+    placement: Literal["fused", "inputs"] = "fused"
     name: ClassVar[str] = "quantize"
 
     @classmethod
-    def of(cls, policy: Policy) -> Quantize:
+    def of(cls, policy: Policy, placement: Literal["fused", "inputs"] = "fused") -> Quantize:
         """The pass that obeys `policy`, with the policy written into its text form."""
-        return cls(policy=json.dumps(policy.to_json(), separators=(",", ":")))
+        return cls(policy=json.dumps(policy.to_json(), separators=(",", ":")), placement=placement)
 
     def resolve(self, graph: gs.Graph, model: Model) -> Policy:
         """The policy for this model, layer by layer."""
@@ -151,7 +156,8 @@ class Quantize(Pass):
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         graph = import_graph(model)
-        policy = _supported(self.resolve(graph, model), graph, self.standard, context)
+        fuses = self.placement == "fused"
+        policy = _supported(self.resolve(graph, model), graph, self.standard, context, fuses)
         done = _quantized_already(model, graph)
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
@@ -162,7 +168,7 @@ class Quantize(Pass):
                 "every layer is float in the policy" if not done else "nothing left to quantize",
             )
             return model, False
-        least = required_policy_opset(policy, self.standard)
+        least = required_policy_opset(policy, self.standard, fuses)
         if any(
             values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
         ):
@@ -184,19 +190,19 @@ class Quantize(Pass):
                 f"{model.name}: rounding=analytic needs BatchNormalization that fold_batchnorm folds in the "
                 "same recipe, and no pass in between that rescales channels; or rounding=nearest"
             )
-        _Edit(graph, model, policy, self.standard, context, self.rounding).run()
+        _Edit(graph, model, policy, self.standard, context, self.rounding, fuses).run()
         result = export_graph(graph, model)
         return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
 
 
-def required_policy_opset(policy: Policy, standard: bool = False) -> int:
+def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = True) -> int:
     """The least opset that holds every scheme of the policy.
 
     Static activations take 13: ONNX Runtime runs MaxPool on integers from 12 on.
     """
 
     def weights(choice: LayerPolicy) -> int:
-        packed = is_packed(choice.weights, choice.activations.is_integer, standard)
+        packed = is_packed(choice.weights, fuses and choice.activations.is_integer, standard)
         return LEAST_OPSET if packed else required_opset(choice.weights)
 
     def activations(scheme: Scheme) -> int:
@@ -227,7 +233,7 @@ def _dequantized_constant(tensor: gs.Tensor) -> bool:
     return maker is not None and coded and is_constant(maker.inputs[0])
 
 
-def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context) -> Policy:
+def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context, fuses: bool) -> Policy:
     """The policy without what the layers' float types do not allow (rule 5), each with a note."""
     changed = dict(policy.layers)
     stored: set[str] = set()
@@ -249,7 +255,7 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
                 "refused", layer.name, "float16: its weights are quantized, its activations stay float16"
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
-        packed = is_packed(choice.weights, choice.activations.is_integer, standard)
+        packed = is_packed(choice.weights, fuses and choice.activations.is_integer, standard)
         if (
             not packed
             and not choice.weights.is_float
@@ -275,16 +281,17 @@ class _Edit:
         standard: bool,
         context: Context,
         rounding: Literal["nearest", "analytic", "bias", "gptq", "adaround"] = "nearest",
+        fuses: bool = True,
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
-        self.standard, self.rounding = standard, rounding
+        self.standard, self.rounding, self.fuses = standard, rounding, fuses
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
 
     def run(self) -> None:
         static = {id(node): layer for layer, node, home in self.found if home is self.graph}
-        plan = plan_activations(self.graph, static, self.policy)
+        plan = plan_activations(self.graph, static, self.policy, inputs_only=not self.fuses)
         self._calibrate(plan)
         rounded: Mapping[str, RoundedLayer] = {}
         given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
@@ -302,7 +309,7 @@ class _Edit:
             index = weight_index(node)
             if held is not None and held.bias is not None and index is not None:
                 set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)
-            encoded = held.encoded if held is not None else None
+            encoded = held.encoded if held is not None else self.context.encoded.get(layer.name)
             dynamic = choice.activations.dynamic and home is self.graph
             if dynamic and quantize_dynamic(home, layer, node, choice, self.context, encoded):
                 continue
@@ -345,13 +352,14 @@ class _Edit:
         tensor = node.inputs[index]
         array = values(tensor)
         source = self.ranges.get(activation_input(node).name) if home is self.graph else None
+        source = source if self.fuses else None
         # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
         plain = choice.weights.granularity != "block"
         bias = constant_bias(node, array.shape[layer.channel_axis]) if source is not None and plain else None
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
-        packed = is_packed(choice.weights, choice.activations.is_integer, self.standard)
+        packed = is_packed(choice.weights, self.fuses and choice.activations.is_integer, self.standard)
         if encoded is None:
             encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
         self._tell_loss(layer, encoded)

@@ -24,6 +24,7 @@ FLOORS = (
     ("allocation",),
     ("search",),
     ("report",),
+    ("training",),
     ("tuning", "public"),
     ("cli",),
     ("__init__", "__main__"),

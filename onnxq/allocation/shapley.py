@@ -41,7 +41,18 @@ import numpy.typing as npt
 from onnxq.allocation.ilp import ilp
 from onnxq.allocation.problem import Assignment, Problem
 
-__all__ = ["CEILING", "ShapleyState", "Step", "Walk", "play", "value_problem", "walks"]
+__all__ = [
+    "BETA",
+    "CEILING",
+    "LAMBDA",
+    "XI",
+    "ShapleyState",
+    "Step",
+    "Walk",
+    "play",
+    "value_problem",
+    "walks",
+]
 
 Table = npt.NDArray[np.float64]
 BETA, LAMBDA, XI = 0.8, 0.2, 0.1

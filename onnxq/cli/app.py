@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sensitivity": ("sensitivity", "sensitivity", "Rank the layers by what quantizing them costs."),
     "allocate": ("allocate", "allocate", "Spend bits by the sensitivities of a run."),
     "tune": ("tune", "tune", "Search the Pareto front of quantized models."),
+    "train": ("train", "train", "Train a model with quantized weights (MSQ, QAT, SMPQ; needs torch)."),
     "build": ("runs", "build", "Write any candidate of a run as an ONNX file."),
     "eval": ("evaluate", "evaluate", "Accuracy of one or more models."),
     "bench": ("bench", "bench", "Latency of one or more models, measured in turns."),

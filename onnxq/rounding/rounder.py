@@ -51,7 +51,7 @@ class DataRounder:
     damping: float | None = DAMPING
     sweeps: int = 4
     positions: int = 400
-    mirror: bool = True
+    mirror: bool = False
     seed: int = 0
     threads: int | None = None
     budget: int = DEFAULT_BUDGET

@@ -1,6 +1,6 @@
-"""Calibration images seen as they are and mirrored: twice the data for rounding, for nothing but time.
+"""Calibration images as they are and, where asked for, mirrored: more data for rounding, for twice the time.
 
-Rounding below 6 bits is short of data: the moments of a layer of a thousand inputs come from a few thousand
+Below 6 bits rounding is short of data: the moments of a layer of a thousand inputs come from a few thousand
 positions. Left and right are alike to a network that looks at colour photographs.
 """
 

@@ -268,7 +268,8 @@ JOINT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+# auto runs all the others but shapley.
+@pytest.mark.parametrize("strategy", ["shapley", "auto"])
 def test_activations_are_searched_together_with_weights(workspace: Path, strategy: str) -> None:
     run = workspace / f"joint-{strategy}"
     result = tune(config(workspace, strategy, **JOINT), run)
@@ -293,16 +294,20 @@ def test_activations_are_searched_together_with_weights(workspace: Path, strateg
 
 
 def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace: Path) -> None:
-    first = read_space(workspace / "joint-ilp")[1]
+    from onnxq.public import open_dataset
+
+    model = load(workspace / "net.onnx")
+    data = open_dataset(str(workspace / "data.npz"), model, limit=16)
+    first = sensitivities(model, data, JOINT["weights"], activations=["uint3", "uint8"]).problem
     layers = {
-        name: {choice_text(c): float(c.weights.bits if not c.is_float else 32) for c in first.choices}
+        name: {"float": 32.0, **{choice_text(c): float(c.weights.bits) for c in first.choices}}
         for name in first.layers
     }
     costs = workspace / "costs.json"
     costs.write_text(json.dumps({"name": "latency", "unit": "us", "rest": 2, "layers": layers}))
     most = (first.operations(first.uniform(0)) + first.operations(first.uniform(3))) / 2
     limits: dict[str, Any] = {"bops_budget": most, "costs": (str(costs),), "limits": ("latency=34",)}
-    for strategy in ("ilp", "nsga2", "threshold", "shapley"):
+    for strategy in ("shapley", "auto"):
         run = workspace / f"limits-{strategy}"
         result = tune(config(workspace, strategy, **JOINT, **limits), run)
         problem = read_space(run)[1]

@@ -19,6 +19,8 @@ from passes.layers import find_layers, graph_layers
 from passes.model import Model, check
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize, activation_scheme, weight_scheme
+from passes.recipe import parse_recipe
+from passes.weights import shape_integers
 from tests.nets import Net, apply, feeds, optimized_ops, run, sqnr
 
 
@@ -340,3 +342,41 @@ def test_weight_that_is_a_default_of_an_input() -> None:
     listed = Model(proto)
     result = apply(Quantize(), listed, feeds(model)).model
     assert sqnr(run(model)[0], run(result, feeds(model))[0]) > 28
+
+
+def test_placement_inputs_quantizes_what_layers_read_and_nothing_else() -> None:
+    net = Net()
+    y = net.conv(net.input("x", (1, 3, 6, 6)), 3, 4, act="relu", name="first")
+    a = net.conv(y, 4, 4, name="left")
+    b = net.conv(y, 4, 4, name="right")
+    model = net.model(net.add("Add", a, b, name="sum"))
+    step = parse_recipe("quantize{weights=int3:tensor activations=uint4 placement=inputs}")
+    assert str(step) == str(parse_recipe(str(step)))
+    result = apply(step, model).model
+    read = {node.input[0] for node in result.proto.graph.node if node.op_type == "QuantizeLinear"}
+    # The input of the first layer, and the Relu's result once for both readers; narrow ones are clipped
+    # first.
+    assert len(read) == 2
+    ops = [node.op_type for node in result.proto.graph.node]
+    # No integer kernel reads the weights: they keep their bits, and biases stay float.
+    assert ops.count("PackedDequantizeLinear") == 3
+    assert not [t for t in result.proto.graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    assert sqnr(run(model)[0], run(result)[0]) > 5
+
+
+def test_weights_that_are_codes_already_are_stored_as_they_are() -> None:
+    net = Net()
+    model = net.model(net.conv(net.input("x", (1, 3, 6, 6)), 3, 4, bias=False, name="conv"))
+    layer = find_layers(model)[0]
+    codes = np.random.default_rng(0).integers(-4, 4, (4, 27)).astype(np.float32)
+    array = np.zeros(layer.weight_shape, np.float32)
+    scheme = Scheme.parse("int3")
+    steps = np.full((4, 1), 0.25, np.float32)
+    encoded = shape_integers(array, 0, scheme, codes, steps, np.zeros((4, 1), np.int8))
+    policy = Policy({"conv": LayerPolicy(scheme)})
+    result = Quantize.of(policy)(model, Context(encoded={"conv": encoded})).model
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model.proto)
+    wanted = (codes * 0.25).reshape(layer.weight_shape)
+    plain.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(wanted, layer.weight))
+    assert np.array_equal(run(result)[0], run(Model(plain))[0])

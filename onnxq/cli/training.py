@@ -1,0 +1,110 @@
+"""Live progress of a training, and what is said at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from onnxq.training.run import Outcome
+    from onnxq.training.trainer import Event
+
+__all__ = ["Live", "report"]
+
+_EVERY_S = 10.0
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def _text(event: Event) -> str:
+    """Loss, accuracy, and what the method says, in one line."""
+    parts = [f"loss {event.loss:.3f}"]
+    if event.accuracy is not None:
+        parts.append(f"accuracy {_share(event.accuracy)}")
+    status = event.status
+    if "nonzero_lsb" in status:
+        parts.append(f"nonzero LSBs {_share(status['nonzero_lsb'])}")
+    if "compression" in status:
+        parts.append(f"compression {status['compression']:.2f}x")
+    if "bits" in status:
+        parts.append("bits " + " ".join(str(bits) for bits in status["bits"].values()))
+    return ", ".join(parts)
+
+
+class Live:
+    """A context manager that is called with the events of a training: a bar and the last numbers on a
+    terminal, plain lines elsewhere; always on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._last = 0.0
+
+    def __enter__(self) -> Live:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}", style="green"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        text = _text(event)
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("training", total=event.total, text=text)
+            self._bar.update(self._task, completed=event.step, total=event.total, text=text)
+            if event.status:
+                self._bar.console.print(f"step {event.step}/{event.total}: {text}")
+            return
+        now = time.monotonic()
+        if event.status or now - self._last > _EVERY_S:
+            self._last = now
+            click.echo(f"step {event.step}/{event.total}: {text}", err=True)
+
+
+def report(outcome: Outcome, target: Path, folder: Path, size: int, before: int, as_json: bool) -> None:
+    """The end of a training, for people or as JSON."""
+    from onnxq.cli.terminal import megabytes, print_json, ratio, remark
+
+    if as_json:
+        print_json(
+            {
+                "finished": True,
+                "output": str(target),
+                "bytes": size,
+                "bytes_before": before,
+                "accuracy": outcome.accuracy,
+                "float_accuracy": outcome.float_accuracy,
+                "bits": outcome.bits,
+                "folder": str(folder),
+            }
+        )
+        return
+    click.echo(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)}); loads and runs")
+    if outcome.accuracy is not None:
+        click.echo(f"  accuracy {_share(outcome.accuracy)}, float {_share(outcome.float_accuracy)}")
+    click.echo("  bits " + " ".join(str(bits) for bits in outcome.bits.values()))
+    remark(f"  log and plots: {folder}")

@@ -1,0 +1,359 @@
+"""The bridge: an ONNX graph as a torch module whose parameters are the graph's initializers, by name.
+
+Trainable are the float initializers of more than one value, but for 1. mean and variance of
+BatchNormalization (buffers, which training moves), 2. inputs that are not weights (bounds, exponents, scales
+of Resize), 3. masks: what is added and holds numbers below -50. Scalars stay constant.
+
+What depends on shapes and constants alone (Shape, Gather, Concat in front of a Reshape and the like) is
+computed once for each shape of the inputs; the plan that is left holds nothing but what depends on data or
+weights, so that torch.compile sees one straight graph.
+
+Weights can be replaced when the network runs: `weight_quantizers` map the name of an initializer to a module
+that gives what the network computes with, `input_quantizers` do so for what a layer reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from onnxq.training.ops import convolution, elementwise, linear, movement, normalization
+from onnxq.training.ops.registry import OPS, Call, Operator
+from onnxq.training.prepare import prepare
+from passes.errors import UnsupportedModelError
+from passes.model import Model
+
+__all__ = ["Network"]
+
+Tensor = torch.Tensor
+# Importing them has filled the table of operators.
+_SUBJECTS = (convolution, elementwise, linear, movement, normalization)
+# Operators of which these inputs are weights even where they are short; None: any input.
+_WEIGHTED = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "PRelu": (1,),
+}
+_MAYBE_WEIGHTED = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Concat", "Gather", "Expand", "Where", "Transpose", "Reshape", "Unsqueeze",
+     "Squeeze", "Slice", "Tile", "Cast", "Sigmoid", "Exp", "Softplus"}
+)  # fmt: skip
+_MASK = -50.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node. inputs, outputs: names, empty where there is none."""
+
+    operator: Operator
+    call: Call
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    node: str
+    op: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs for one shape of the inputs. lists: input name -> numbers, for `listed` inputs."""
+
+    steps: tuple[Step, ...]
+    constants: dict[str, Tensor]
+    lists: dict[str, list[Any]]
+
+
+class Network(nn.Module):
+    """A model to be trained. model: as `prepare` made it, into which `written` puts trained weights."""
+
+    def __init__(self, model: Model) -> None:
+        """Raises UnsupportedModelError naming the first operator that is not known and how many others."""
+        super().__init__()
+        self.model = prepare(model)
+        graph = self.model.proto.graph
+        self._steps = _steps(self.model)
+        held = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = [value.name for value in graph.input if value.name not in held]
+        self.outputs = [value.name for value in graph.output]
+        trained, moved = _roles(graph, held)
+        self.weight_names, self.buffer_names = trained, moved
+        self.weights = nn.ParameterList([nn.Parameter(_tensor(held[name])) for name in trained])
+        for index, name in enumerate(moved):
+            self.register_buffer(f"moved{index}", _tensor(held[name]))
+        self._fixed = {name: _tensor(item) for name, item in held.items() if name not in {*trained, *moved}}
+        self._plans: dict[Any, Plan] = {}
+        self.weight_quantizers = nn.ModuleDict()
+        self.input_quantizers = nn.ModuleDict()
+        self._weight_key: dict[str, str] = {}
+        self._input_key: dict[tuple[str, str], str] = {}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Constants follow a change of type; they stay on the CPU, where shapes are computed."""
+        found = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._fixed = {n: fn(t).cpu() if t.is_floating_point() else t for n, t in self._fixed.items()}
+        self._plans = {}
+        return found
+
+    # -- parameters by name -------------------------------------------------------------------------------
+
+    def parameter_of(self, name: str) -> nn.Parameter:
+        """The parameter of an initializer. Raises KeyError where it is none."""
+        if name not in self.weight_names:
+            raise KeyError(name)
+        found: nn.Parameter = self.weights[self.weight_names.index(name)]
+        return found
+
+    def quantize_weight(self, name: str, quantizer: nn.Module) -> None:
+        """The network computes with quantizer(weight) from now on."""
+        self._weight_key[name] = f"w{self.weight_names.index(name)}"
+        self.weight_quantizers[self._weight_key[name]] = quantizer
+
+    def quantize_input(self, node: str, tensor: str, quantizer: nn.Module) -> None:
+        """The node (by name) reads quantizer(tensor) from now on; give readers of one tensor one
+        quantizer."""
+        key = next((k for k, held in self.input_quantizers.items() if held is quantizer), None)
+        key = key or f"a{len(self.input_quantizers)}"
+        self.input_quantizers[key] = quantizer
+        self._input_key[(node, tensor)] = key
+
+    def drop_quantizers(self) -> None:
+        """Be the float network again."""
+        self.drop_weight_quantizers()
+        self.input_quantizers, self._input_key = nn.ModuleDict(), {}
+
+    def drop_weight_quantizers(self) -> None:
+        """Compute with the weights themselves again."""
+        self.weight_quantizers, self._weight_key = nn.ModuleDict(), {}
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The values of all parameters and moved buffers, by initializer name."""
+        found = dict(zip(self.weight_names, self.weights, strict=True))
+        tensors: dict[str, Tensor] = {**found, **self.moved()}
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+    def written(self, arrays: Mapping[str, npt.NDArray[Any]] | None = None) -> Model:
+        """The model with the trained values in its initializers; `arrays` win over the network's own."""
+        values = {**self.arrays(), **(arrays or {})}
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.model.proto)
+        for tensor in proto.graph.initializer:
+            if tensor.name in values:
+                wanted = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                fresh = numpy_helper.from_array(
+                    np.ascontiguousarray(values[tensor.name], wanted), tensor.name
+                )
+                tensor.CopyFrom(fresh)
+        return self.model.with_proto(proto)
+
+    def moved(self) -> dict[str, Tensor]:
+        """Means and variances of BatchNormalization, by initializer name; the tensors themselves."""
+        return {name: getattr(self, f"moved{index}") for index, name in enumerate(self.buffer_names)}
+
+    @torch.no_grad()
+    def restore_moved(self, kept: Mapping[str, Tensor]) -> None:
+        """Put back what `moved` gave (copies of it)."""
+        for name, tensor in self.moved().items():
+            tensor.copy_(kept[name])
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def values(self) -> dict[str, Tensor]:
+        """What the network computes with, by initializer name: quantized where a quantizer stands."""
+        found: dict[str, Tensor] = dict(self.moved())
+        for index, name in enumerate(self.weight_names):
+            key = self._weight_key.get(name)
+            weight = self.weights[index]
+            found[name] = weight if key is None else self.weight_quantizers[key](weight)
+        return found
+
+    def forward(self, *inputs: Tensor, values: Mapping[str, Tensor] | None = None) -> Any:
+        """Outputs for float inputs in the order of the graph. values: instead of `self.values()`, or a
+        part."""
+        held = self._everything(inputs, values)
+        found = [held[name] for name in self.outputs]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def tensors(self, names: Sequence[str], *inputs: Tensor) -> dict[str, Tensor]:
+        """Values of inner tensors by name; each is held until the end."""
+        held = self._everything(inputs, None)
+        return {name: held[name] for name in names}
+
+    def _everything(
+        self, inputs: tuple[Tensor, ...], values: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        plan = self._plans.get(_key(inputs))
+        if plan is None:
+            plan = self.specialise(*inputs)
+        held = self.values() if values is None else {**self.values(), **values}
+        held.update(plan.constants)
+        held.update(zip(self.inputs, inputs, strict=True))
+        for step in plan.steps:
+            self._run(step, held, plan.lists, self.training)
+        return held
+
+    def _run(
+        self, step: Step, held: dict[str, Tensor], lists: Mapping[str, list[Any]], training: bool
+    ) -> None:
+        given: list[Any] = []
+        for index, name in enumerate(step.inputs):
+            if not name:
+                given.append(None)
+            elif index in step.operator.listed:
+                given.append(lists[name])
+            else:
+                given.append(self._read(step, name, held))
+        call = step.call if not training else _training(step.call)
+        result = step.operator.function(call, *given)
+        if isinstance(result, Tensor):
+            held[step.outputs[0]] = result
+        else:
+            held.update(zip(step.outputs, result, strict=False))
+
+    def _read(self, step: Step, name: str, held: dict[str, Tensor]) -> Tensor:
+        key = self._input_key.get((step.node, name))
+        if key is None:
+            return held[name]
+        quantized = f"{name} by {key}"
+        if quantized not in held:
+            held[quantized] = self.input_quantizers[key](held[name])
+        return held[quantized]
+
+    @torch.no_grad()
+    def specialise(self, *inputs: Tensor) -> Plan:
+        """Plan for inputs of this shape. Raises UnsupportedModelError where a shape depends on data."""
+        device = inputs[0].device
+        # Constants live twice: on the CPU, where shapes are computed, and where the data is.
+        host = dict(self._fixed)
+        held = {**self.values(), **{name: tensor.clone() for name, tensor in self.moved().items()}}
+        held.update({name: tensor.to(device) for name, tensor in host.items()})
+        held.update(zip(self.inputs, inputs, strict=True))
+        lists, steps = dict[str, list[Any]](), list[Step]()
+        for step in self._steps:
+            lists.update(self._listed(step, host))
+            needed = [n for i, n in enumerate(step.inputs) if n and i not in step.operator.listed]
+            if step.op not in ("Shape", "Size") and not all(name in host for name in needed):
+                self._attempt(step, held, lists)
+                steps.append(step)
+                continue
+            found = dict(held) if step.op in ("Shape", "Size") else dict(host)
+            self._attempt(step, found, lists)
+            for name in filter(None, step.outputs):
+                host[name], held[name] = found[name].cpu(), found[name].to(device)
+        read = {name for step in steps for name in step.inputs} | set(self.outputs)
+        kept = {name: held[name] for name in host if name in read}
+        plan = Plan(tuple(steps), kept, {name: numbers for name, numbers in lists.items() if name in read})
+        self._plans[_key(inputs)] = plan
+        return plan
+
+    def _listed(self, step: Step, host: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+        """The numbers of a step's `listed` inputs."""
+        found: dict[str, list[Any]] = {}
+        for index in step.operator.listed:
+            name = step.inputs[index] if index < len(step.inputs) else ""
+            if name and name not in host:
+                raise UnsupportedModelError(
+                    f"{self.model.name}: node '{step.node}' ({step.op}) takes '{name}' from data, where "
+                    "training "
+                    "needs a constant; run 'onnxq apply simplify' first, or export it with fixed shapes"
+                )
+            if name:
+                found[name] = host[name].reshape(-1).tolist()
+        return found
+
+    def _attempt(self, step: Step, held: dict[str, Tensor], lists: Mapping[str, list[Any]]) -> None:
+        try:
+            self._run(step, held, lists, False)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UnsupportedModelError(
+                f"{self.model.name}: node '{step.node}' ({step.op}) cannot be computed in torch ({reason}); "
+                "leave it out of the graph, or train the network where it was made"
+            ) from error
+
+
+def _key(inputs: tuple[Tensor, ...]) -> Any:
+    return tuple(tuple(tensor.shape) for tensor in inputs)
+
+
+def _training(call: Call) -> Call:
+    return Call(call.attrs, call.opset, call.outputs, True)
+
+
+def _tensor(proto: onnx.TensorProto) -> Tensor:
+    return torch.from_numpy(numpy_helper.to_array(proto).copy())
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return _tensor(value)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _steps(model: Model) -> list[Step]:
+    """Raises UnsupportedModelError for operators that torch does not know here, all counted."""
+    nodes = model.proto.graph.node
+    unknown = [node for node in nodes if node.domain not in ("", "ai.onnx") or node.op_type not in OPS]
+    if unknown:
+        counts = Counter(node.op_type for node in unknown)
+        first = unknown[0]
+        others = ", ".join(f"{count} {op}" for op, count in sorted(counts.items()))
+        raise UnsupportedModelError(
+            f"{model.name}: node '{first.name or first.output[0]}' uses {first.op_type}, which training "
+            "does not "
+            f"know (in all: {others}); replace it, or train the network where it was made"
+        )
+    opset = model.opset()
+    return [
+        Step(
+            OPS[node.op_type],
+            Call({a.name: _attribute(a) for a in node.attribute}, opset, len(node.output)),
+            tuple(node.input),
+            tuple(node.output),
+            node.name,
+            node.op_type,
+        )
+        for node in nodes
+    ]
+
+
+def _roles(graph: onnx.GraphProto, held: Mapping[str, onnx.TensorProto]) -> tuple[list[str], list[str]]:
+    """(trainable initializers, those that training moves), in the order of the nodes that read them."""
+    trained: list[str] = []
+    moved: list[str] = []
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            tensor = held.get(name)
+            if tensor is None or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+                continue
+            if node.op_type == "BatchNormalization" and index > 2:
+                moved.append(name)
+            elif index in _WEIGHTED.get(node.op_type, ()) or (
+                node.op_type in _MAYBE_WEIGHTED
+                and int(np.prod(tensor.dims)) > 1
+                and not _is_mask(node, tensor)
+            ):
+                trained.append(name)
+    return list(dict.fromkeys(trained)), list(dict.fromkeys(moved))
+
+
+def _is_mask(node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
+    """A constant that hides positions from a softmax, or bounds of a Where."""
+    return node.op_type in ("Add", "Where", "Slice", "Unsqueeze") and bool(
+        (numpy_helper.to_array(tensor) < _MASK).any()
+    )
