@@ -174,4 +174,4 @@ def _summary(reports: dict[str, dict[str, Any]]) -> str:
     objectives = {tuple(report["objectives"]) for report in reports.values()}
     if len(reports) > 1 and len(models) == len(objectives) == 1:
         return f"Of {len(reports)} runs of {models.pop()}, {best} covers most of the trade-off."
-    return f"{len(reports)} runs of {len(models)} models."
+    return f"{len(reports)} runs of {models.pop() if len(models) == 1 else f'{len(models)} models'}."
