@@ -155,8 +155,10 @@ class Run:
                 learned=config.steps == "learned",
                 seed=config.seed,
             )
-            return Msq(self.network, options, activations=config.activation_scheme, sample=sample)
-        return Qat(self.network, self._policy(), sample, weights=config.quantizer)
+            scheme, ranges = config.activation_scheme, config.ranges
+            return Msq(self.network, options, activations=scheme, sample=sample, ranges=ranges)
+        policy = self._policy()
+        return Qat(self.network, policy, sample, weights=config.quantizer, activations=config.ranges)
 
     def _policy(self) -> Policy:
         from onnxq.training.method import trainable_layers
