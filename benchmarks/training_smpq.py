@@ -33,17 +33,7 @@ BATCHES = 20
 @torch.no_grad()
 def measured(run: Run, supernet: Supernet, widths: np.ndarray) -> float:
     supernet.choose(widths)
-    moved = run.network.moved()
-    sums = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
-    run.network.train()
-    for index in range(BATCHES):
-        for tensor in moved.values():
-            tensor.zero_()
-        run.network(run.data.at(index)[0])
-        for name, tensor in moved.items():
-            # The networks' momentum is 0.9: a tenth of the batch's statistics is what zeros have become.
-            sums[name] += tensor / 0.1 / BATCHES
-    run.network.restore_moved(sums)
+    run.network.estimate_moved(run.data.at(index)[0] for index in range(BATCHES))
     assert run.validation is not None
     return accuracy(run.network, run.validation, 2000)
 

@@ -40,6 +40,9 @@ def _number(default: float, text: str) -> dict[str, Any]:
 @click.option(
     "--quantizer", **_choice("lsq", "roundclamp", "dorefa", default="lsq", text="qat: of integers.")
 )
+@click.option(
+    "--ranges", **_choice("lsq", "pact", default="lsq", text="How ranges of activations are learned.")
+)
 @click.option("--bits", default="2,3,4,6,8", show_default=True, help="smpq: widths to choose from.")
 @click.option("--bops", **_number(0.25, "smpq: bit operations, as a share of uniform 8/8."))
 @click.option("--search-share", **_number(0.5, "smpq: part of the epochs that trains the supernet."))

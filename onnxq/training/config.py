@@ -22,6 +22,8 @@ class TrainConfig:
     to 1. precision: empty chooses bfloat16 on CUDA and float32 elsewhere. threads: of torch, 0 leaves them
     to it.
 
+    ranges: how those of quantized activations are learned (onnxq/training/activations.py).
+
     msq: compression (32 means nothing, 16 is 2 bits a weight), activations, lam, alpha, rounds, prune_share
     (of the steps), strength and steps (see onnxq/training/msq.py). qat: policy (JSON text) or one scheme
     `weights` and `activations` for all; quantizer of integers. smpq: bits, bops (share of uniform 8/8; 0.25
@@ -59,6 +61,7 @@ class TrainConfig:
     policy: str = ""
     weights: str = "int4"
     quantizer: Literal["lsq", "roundclamp", "dorefa"] = "lsq"
+    ranges: Literal["lsq", "pact"] = "lsq"
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     bops: float = 0.25
     search_share: float = 0.5

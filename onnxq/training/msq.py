@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from onnxq.training.activations import Activations
+from onnxq.training.activations import Activations, Kind
 from onnxq.training.bits import LEAST_BITS, LayerBits, compression, omega_k, prune
 from onnxq.training.data import generator
 from onnxq.training.encode import integer_weight
@@ -57,14 +57,20 @@ class Msq(Method):
     name = "msq"
 
     def __init__(
-        self, network: Network, options: MsqOptions, *, activations: Scheme = FLOAT, sample: torch.Tensor
+        self,
+        network: Network,
+        options: MsqOptions,
+        *,
+        activations: Scheme = FLOAT,
+        sample: torch.Tensor,
+        ranges: Kind = "lsq",
     ) -> None:
         """activations: one scheme for what all layers read; sample: a batch of inputs, by which ranges
         begin."""
         super().__init__(network)
         self.options, self.activation_scheme = options, activations
         everywhere = Policy({layer.name: LayerPolicy(FLOAT, activations) for layer in self.layers})
-        self.activations = Activations(network, everywhere, sample, "pact")
+        self.activations = Activations(network, everywhere, sample, ranges)
         self.quantizers: dict[str, RoundClamp] = {}
         self.held = [LayerBits(layer.name, layer.weights, options.bits) for layer in self.layers]
         for layer in self.layers:

@@ -15,7 +15,7 @@ that gives what the network computes with, `input_quantizers` do so for what a l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +169,33 @@ class Network(nn.Module):
         """Put back what `moved` gave (copies of it)."""
         for name, tensor in self.moved().items():
             tensor.copy_(kept[name])
+
+    @torch.no_grad()
+    def estimate_moved(self, batches: Iterable[Tensor]) -> None:
+        """Means and variances of BatchNormalization as the mean over whole batches, all with the same
+        weights: in training they trail behind, and are of the last ten batches or so (ONNX's momentum is
+        mostly 0.9)."""
+        moved = self.moved()
+        share = {
+            name: 1 - step.call.get("momentum", 0.9)
+            for step in self._steps
+            if step.op == "BatchNormalization"
+            for name in step.inputs[3:5]
+        }
+        kept = {name: tensor for name, tensor in moved.items() if share.get(name, 0) > 0}
+        sums, count, training = {name: torch.zeros_like(t) for name, t in kept.items()}, 0, self.training
+        self.train()
+        for batch in batches if kept else ():
+            for tensor in kept.values():
+                tensor.zero_()
+            self(batch)
+            count += 1
+            for name, tensor in kept.items():
+                sums[name] += tensor / share[name]
+        for name, tensor in kept.items():
+            if count:
+                tensor.copy_(sums[name] / count)
+        self.train(training)
 
     # -- running ------------------------------------------------------------------------------------------
 

@@ -42,9 +42,9 @@ def _bit_scheme(history: Sequence[Mapping[str, Any]], name: str) -> Any:
     # A layer that is float has 32 bits; the colours are for 2 to 8.
     figure = Figure(figsize=(9, max(3.0, 0.26 * len(layers) + 1.4)), layout="constrained")
     axes = figure.subplots()
-    epochs = [0.0, *(float(entry["epoch"]) for entry in history)]
-    edges = np.asarray(epochs)
-    edges[1:] = np.maximum.accumulate(edges[1:] + 1e-6 * np.arange(1, len(edges)))
+    # What a line of the log says holds from there on, until the next one.
+    epochs = np.asarray([float(entry["epoch"]) for entry in history])
+    edges = np.append(epochs, epochs[-1]) + 1e-6 * np.arange(len(epochs) + 1)
     mesh = axes.pcolormesh(
         edges, np.arange(len(layers) + 1), np.minimum(table, 8), cmap="viridis", vmin=2, vmax=8
     )
@@ -54,6 +54,7 @@ def _bit_scheme(history: Sequence[Mapping[str, Any]], name: str) -> Any:
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     axes.set_yticks(np.arange(len(layers)) + 0.5, shorten_layer_names(layers), fontsize=8)
     axes.invert_yaxis()
+    axes.set_xlim(0, edges[-1])
     axes.set_xlabel("epoch")
     axes.set_title(f"{name}: bits a weight", loc="left")
     figure.colorbar(mesh, ax=axes, label="bits", pad=0.06)

@@ -27,6 +27,9 @@ from passes.policy import LayerPolicy, Policy, Scheme
 
 __all__ = ["Outcome", "Run", "chosen_device"]
 
+# Batches on which the statistics of BatchNormalization are estimated at the end.
+_STATISTICS = 100
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -152,8 +155,10 @@ class Run:
                 learned=config.steps == "learned",
                 seed=config.seed,
             )
-            return Msq(self.network, options, activations=config.activation_scheme, sample=sample)
-        return Qat(self.network, self._policy(), sample, weights=config.quantizer)
+            scheme, ranges = config.activation_scheme, config.ranges
+            return Msq(self.network, options, activations=scheme, sample=sample, ranges=ranges)
+        policy = self._policy()
+        return Qat(self.network, policy, sample, weights=config.quantizer, activations=config.ranges)
 
     def _policy(self) -> Policy:
         from onnxq.training.method import trainable_layers
@@ -185,6 +190,9 @@ class Run:
         """The file of a trained network, and the accuracy of what is stored in it."""
         result = method.result()
         settled(self.network, result)
+        if self.network.moved():
+            count = min(_STATISTICS, self.data.steps)
+            self.network.estimate_moved(self.data.at(history[-1]["step"] + i)[0] for i in range(count))
         found = None if before is None or self.validation is None else accuracy(self.network, self.validation)
         model = exported(self.network, result)
         return Outcome(model, result.policy, dict(result.bits), history, found, before)

@@ -52,7 +52,14 @@ def supernet_of(run: Run, held_out: Batches, total: int) -> Supernet:
             f"{config.bits[0] * scheme.bits / 64:g} of uniform 8/8; give more, or fewer bits of activations"
         )
     options = SearchOptions(
-        config.bits, scheme, total, config.updates, config.permutations, start=fits[-1], seed=config.seed
+        config.bits,
+        scheme,
+        total,
+        config.updates,
+        config.permutations,
+        start=fits[-1],
+        seed=config.seed,
+        ranges=config.ranges,
     )
     objective = Objective(config.distill, config.temperature)
     sample = run.data.plain(256)[0]
@@ -87,7 +94,7 @@ def search(run: Run) -> Outcome:
         atomic_write_json(run.folder / _STAGE / "search.json", document)
     run.network.drop_quantizers()
     run.data = whole
-    method = Qat(run.network, policy, whole.plain(256)[0], weights="lsq")
+    method = Qat(run.network, policy, whole.plain(256)[0], weights="lsq", activations=config.ranges)
     _inherit(method, supernet, policy)
     settings = run.settings(config.epochs * (1 - config.search_share))
     if settings.stop_s:

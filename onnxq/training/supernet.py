@@ -27,7 +27,7 @@ from torch import nn
 from onnxq.allocation.ilp import ilp
 from onnxq.allocation.problem import Assignment, Problem
 from onnxq.allocation.shapley import BETA, LAMBDA, XI
-from onnxq.training.activations import Activations
+from onnxq.training.activations import Activations, Kind
 from onnxq.training.data import Batches, generator
 from onnxq.training.method import Loss, Method, Result
 from onnxq.training.network import Network
@@ -82,6 +82,7 @@ class SearchOptions:
     ceiling: float = 3.0
     start: int = 0
     seed: int = 0
+    ranges: Kind = "lsq"
 
 
 class Supernet(Method):
@@ -101,7 +102,7 @@ class Supernet(Method):
         super().__init__(network)
         self.options, self.held_out, self.objective, self.teacher = options, held_out, objective, teacher
         everywhere = Policy({layer.name: LayerPolicy(FLOAT, options.activations) for layer in self.layers})
-        self.activations = Activations(network, everywhere, sample, "lsq")
+        self.activations = Activations(network, everywhere, sample, options.ranges)
         self.quantizers: dict[str, WidthQuantizer] = {}
         for layer in self.layers:
             weight = network.parameter_of(layer.weight)

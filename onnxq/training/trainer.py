@@ -200,6 +200,8 @@ class Trainer:
         Raises ResumeError for a checkpoint of another training, UserError for a loss that is no number.
         """
         self._resume()
+        if not self.history:
+            self.history.append({"step": 0, "epoch": 0.0, **self.method.status()})
         self.network.train()
         began = saved = time.monotonic()
         before = self.spent_s

@@ -72,6 +72,20 @@ def test_batch_normalization_moves_as_onnx_says() -> None:
     assert difference(network.written(), network, x.numpy()) <= 1e-5
 
 
+def test_statistics_are_estimated_over_whole_batches() -> None:
+    network = Network(small(0.6).model("bn_out"))
+    batches = [torch.randn(5, 2, 4, 4) + shift for shift in range(3)]
+    with torch.no_grad():
+        outputs = [network.eval().tensors(["conv_out"], x)["conv_out"] for x in batches]
+    network.estimate_moved(batches)
+    found = network.arrays()
+    mean = torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
+    var = torch.stack([y.var((0, 2, 3)) for y in outputs]).mean(0)
+    np.testing.assert_allclose(found["mean"], mean.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["var"], var.numpy(), rtol=1e-4)
+    assert not network.training
+
+
 def test_dropout_drops_in_training_alone() -> None:
     net = Net()
     net.add("Dropout", net.input("x", (1, 4000)), net.scalar(0.25), name="drop")

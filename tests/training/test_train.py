@@ -111,9 +111,10 @@ def test_msq_stores_the_trained_values(work: Path, steps: str) -> None:
     close(*trained(made(work, compression=12.0, steps=steps)))
 
 
-def test_msq_with_activations(work: Path) -> None:
+@pytest.mark.parametrize("ranges", ["lsq", "pact"])
+def test_msq_with_activations(work: Path, ranges: str) -> None:
     """Rounding at the edges of bins may differ by a step of 3 bits here and there; most logits are equal."""
-    model, wanted = trained(made(work, compression=8.0, activations="3"))
+    model, wanted = trained(made(work, compression=8.0, activations="3", ranges=ranges))
     found = run(model, {"x": np.load("data.npz")["x"]})[0]
     assert np.median(np.abs(found - wanted)) <= 1e-4 * np.abs(wanted).max()
     policy = json.loads(model.metadata["onnxq.policy"])["layers"]
