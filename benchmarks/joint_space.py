@@ -24,7 +24,7 @@ from onnxq.calibration import CalibratedRanges
 from onnxq.evaluation import Evaluator
 from onnxq.search import Journal
 from onnxq.sensitivity import Settings
-from onnxq.tuning.measure import saved_bytes
+from onnxq.tuning.models import saved_bytes
 from onnxq.tuning.prepare import RecordedRanges, calibrate_once
 from onnxq.tuning.space import Space
 from passes import Context, LayerPolicy, Quantize

@@ -35,7 +35,7 @@ from onnxq.search import Journal
 from onnxq.sensitivity import Settings
 from onnxq.tuning import TuneConfig
 from onnxq.tuning.allocate import make_rounded, parted
-from onnxq.tuning.measure import make_rounder, saved_bytes
+from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.space import Space
 from onnxq.tuning.strategies import Allocator
 from passes import Context, LayerPolicy, Quantize, Scheme, find_layers, save

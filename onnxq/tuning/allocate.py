@@ -20,7 +20,8 @@ from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.tuning.config import TuneConfig
-from onnxq.tuning.measure import Measurer, make_rounder, saved_bytes
+from onnxq.tuning.measure import Measurer
+from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.prepare import Prepared
 from onnxq.tuning.space import Space, write_space
 from onnxq.tuning.strategies import Allocator

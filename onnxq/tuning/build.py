@@ -9,7 +9,7 @@ from onnxq.files import sha256_bytes
 from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
 from onnxq.tuning.config import TuneConfig
-from onnxq.tuning.measure import build_model, make_rounder
+from onnxq.tuning.models import build_model, make_rounder
 from onnxq.tuning.prepare import model_hash, open_data, prepare_model, recorded_ranges
 from passes.base import Context
 from passes.errors import ResumeError, UserError

@@ -8,74 +8,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onnxq._version import __version__
-from onnxq.data import Dataset, fit_batch, input_specs
-from onnxq.evaluation import Evaluator, Score, Timing, hits_from_text, hits_to_text, interleaved, load_session
+from onnxq.data import fit_batch, input_specs
+from onnxq.evaluation import Evaluator, Score, Timing, interleaved, load_session
 from onnxq.files import sha256_bytes
-from onnxq.rounding import DataRounder
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.cost_model import CostModel, LayerCost
 from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
-from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.latencies import DeviceLatencies, Records, merged
+from onnxq.tuning.models import build_model, make_rounder, policy_bops, saved_bytes
 from onnxq.tuning.prepare import Prepared, RecordedRanges, calibrate_once
-from passes.base import Context
+from onnxq.tuning.racing import Race, extrapolated, is_dominated
 from passes.errors import DeviceError, UserError
 from passes.layers import macs
-from passes.model import Model, check, is_large, load, on_disk, serialize
+from passes.model import Model, check, is_large, load, serialize
 from passes.policy import Policy
-from passes.quantize import Quantize
 
-__all__ = ["Measurer", "build_model", "make_rounder", "policy_bops", "saved_bytes"]
+__all__ = ["Measurer"]
 
-_FLOAT_BITS = 32
 # A timing is repeated while the quartiles of its ratio to float are further apart than this share of it.
 _STEADY = 0.2
 _TIMING_ROUNDS = 4
 # Samples on which a device is compared with the CPU.
 _COMPARED = 2
-
-
-def build_model(
-    model: Model,
-    policy: Policy,
-    ranges: RecordedRanges,
-    rounder: DataRounder | None = None,
-    rounding: Any = "nearest",
-) -> Model:
-    """The prepared model under a policy. Deterministic: same inputs, same bytes.
-
-    rounder: sees the calibration set; needed for any `rounding` but nearest.
-    """
-    context = Context(check=False, ranges=ranges, rounder=rounder)
-    return dataclasses.replace(Quantize.of(policy), rounding=rounding)(model, context).model
-
-
-def make_rounder(config: TuneConfig, calibration: Dataset) -> DataRounder | None:
-    """What rounds the weights of candidates; None where that looks at no data.
-
-    On one thread, so that a candidate has the same bytes on any number of cores.
-    """
-    return None if config.rounding == "nearest" else DataRounder(calibration, seed=config.seed, threads=1)
-
-
-def saved_bytes(model: Model) -> int:
-    """Bytes of the model as saved, external data included."""
-    if not is_large(model.proto):
-        return len(serialize(model))
-    with on_disk(model) as path:
-        return sum(file.stat().st_size for file in path.parent.iterdir())
-
-
-def policy_bops(counts: Mapping[str, int], policy: Policy) -> int:
-    """Bit operations of one sample: sum of MACs * weight bits * activation bits (SMPQ), float as 32."""
-
-    def bits(scheme: Any) -> int:
-        return _FLOAT_BITS if scheme.is_float else int(scheme.bits)
-
-    return sum(
-        count * bits(policy[name].weights) * bits(policy[name].activations) for name, count in counts.items()
-    )
 
 
 class Evaluations(Protocol):
@@ -126,15 +81,7 @@ class Measurer:
         self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
         self._last: tuple[str, Model] | None = None
-        self._hits: dict[str, Any] = {}
-        samples = len(prepared.data)
-        # Racing compares hits with smaller candidates: it needs a metric of hits, and nothing that a hopeless
-        # metric could be traded against.
-        timed = any(objective.kind == "latency" for objective in objectives)
-        self.races = config.racing and not timed and samples >= 100
-        # The recorded hits are those of the headline metric (Score.headline), and only it can be raced on.
-        self.races = self.races and metric == ("top1" if prepared.data.labelled else "agreement")
-        self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if self.races else []
+        self.race = Race(prepared, metric, journal)
 
     def calibrate_once(self, policy: Policy) -> None:
         """Calibrate in one pass whatever a policy of the search may ask for; see prepare.calibrate_once."""
@@ -158,7 +105,7 @@ class Measurer:
         """The float model, measured like any other."""
         key = self.key({}, "float")
         score = self.evaluator.reference()
-        self._hits[key] = score.hits
+        self.race.know(key, score.hits)
         held = self.journal.get("candidate", key)
         if held is not None:
             return Candidate.from_json(held)
@@ -287,19 +234,18 @@ class Measurer:
         model = self.build(candidate.key, proposal.policy)
         size = saved_bytes(model)
         bops = policy_bops(self.macs, proposal.policy)
-        against = self._rival(size, bops, rivals)
+        against = self.race.rival(size, bops, rivals)
 
         def hopeless(score: Score) -> bool:
-            return against is not None and self._is_dominated(score, against)
+            return against is not None and is_dominated(score, against)
 
-        score = self.evaluator.evaluate(model, stages=self.stages, hopeless=hopeless, progress=progress)
+        score = self.evaluator.evaluate(model, stages=self.race.stages, hopeless=hopeless, progress=progress)
         complete = score.samples == len(self.prepared.data)
         if complete:
-            self._hits[candidate.key] = score.hits
-            self.journal.append("hits", candidate.key, hits_to_text(score.hits))
+            self.race.record(candidate.key, score.hits)
         return dataclasses.replace(
             candidate,
-            metrics=score.values if complete else self._extrapolated(score),
+            metrics=score.values if complete else extrapolated(score, self.evaluator.reference()),
             stderr=score.stderr if complete else {},
             samples=score.samples,
             complete=complete,
@@ -307,51 +253,6 @@ class Measurer:
             bops=bops,
             sha256=None if is_large(model.proto) else sha256_bytes(serialize(model)),
         )
-
-    def _rival(self, size: int, bops: int, rivals: Sequence[Candidate]) -> Any:
-        """Hits of the best finished candidate that is no larger and no costlier; None where there is none."""
-        better = [
-            r
-            for r in rivals
-            if r.usable
-            and r.bytes <= size
-            and ("bops" not in self.objectives or (r.bops or 0) <= bops)
-            and self.metric in r.metrics
-        ]
-        if not better:
-            return None
-        return self.hits(max(better, key=lambda r: (r.metrics[self.metric], -r.index)))
-
-    def hits(self, candidate: Candidate) -> Any:
-        """Which samples a finished candidate got right, as racing compares them; None where it is not
-        known.
-        """
-        if candidate.key not in self._hits:
-            text = self.journal.get("hits", candidate.key)
-            if text is None:
-                return None
-            self._hits[candidate.key] = hits_from_text(text, candidate.samples)
-        return self._hits[candidate.key]
-
-    @staticmethod
-    def _is_dominated(score: Score, rival: Any) -> bool:
-        """Whether the candidate cannot get more right than a smaller one, whatever the rest brings.
-
-        Exact: all that it can still gain are the unseen samples that the rival got wrong, and those stand
-        first in the evaluator's order.
-        """
-        seen = score.samples
-        ahead = int(score.hits.sum()) - int(rival[:seen].sum())
-        return ahead + int((~rival[seen:]).sum()) <= 0
-
-    def _extrapolated(self, score: Score) -> dict[str, float]:
-        """The metric over all samples, the unseen ones counted as float has them (they are the sure ones).
-
-        Other metrics of a subset that was chosen for being fragile would mislead, and are left out.
-        """
-        unseen = self.evaluator.reference().hits[score.samples :]
-        total = len(self.prepared.data)
-        return {score.headline: (int(score.hits.sum()) + int(unseen.sum())) / total}
 
     def time(self, model: Model) -> Latency:
         """Latency of one sample, in turns with the float model, on the threads of the configuration."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq._version import __version__
 from onnxq.search.candidate import Candidate
+from onnxq.search.objectives import metric_named
 from onnxq.search.pareto import Pick
 from onnxq.tuning.prepare import Prepared, model_hash
 
-__all__ = ["Event", "TuneResult", "fingerprint_of", "sanity"]
+__all__ = ["Event", "TuneResult", "fingerprint_of", "goal_met", "sanity"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,11 @@ def sanity(prepared: Prepared, baseline: Candidate) -> Prepared:
             "check --preprocess and the numbering of the labels before trusting any figure"
         )
     return prepared
+
+
+def goal_met(floor: float, metric: str, members: Sequence[Candidate]) -> bool | None:
+    """Whether a quantized member of the front reaches the metric floor; None where none was asked for."""
+    if not floor:
+        return None
+    reached = [member for member in members if member.mode != "float" and metric in member.metrics]
+    return any(metric_named(metric).gap(member.metrics[metric], floor) <= 0 for member in reached)

@@ -37,7 +37,7 @@ class RemoteMeasurer:
         self._ranges = RecordedRanges(dict(ranges), provider, None)
         self._measurer = Measurer(prepared, self._journal, self._ranges, metric, fingerprint)
         if not races:
-            self._measurer.races, self._measurer.stages = False, []
+            self._measurer.race.stop()
 
     def work(self, task: Task) -> Result:
         self._ranges.recorded.update(task.ranges)
@@ -58,7 +58,7 @@ class Elsewhere:
             measurer.metric,
             measurer.fingerprint,
             dict(measurer.ranges.recorded),
-            measurer.races,
+            bool(measurer.race.stages),
         )
         shipment = Shipment(RemoteMeasurer, parts)
         self._measurer = measurer
@@ -81,8 +81,8 @@ class Elsewhere:
         candidate = measurer.blank(proposal)
         if any(measurer.journal.get(kind, candidate.key) is not None for kind in ("candidate", "scored")):
             return None
-        known = as_tuple(rivals) if measurer.races else ()
-        hits = {rival.key: measurer.hits(rival) for rival in known}
+        known = as_tuple(rivals) if measurer.race.stages else ()
+        hits = {rival.key: measurer.race.hits(rival) for rival in known}
         texts = {key: hits_to_text(value) for key, value in hits.items() if value is not None}
         return Task(candidate, proposal, known, texts, dict(measurer.ranges.recorded))
 

@@ -19,7 +19,7 @@ from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.statistics import Sensitivity
 from onnxq.sensitivity.variants import Variant, choice_text, parse_choice
-from onnxq.tuning.measure import saved_bytes
+from onnxq.tuning.models import saved_bytes
 from onnxq.tuning.prepare import RecordedRanges, calibrate_once, model_hash
 from onnxq.tuning.space import Space, Terms, separately, together, write_space
 from passes.base import Context

@@ -8,42 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from onnxq.files import atomic_write, atomic_write_json
+from onnxq.files import atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
 from onnxq.report import LayerError, ReportWriter, environment, make_report
 from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
-from onnxq.search.layer_errors import LayerErrors, measure_layer_errors
-from onnxq.search.objectives import metric_named
-from onnxq.search.ranking import Proposal, coarse_to_fine, rank, ranking_proposals
+from onnxq.search.layer_errors import LayerErrors
+from onnxq.search.ranking import Proposal, rank, ranking_proposals
 from onnxq.tuning.allocate import check_limits, make_allocator
-from onnxq.tuning.config import MODES, TuneConfig
-from onnxq.tuning.measure import Measurer, build_model
-from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, sanity
+from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.front_files import FrontFiles
+from onnxq.tuning.layer_ranking import crawling, in_order, ranked_errors, searched_layers
+from onnxq.tuning.measure import Measurer
+from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, goal_met, sanity
 from onnxq.tuning.pictures import draw_result, draw_sensitivity, draw_shapley
-from onnxq.tuning.prepare import Prepared, RecordedRanges, base_recipe, calibrated
+from onnxq.tuning.prepare import Prepared, RecordedRanges, calibrated
 from onnxq.tuning.remote import Elsewhere
-from passes.model import save
-from passes.policy import Policy
-from passes.quantize import Quantize
-from passes.recipe import format_pass
-from passes.select import select_layers
 
 __all__ = ["Event", "TuneResult", "tune"]
 
 
-# A mode whose fully quantized candidate takes this many times as long as float is given up.
-_CRAWLING = 3.0
 # Of a time budget, what sensitivities may take.
 _SENSITIVITY_SHARE = 0.35
-_OURS = re.compile(rf"((?:{'|'.join(MODES)})-\d{{3,}})\.(?:onnx|onnx\.data|recipe)")
 
 
 @dataclass
@@ -58,12 +48,12 @@ class _Run:
     emit: Callable[[Event], None]
     deadline: float | None
     writer: ReportWriter
+    files: FrontFiles
     baseline: Candidate | None = None
     candidates: list[Candidate] = field(default_factory=list)
     errors: dict[str, list[LayerErrors]] = field(default_factory=dict)
     resumed: int = 0
     slowest: float = 0.0
-    saved: set[str] = field(default_factory=set)
     elsewhere: Elsewhere | None = None
 
     @property
@@ -80,6 +70,10 @@ class _Run:
         self.prepared = self.prepared.with_warning(text)
         self.emit(Event("warn", 0, 0, text))
 
+    def _note(self, text: str) -> None:
+        """Say in the report what was left out, and why."""
+        self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, text))
+
     def members(self) -> list[Candidate]:
         objectives = parse_objectives(self.prepared.config.objectives)
         return front(self.everything, objectives, self.metric)
@@ -90,7 +84,7 @@ class _Run:
         config = self.prepared.config
         members = [member for member in self.members() if member.mode != "float"]
         for member in members:
-            self._save(member)
+            self.files.save(member)
         first = next(iter(self.errors.values()), [])
         document = make_report(
             model=Path(config.model).name,
@@ -106,31 +100,8 @@ class _Run:
             finished=finished,
         )
         self.writer.write(document, final=finished)
-        self._clean({member.name for member in members})
+        self.files.clean({member.name for member in members})
         return str(document["summary"])
-
-    def _clean(self, keep: set[str]) -> None:
-        """Remove what candidates that left the front, killed processes and older runs have left in front/."""
-        for path in (self.folder / "front").glob("*"):
-            if path.is_dir() and path.name.startswith(".onnxq-"):
-                shutil.rmtree(path, ignore_errors=True)
-            name = _OURS.fullmatch(path.name)
-            if name is not None and name[1] not in keep:
-                path.unlink(missing_ok=True)
-        self.saved &= keep
-
-    def _save(self, member: Candidate) -> None:
-        """front/NAME.onnx and the recipe that makes it from the original model."""
-        path = self.folder / "front" / f"{member.name}.onnx"
-        if member.name in self.saved and path.exists():
-            return
-        policy = Policy.from_json(member.policy)
-        save(self.measurer.build(member.key, policy), path)
-        config = self.prepared.config
-        rounding: Any = config.rounding
-        recipe = base_recipe(config) | dataclasses.replace(Quantize.of(policy), rounding=rounding)
-        atomic_write(path.with_suffix(".recipe"), format_pass(recipe).replace(" | ", "\n") + "\n")
-        self.saved.add(member.name)
 
     def best_text(self) -> str:
         usable = [c for c in self.candidates if c.usable and self.metric in c.metrics]
@@ -144,61 +115,16 @@ class _Run:
         shown = f"{100 * value:.1f} %" if self.metric in ("top1", "top5", "agreement") else f"{value:.3g}"
         return f"best {best.name}: {shown} at {best.bytes / 1e6:.2f} MB"
 
-    def layer_errors(self, mode: str) -> list[LayerErrors]:
-        """Errors of every layer in `mode` under its cheapest scheme; from the journal if measured before."""
-        held = self.journal.get("errors", mode)
-        if held is not None:
-            return [LayerErrors(**entry) for entry in held]
-        config, prepared = self.prepared.config, self.prepared
-        names = self.layer_names()
-        policy = Policy(dict.fromkeys(names, config.ladder(mode)[0]))
-        self.measurer.calibrate_once(policy)
-        quantized = build_model(prepared.model, policy, self.measurer.ranges)
-        count = min(config.ranking_samples, len(prepared.calibration))
-        subset = prepared.calibration.subset(range(count))
-        errors = measure_layer_errors(
-            prepared.model,
-            quantized,
-            policy,
-            subset,
-            progress=lambda done: self.emit(Event("rank", done, count, f"layer errors, {mode}")),
-        )
-        self.journal.append("errors", mode, [vars(entry) for entry in errors])
-        return errors
-
-    def layer_names(self) -> list[str]:
-        """Layers in the search: all but those that --exclude names."""
-        config, prepared = self.prepared.config, self.prepared
-        left_out = (
-            {layer.name for layer in select_layers(prepared.model, config.exclude)}
-            if config.exclude
-            else set()
-        )
-        return [layer.name for layer in prepared.layers if layer.name not in left_out]
-
     def proposals(self) -> list[Proposal]:
         """Every proposal of every mode, in the order in which they are named."""
         config = self.prepared.config
         found: list[Proposal] = []
         for mode in config.modes:
-            self.errors[mode] = self.layer_errors(mode)
+            self.errors[mode] = ranked_errors(mode, self.measurer, self.journal, self.emit)
             ranked = rank(self.errors[mode])
-            order = ranked + [name for name in self.layer_names() if name not in set(ranked)]
+            order = ranked + [name for name in searched_layers(self.prepared) if name not in set(ranked)]
             found.extend(ranking_proposals(mode, config.ladder(mode), order))
         return found
-
-    def ordered(self, proposals: list[Proposal]) -> Iterator[tuple[int, Proposal]]:
-        """With a time budget coarse to fine over each mode in turn, else step by step."""
-        numbered = {proposal.name: index for index, proposal in enumerate(proposals, start=1)}
-        if self.deadline is None:
-            yield from ((numbered[p.name], p) for p in proposals)
-            return
-        modes = [[p for p in proposals if p.mode == mode] for mode in self.prepared.config.modes]
-        queues = [list(coarse_to_fine(members)) for members in modes]
-        for position in range(max(map(len, queues), default=0)):
-            for queue in queues:
-                if position < len(queue):
-                    yield numbered[queue[position].name], queue[position]
 
     def out_of_time(self) -> bool:
         """Whether the next candidate, and then confirming the front, would go past the deadline."""
@@ -217,17 +143,19 @@ class _Run:
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
         given_up: set[str] = set()
-        ordered = list(self.ordered(proposals))
+        order = list(in_order(proposals, self.prepared.config.modes, hurried=self.deadline is not None))
         if self.elsewhere is not None:
-            self.elsewhere.workers.plan(proposal for _, proposal in ordered)
-        for done, (index, proposal) in enumerate(ordered, start=1):
+            self.elsewhere.workers.plan(proposal for _, proposal in order)
+        for done, (index, proposal) in enumerate(order, start=1):
             if proposal.mode in given_up:
                 continue
             held = self._candidate(index, proposal)
             if held is None:
                 return False
             self.emit(Event("measure", done, total, held.name, self.best_text()))
-            if self._crawls(held):
+            note = crawling(held, self.prepared.config.modes)
+            if note:
+                self._note(note)
                 given_up.add(held.mode)
         return True
 
@@ -257,7 +185,7 @@ class _Run:
     def _allocate(self) -> bool:
         """The strategies that work on a table of sensitivities, one mode after the other."""
         assert self.baseline is not None
-        config, names, index, whole = self.prepared.config, set(self.layer_names()), 0, True
+        config, names, index, whole = self.prepared.config, set(searched_layers(self.prepared)), 0, True
         for position, mode in enumerate(config.modes):
             allocator = make_allocator(
                 self.measurer,
@@ -277,7 +205,7 @@ class _Run:
                 note = (
                     f"{mode}: the time budget was too short for {missing} sensitivities; they were estimated"
                 )
-                self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
+                self._note(note)
             for proposal in allocator.proposals():
                 index += 1
                 held = self._candidate(index, proposal)
@@ -298,23 +226,6 @@ class _Run:
             self.warn(f"not measured: {names}; {outages[0].problem} (the same command takes them up again)")
         return not outages
 
-    def _crawls(self, first: Candidate) -> bool:
-        """Whether a mode is so slow here that its other steps are not worth measuring; noted when it is.
-
-        Only where another mode is left and latency counts: integer convolutions with dynamic ranges have no
-        fast kernel in ONNX Runtime, and measuring all their steps would take most of the run.
-        """
-        if first.step or first.latency is None or len(self.prepared.config.modes) < 2:
-            return False
-        if first.latency.ratio <= _CRAWLING:
-            return False
-        note = (
-            f"{first.mode}: given up after {first.name}, which takes {first.latency.ratio:.1f} times as long "
-            f"as float here; --mode {first.mode} alone measures every step"
-        )
-        self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, note))
-        return True
-
     def confirm(self) -> None:
         """Measure the front again in full from its files, until it no longer changes."""
         done: set[str] = set()
@@ -323,7 +234,7 @@ class _Run:
             if not pending:
                 return
             for position, member in enumerate(pending, start=1):
-                self._save(member)
+                self.files.save(member)
                 confirmed = self.measurer.confirm(member, self.folder / "front" / f"{member.name}.onnx")
                 self.candidates[self.candidates.index(member)] = confirmed
                 done.add(member.key)
@@ -359,7 +270,8 @@ def tune(
         stack.callback(measurer.devices.close)
         deadline = start + config.time_budget if config.time_budget else None
         writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
-        run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer)
+        files = FrontFiles(run_folder / "front", measurer)
+        run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer, files)
         measurer.devices.told = run.warn
         stack.callback(run.close)
         on_event(Event("prepare", 0, 1, "float model"))
@@ -376,11 +288,6 @@ def tune(
                 for name, picture in draw_result(run_folder, mode, *given):
                     writer.embed(name, picture)
         summary = run.report(finished=whole)
-        goal = None
-        if config.metric_floor:
-            kind, floor = metric_named(metric), config.metric_floor
-            reached = [m for m in members if m.mode != "float" and metric in m.metrics]
-            goal = any(kind.gap(m.metrics[metric], floor) <= 0 for m in reached)
         return TuneResult(
             run_folder,
             run.candidates,
@@ -391,5 +298,5 @@ def tune(
             whole,
             run.resumed,
             summary,
-            goal,
+            goal_met(config.metric_floor, metric, members),
         )

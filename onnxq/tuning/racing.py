@@ -1,0 +1,99 @@
+"""Racing: a candidate's evaluation stops when a smaller one is known to be at least as good.
+
+Exact: samples come in an order in which those that a rival may still lose on stand first, and a candidate is
+given up only where it cannot get more right than the rival, whatever the unseen samples bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from onnxq.evaluation import Score, hits_from_text, hits_to_text
+from onnxq.search.candidate import Candidate
+from onnxq.search.objectives import parse_objectives
+from onnxq.tuning.latencies import Records
+from onnxq.tuning.prepare import Prepared
+
+__all__ = ["Race", "extrapolated", "is_dominated"]
+
+# With fewer samples a stop saves nothing.
+_LEAST_SAMPLES = 100
+
+
+class Race:
+    """Which samples every finished candidate got right, and whom a new one runs against.
+
+    stages: numbers of samples after which a candidate may be given up; empty where candidates do not race.
+    """
+
+    def __init__(self, prepared: Prepared, metric: str, journal: Records) -> None:
+        config, samples = prepared.config, len(prepared.data)
+        objectives = parse_objectives(config.objectives)
+        self._metric, self._journal = metric, journal
+        self._by_bops = any(objective.value == "bops" for objective in objectives)
+        self._hits: dict[str, Any] = {}
+        # It needs a metric of hits, and nothing that a hopeless metric could be traded against.
+        timed = any(objective.kind == "latency" for objective in objectives)
+        # The recorded hits are those of the headline metric (Score.headline), and only it can be raced on.
+        headline = metric == ("top1" if prepared.data.labelled else "agreement")
+        runs = config.racing and not timed and headline and samples >= _LEAST_SAMPLES
+        self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if runs else []
+
+    def stop(self) -> None:
+        """No more races: every candidate is measured to its end."""
+        self.stages = []
+
+    def know(self, key: str, hits: Any) -> None:
+        """Which samples a candidate got right, for this process."""
+        self._hits[key] = hits
+
+    def record(self, key: str, hits: Any) -> None:
+        """The same, for later processes too."""
+        self.know(key, hits)
+        self._journal.append("hits", key, hits_to_text(hits))
+
+    def rival(self, size: int, bops: int, rivals: Sequence[Candidate]) -> Any:
+        """Hits of the best finished candidate that is no larger and no costlier; None where there is none."""
+        better = [
+            r
+            for r in rivals
+            if r.usable
+            and r.bytes <= size
+            and (not self._by_bops or (r.bops or 0) <= bops)
+            and self._metric in r.metrics
+        ]
+        if not better:
+            return None
+        return self.hits(max(better, key=lambda r: (r.metrics[self._metric], -r.index)))
+
+    def hits(self, candidate: Candidate) -> Any:
+        """Which samples a finished candidate got right, as racing compares them; None where it is not
+        known.
+        """
+        if candidate.key not in self._hits:
+            text = self._journal.get("hits", candidate.key)
+            if text is None:
+                return None
+            self._hits[candidate.key] = hits_from_text(text, candidate.samples)
+        return self._hits[candidate.key]
+
+
+def is_dominated(score: Score, rival: Any) -> bool:
+    """Whether a candidate cannot get more right than a smaller one, whatever the rest brings.
+
+    Exact: all that it can still gain are the unseen samples that the rival got wrong, and those stand first
+    in the evaluator's order.
+    """
+    seen = score.samples
+    ahead = int(score.hits.sum()) - int(rival[:seen].sum())
+    return ahead + int((~rival[seen:]).sum()) <= 0
+
+
+def extrapolated(score: Score, reference: Score) -> dict[str, float]:
+    """The metric over all samples, the unseen ones counted as float has them (they are the sure ones).
+
+    Other metrics of a subset that was chosen for being fragile would mislead, and are left out.
+    """
+    unseen = reference.hits[score.samples :]
+    return {score.headline: (int(score.hits.sum()) + int(unseen.sum())) / len(reference.hits)}
