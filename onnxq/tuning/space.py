@@ -208,6 +208,9 @@ class Space:
         if held is not None:
             return float(held)
         if self._values is None:
+            if self.rounded is not None:
+                # In a resumed run nothing is rounded yet: once for all policies, not once a layer.
+                self.rounded.prepare((n, c.weights) for n in problem.layers for c in problem.choices)
             order = np.random.default_rng(self.settings.seed).permutation(len(self.data))
             subset = self.data.subset([int(index) for index in order[:_VALUE_SAMPLES]])
             if joint:

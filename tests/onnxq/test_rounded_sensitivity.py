@@ -92,6 +92,32 @@ def test_journal_keeps_roundings_apart(tmp_path: Path) -> None:
     assert values[1] < values[0]
 
 
+def test_a_resumed_run_walks_over_the_data_once_for_all_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = network(), samples()
+    layers, walks = find_layers(model), []
+    choices = [LayerPolicy(Scheme.parse(text)) for text in ("int3:channel", "int4:channel")]
+    alone = DataRounder.alone
+
+    def counted(self: DataRounder, *args: Any) -> Any:
+        walks.append(len(args[1]))
+        return alone(self, *args)
+
+    monkeypatch.setattr(DataRounder, "alone", counted)
+    with Journal(tmp_path, {"of": "test"}) as journal:
+        for start in (0, 1):
+            rounded = RoundedWeights(model, DataRounder(data, threads=1), "gptq")
+            space = Space(model, layers, data, journal, Settings(precision=0), rounded)
+            problem = space.problem(choices, file_bytes=10**6, macs={})
+            for layer in range(len(layers)):
+                assignment = problem.uniform(0)
+                assignment[layer] = start
+                space.mse(problem, assignment)
+    # The first run rounds for its sensitivities, the second for its policies.
+    assert [size for size in walks if size] == [len(layers)] * 2
+
+
 def test_sensitivities_are_measured_on_samples_that_rounding_has_not_seen() -> None:
     model, data = network(), samples(30)
     data.array[:] = np.arange(30, dtype=np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
