@@ -39,6 +39,22 @@ def whole(method: str, target: Path) -> float:
     return time.monotonic() - began
 
 
+def killed(line: list[str], folder: Path) -> bool:
+    """Kill a training some checkpoints after it has begun; False where it ended before."""
+    checkpoint = folder / "checkpoint.pt"
+    left, seen = random.randint(2, 7), None
+    child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while left and child.poll() is None:
+        time.sleep(0.01)
+        now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        left -= now != seen
+        seen = now
+    alive = child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return alive
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=4)
@@ -51,17 +67,8 @@ def main() -> None:
         taken = whole(args.method, folder / "a.onnx")
         whole(args.method, folder / "b.onnx")
         kills = 0
-        while kills < args.kills:
-            child = subprocess.Popen(
-                command(args.method, folder / "c.onnx"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            try:
-                child.wait(random.uniform(0.3, 0.7) * taken)
-                break
-            except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-                kills += 1
+        while kills < args.kills and killed(command(args.method, folder / "c.onnx"), folder / "c.train"):
+            kills += 1
         whole(args.method, folder / "c.onnx")
         found = [digest(folder / f"{letter}.onnx") for letter in "abc"]
     print(f"undisturbed {found[0]} ({taken:.0f} s), again {found[1]}, killed {kills} times {found[2]}")
