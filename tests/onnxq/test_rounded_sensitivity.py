@@ -108,7 +108,7 @@ def test_a_resumed_run_walks_over_the_data_once_for_all_policies(
     with Journal(tmp_path, {"of": "test"}) as journal:
         for start in (0, 1):
             rounded = RoundedWeights(model, DataRounder(data, threads=1), "gptq")
-            space = Space(model, layers, data, journal, Settings(precision=0), rounded)
+            space = Space(model, layers, data, journal, Settings(precision=0), rounded=rounded)
             problem = space.problem(choices, file_bytes=10**6, macs={})
             for layer in range(len(layers)):
                 assignment = problem.uniform(0)
