@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from onnxq.cli.bar import EVERY_S, TerminalBar
 
 if TYPE_CHECKING:
     from onnxq.training.run import Outcome
     from onnxq.training.trainer import Event
 
 __all__ = ["Live", "report"]
-
-_EVERY_S = 10.0
 
 
 def _share(value: float | None) -> str:
@@ -38,49 +36,25 @@ def _text(event: Event) -> str:
     return ", ".join(parts)
 
 
-class Live:
+class Live(TerminalBar):
     """A context manager that is called with the events of a training: a bar and the last numbers on a
     terminal, plain lines elsewhere; always on stderr."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        super().__init__("training", "{task.fields[text]}")
         self._last = 0.0
-
-    def __enter__(self) -> Live:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", style="green"),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         text = _text(event)
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task("training", total=event.total, text=text)
-            self._bar.update(self._task, completed=event.step, total=event.total, text=text)
+        if self.bar is not None:
+            if self.task is None:
+                self.task = self.bar.add_task("training", total=event.total, text=text)
+            self.bar.update(self.task, completed=event.step, total=event.total, text=text)
             if event.status:
-                self._bar.console.print(f"step {event.step}/{event.total}: {text}")
+                self.bar.console.print(f"step {event.step}/{event.total}: {text}")
             return
         now = time.monotonic()
-        if event.status or now - self._last > _EVERY_S:
+        if event.status or now - self._last > EVERY_S:
             self._last = now
             click.echo(f"step {event.step}/{event.total}: {text}", err=True)
 
