@@ -68,6 +68,23 @@ def _wait(served: Served) -> None:
         time.sleep(0.05)
 
 
+# In a process of its own: TVM must not be loaded into the one that runs the tests.
+_REGISTERED = """
+import sys, time
+from tvm import rpc
+tracker, wanted = rpc.connect_tracker("127.0.0.1", int(sys.argv[1])), "server:" + sys.argv[2]
+end = time.time() + 60
+while wanted not in {entry["key"] for entry in tracker.summary()["server_info"]}:
+    assert time.time() < end, "the server does not register"
+    time.sleep(0.05)
+"""
+
+
+def _wait_for_tracker(tracker: int, key: str) -> None:
+    """A server listens before it tells its tracker: without this, a client may ask for it too early."""
+    subprocess.run([sys.executable, "-c", _REGISTERED, str(tracker), key], check=True)
+
+
 @contextlib.contextmanager
 def serve(port: int = 0, tracker: int = 0, key: str = "") -> Iterator[Served]:
     """An RPC server, alone or registered with a tracker under `key`."""
@@ -88,6 +105,8 @@ def serve(port: int = 0, tracker: int = 0, key: str = "") -> Iterator[Served]:
     )
     try:
         _wait(served)
+        if tracker:
+            _wait_for_tracker(tracker, key)
         yield served
     finally:
         served.kill()
