@@ -9,7 +9,7 @@ graphsurgeon would otherwise turn packed int4 data into a broken array on export
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "export_graph",
     "import_graph",
     "is_constant",
+    "node_name",
     "packed_constant",
     "producer",
     "replace_uses",
@@ -94,6 +95,20 @@ def _all_names(graph: gs.Graph) -> set[str]:
     return names
 
 
+def node_name(own: str, made: str, given: Set[str], seen: Set[str]) -> str:
+    """A node's unique name: its own, or the made one where it has none; numbered where that is taken.
+
+    given: names that nodes of the model have. seen: names of the nodes before this one.
+    """
+    name = own or made
+    if name in seen or (not own and name in given):
+        serial = 1
+        while f"{name}_{serial}" in seen or f"{name}_{serial}" in given:
+            serial += 1
+        name = f"{name}_{serial}"
+    return name
+
+
 def _name_nodes(graph: gs.Graph, prefix: str, given: set[str], seen: set[str]) -> None:
     """Give every node, subgraphs included, a unique name: unnamed ones OP_INDEX, repeated ones a suffix.
 
@@ -101,13 +116,7 @@ def _name_nodes(graph: gs.Graph, prefix: str, given: set[str], seen: set[str]) -
     equal names would make it unlink the wrong one.
     """
     for index, node in enumerate(graph.nodes):
-        name = node.name or f"{prefix}{node.op}_{index}"
-        if name in seen or (not node.name and name in given):
-            serial = 1
-            while f"{name}_{serial}" in seen or f"{name}_{serial}" in given:
-                serial += 1
-            name = f"{name}_{serial}"
-        node.name = name
+        node.name = name = node_name(node.name, f"{prefix}{node.op}_{index}", given, seen)
         seen.add(name)
         for key, value in node.attrs.items():
             if isinstance(value, gs.Graph):

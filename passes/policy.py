@@ -151,6 +151,11 @@ class LayerPolicy:
     def is_float(self) -> bool:
         return self.weights.is_float and self.activations.is_float
 
+    @property
+    def bit_product(self) -> int:
+        """Bit operations of one multiply-accumulate (SMPQ): weight bits x activation bits, float as 32."""
+        return self.weights.bits * self.activations.bits
+
     def to_json(self) -> dict[str, str]:
         entry = {"weights": str(self.weights), "activations": str(self.activations)}
         return entry | ({"smooth": self.smooth} if self.smooth != "none" else {})

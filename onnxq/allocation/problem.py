@@ -16,14 +16,13 @@ from onnxq.allocation.resources import CostModel, Resource
 from onnxq.sensitivity.variants import choice_text
 from passes.errors import UserError
 from passes.layers import Layer
-from passes.policy import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy
 from passes.sizes import layer_bytes
 
 __all__ = ["Assignment", "Problem"]
 
 Assignment = npt.NDArray[np.int64]
 Table = npt.NDArray[np.float64]
-_FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,13 @@ class Problem:
         macs: Mapping[str, int],
     ) -> Problem:
         """file_bytes: of the float file, from which the layers' float weights are taken off."""
-
-        def bits(scheme: Scheme) -> int:
-            return _FLOAT_BITS if scheme.is_float else scheme.bits
-
-        ladder = sorted(choices, key=lambda c: (bits(c.weights) * bits(c.activations), bits(c.weights)))
+        ladder = sorted(choices, key=lambda c: (c.bit_product, c.weights.bits))
         size = [
             [layer_bytes(layer, c.weights, integer_activations=c.activations.is_integer) for c in ladder]
             for layer in layers
         ]
         cost = [[0.0 if c.is_float else sensitivity(layer.name, c) for c in ladder] for layer in layers]
-        bops = [
-            [float(macs.get(layer.name, 0)) * bits(c.weights) * bits(c.activations) for c in ladder]
-            for layer in layers
-        ]
+        bops = [[float(macs.get(layer.name, 0)) * c.bit_product for c in ladder] for layer in layers]
         rest = file_bytes - sum(4 * layer.weights for layer in layers)
         return cls(
             tuple(layer.name for layer in layers),

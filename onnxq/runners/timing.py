@@ -8,15 +8,17 @@ median ratio is tight.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.evaluation.latency import Timing, take_turns
 from onnxq.runners.base import Feed, Program
 
-__all__ = ["Comparison", "Times", "compare", "in_turns"]
+__all__ = ["Comparison", "compare", "in_turns"]
 
 _Values = npt.NDArray[np.float64]
 
@@ -30,28 +32,6 @@ _FEW = 6
 
 
 @dataclass(frozen=True)
-class Times:
-    """Times of one program, milliseconds of one run each, in the order of the runs."""
-
-    values: _Values
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.values))
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        low, high = np.percentile(self.values, [25, 75])
-        return float(low), float(high)
-
-    @property
-    def drift(self) -> float:
-        """Median of the last third over that of the first."""
-        third = max(1, len(self.values) // 3)
-        return float(np.median(self.values[-third:]) / np.median(self.values[:third]))
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A candidate beside its baseline on one device.
 
@@ -62,8 +42,8 @@ class Comparison:
         empty.
     """
 
-    ours: Times
-    theirs: Times
+    ours: Timing
+    theirs: Timing
     ratio: float
     low: float
     high: float
@@ -72,21 +52,22 @@ class Comparison:
 
     @property
     def runs(self) -> int:
-        return len(self.ours.values) + self.outliers
+        return len(self.ours.times) + self.outliers
 
     def overlaps(self, other: Comparison) -> bool:
         """Whether the clock cannot tell the two apart."""
         return self.low <= other.high and other.low <= self.high
 
 
-def in_turns(programs: Sequence[Program], feeds: Sequence[Feed], runs: int) -> list[Times]:
+def in_turns(programs: Sequence[Program], feeds: Sequence[Feed], runs: int) -> list[Timing]:
     """Times of each program over `runs` turns of one run each. Raises DeviceError."""
-    times: list[list[float]] = [[] for _ in programs]
-    for turn in range(runs):
-        order = range(len(programs)) if turn % 2 == 0 else range(len(programs) - 1, -1, -1)
-        for index in order:
-            times[index].extend(programs[index].time(feeds[index], 1))
-    return [Times(np.asarray(values, np.float64)) for values in times]
+
+    def clock(program: Program, feed: Feed) -> float:
+        (time,) = program.time(feed, 1)
+        return time
+
+    pairs = zip(programs, feeds, strict=True)
+    return take_turns([functools.partial(clock, program, feed) for program, feed in pairs], runs)
 
 
 def compare(
@@ -115,17 +96,17 @@ def compare(
     ours, theirs = np.empty(0), np.empty(0)
     for _ in range(rounds):
         one, other = in_turns([candidate, baseline], [feed, feed], runs)
-        ours, theirs = np.append(ours, one.values), np.append(theirs, other.values)
+        ours, theirs = np.append(ours, one.times), np.append(theirs, other.times)
         ratios, kept = _without_outliers(ours / theirs)
         median, low, high = _interval(ratios)
         if high - low <= 2 * tight * median:
             break
-    baseline_times = Times(theirs)
+    baseline_times = Timing(theirs)
     warning = _throttling(baseline_times, before)
     if warning:
         told(warning)
     dropped = len(ours) - int(kept.sum())
-    return Comparison(Times(ours[kept]), Times(theirs[kept]), median, low, high, dropped, warning)
+    return Comparison(Timing(ours[kept]), Timing(theirs[kept]), median, low, high, dropped, warning)
 
 
 def _without_outliers(values: _Values) -> tuple[_Values, npt.NDArray[np.bool_]]:
@@ -143,10 +124,10 @@ def _interval(values: _Values) -> tuple[float, float, float]:
     return median, median - half, median + half
 
 
-def _throttling(baseline: Times, before: float | None) -> str:
+def _throttling(baseline: Timing, before: float | None) -> str:
     """A sentence where the baseline slowed down, during this measurement or since the first one."""
     slower = ""
-    if len(baseline.values) >= _FEW and baseline.drift > _DRIFT:
+    if len(baseline.times) >= _FEW and baseline.drift > _DRIFT:
         slower = f"became {baseline.drift:.2f} times slower while it was measured"
     elif before is not None and baseline.median > _DRIFT * before:
         slower = f"takes {baseline.median / before:.2f} times as long as at the start of the run"

@@ -19,6 +19,7 @@ import onnx
 from onnx import inliner, numpy_helper
 
 from passes.errors import UnsupportedModelError
+from passes.graph import node_name
 from passes.model import Model, every_graph
 
 __all__ = ["prepare"]
@@ -62,14 +63,8 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     """Names as passes/graph.py gives them, before nodes go, so that policies of the original fit."""
     given, seen = {node.name for node in graph.node if node.name}, set[str]()
     for index, node in enumerate(graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        if name in seen or (not node.name and name in given):
-            serial = 1
-            while f"{name}_{serial}" in seen or f"{name}_{serial}" in given:
-                serial += 1
-            name = f"{name}_{serial}"
-        node.name = name
-        seen.add(name)
+        node.name = node_name(node.name, f"{node.op_type}_{index}", given, seen)
+        seen.add(node.name)
 
 
 def _keep(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:

@@ -17,7 +17,7 @@ from onnxq.runners import Feed, Program, Runner, TvmRunner, open_runner
 from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.timing import Comparison, compare
 from onnxq.search.candidate import Candidate, Latency
-from onnxq.search.cost_model import CostModel
+from onnxq.search.latency_model import LatencyModel
 from passes.errors import DeviceError
 from passes.model import Model
 
@@ -62,7 +62,7 @@ class DeviceLatencies:
     Attributes:
         devices: device strings, in the order of the objectives.
         model: float, prepared. feeds: what is run; the first one is timed, all are compared with the CPU.
-        every: of so many candidates one is measured, the others are predicted (cost_model.py); 1 measures
+        every: of so many candidates one is measured, the others are predicted (latency_model.py); 1 measures
         all. told: gets warnings (throttling, nodes that fell back), each once.
     """
 
@@ -73,7 +73,7 @@ class DeviceLatencies:
     runs: int
     threads: int | None
     journal: Records
-    model_of_cost: CostModel
+    latency_model: LatencyModel
     every: int = 1
     told: Callable[[str], None] = lambda _: None
     outages: list[Outage] = field(default_factory=list)
@@ -121,7 +121,7 @@ class DeviceLatencies:
                 except DeviceError as error:
                     failure = failure or error
             if device in found:
-                self.model_of_cost.learn(device, candidate.policy, found[device])
+                self.latency_model.learn(device, candidate.policy, found[device])
         if failure is not None:
             if not failure.lasting:
                 self.outages.append(Outage(candidate.name, str(failure)))
@@ -137,7 +137,7 @@ class DeviceLatencies:
         self._asked[device] = self._asked.get(device, -1) + 1
         if self.every == 1 or self._asked[device] % self.every == 0:
             return None
-        ratio = self.model_of_cost.predict(device, candidate.policy)
+        ratio = self.latency_model.predict(device, candidate.policy)
         if ratio is None:
             return None
         base = self._place(device).before

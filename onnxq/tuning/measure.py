@@ -12,7 +12,7 @@ from onnxq.data import fit_batch, input_specs
 from onnxq.evaluation import Evaluator, Score, Timing, interleaved, load_session
 from onnxq.files import sha256_bytes
 from onnxq.search.candidate import Candidate, Latency, candidate_key
-from onnxq.search.cost_model import CostModel, LayerCost
+from onnxq.search.latency_model import LatencyModel, LayerWork
 from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.latencies import DeviceLatencies, Records, merged
@@ -65,7 +65,7 @@ class Measurer:
             config.latency_runs,
             config.threads or None,
             journal,
-            self._cost_model(),
+            self._latency_model(),
             config.latency_every,
         )
         self.evaluator = Evaluator(
@@ -141,7 +141,7 @@ class Measurer:
             return None
         candidate = Candidate.from_json(held)
         for device, latency in candidate.latencies.items():
-            self.devices.model_of_cost.learn(device, candidate.policy, latency)
+            self.devices.latency_model.learn(device, candidate.policy, latency)
         return candidate
 
     def measure(
@@ -209,12 +209,12 @@ class Measurer:
         batches = self.prepared.data.batches(size, 0, min(count * size, len(self.prepared.data)))
         return [batch.inputs for batch in batches]
 
-    def _cost_model(self) -> CostModel:
+    def _latency_model(self) -> LatencyModel:
         layers = {
-            layer.name: LayerCost(self.macs.get(layer.name, 0), layer.weights, layer.depthwise)
+            layer.name: LayerWork(self.macs.get(layer.name, 0), layer.weights, layer.depthwise)
             for layer in self.prepared.layers
         }
-        return CostModel(layers)
+        return LatencyModel(layers)
 
     def build(self, key: str, policy: Policy) -> Model:
         """The candidate's model; the last one is kept, for the front is usually saved right after."""

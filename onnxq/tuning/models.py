@@ -17,8 +17,6 @@ from passes.quantize import Quantize
 
 __all__ = ["build_model", "make_rounder", "policy_bops", "saved_bytes"]
 
-_FLOAT_BITS = 32
-
 
 def build_model(
     model: Model,
@@ -52,11 +50,5 @@ def saved_bytes(model: Model) -> int:
 
 
 def policy_bops(counts: Mapping[str, int], policy: Policy) -> int:
-    """Bit operations of one sample: sum of MACs * weight bits * activation bits (SMPQ), float as 32."""
-
-    def bits(scheme: Any) -> int:
-        return _FLOAT_BITS if scheme.is_float else int(scheme.bits)
-
-    return sum(
-        count * bits(policy[name].weights) * bits(policy[name].activations) for name, count in counts.items()
-    )
+    """Bit operations of one sample: sum over the layers of MACs * `LayerPolicy.bit_product` (SMPQ)."""
+    return sum(count * policy[name].bit_product for name, count in counts.items())

@@ -16,7 +16,7 @@ from pathlib import Path
 from onnxq.files import atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
 from onnxq.report import LayerError, ReportWriter, environment, make_report
-from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
+from onnxq.search import Candidate, Journal, format_metric, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors
 from onnxq.search.ranking import Proposal, rank, ranking_proposals
 from onnxq.tuning.allocate import check_limits, make_allocator
@@ -111,8 +111,7 @@ class _Run:
         if not picks:
             return ""
         best = picks["best-accuracy"].candidate
-        value = best.metrics[self.metric]
-        shown = f"{100 * value:.1f} %" if self.metric in ("top1", "top5", "agreement") else f"{value:.3g}"
+        shown = format_metric(self.metric, best.metrics[self.metric])
         return f"best {best.name}: {shown} at {best.bytes / 1e6:.2f} MB"
 
     def proposals(self) -> list[Proposal]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import multiprocessing
 import pickle
 import threading
@@ -26,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from onnxq.files import atomic_write
+from onnxq.files import atomic_write, sha256_bytes
 from onnxq.search.candidate import Candidate
 from onnxq.search.ranking import Proposal
 from passes.errors import UserError
@@ -49,7 +48,7 @@ class Shipment:
     def pickled(self) -> tuple[str, bytes]:
         """Its hash and its bytes."""
         data = pickle.dumps(self, protocol=pickle.HIGHEST_PROTOCOL)
-        return hashlib.sha256(data).hexdigest(), data
+        return sha256_bytes(data), data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from onnxq.runners.child import Child
 from onnxq.runners.timing import compare as real_compare
 from onnxq.search import parse_objectives
 from onnxq.search.candidate import Latency
-from onnxq.search.cost_model import CostModel, LayerCost
+from onnxq.search.latency_model import LatencyModel, LayerWork
 from onnxq.tuning import Event, TuneConfig, TuneResult, tune
 from passes.errors import DeviceError, UserError
 from tests.rpc import Served, free_port, serve, silent_peer, track
@@ -132,7 +132,7 @@ def test_predicted_latencies_are_measured_on_the_front(
         return real_compare(*arguments, **options)
 
     monkeypatch.setattr("onnxq.tuning.latencies.compare", counted)
-    monkeypatch.setattr("onnxq.search.cost_model._FEWEST", 1)
+    monkeypatch.setattr("onnxq.search.latency_model._FEWEST", 1)
     weights = ("int3:channel", "int4:channel", "int5:channel", "int8:channel")
     settings = config(place, "ort:cpu", weights=weights, strategy="ranking", latency_every=3)
     result = tune(settings, tmp_path)
@@ -148,7 +148,7 @@ def test_predicted_latencies_are_measured_on_the_front(
 
 def test_cost_model_learns_what_a_layer_costs() -> None:
     """Ratios made of known costs: int8 takes 0.4 of float in dense layers and 0.9 in depthwise ones."""
-    layers = {f"l{i}": LayerCost(100 + 40 * i, 10, depthwise=i % 3 == 0) for i in range(9)}
+    layers = {f"l{i}": LayerWork(100 + 40 * i, 10, depthwise=i % 3 == 0) for i in range(9)}
     total = sum(layer.macs for layer in layers.values())
 
     def policy(quantized: set[str]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def test_cost_model_learns_what_a_layer_costs() -> None:
 
     rng = np.random.default_rng(0)
     choices = [{name for name in layers if rng.random() < share} for share in np.linspace(0.1, 0.9, 40)]
-    model = CostModel(layers)
+    model = LatencyModel(layers)
     for chosen in choices[::2]:
         ratio = truth(chosen) * rng.uniform(0.98, 1.02)
         model.learn("d", policy(chosen), Latency(ratio, ratio, ratio, 1.0, ratio, 20))

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from onnxq.search.candidate import Latency
 
-__all__ = ["CostModel", "LayerCost"]
+__all__ = ["LatencyModel", "LayerWork"]
 
 _CLASSES = ("float", "static", "dynamic", "weights")
 # Fewer measured candidates than this cannot tell the classes apart.
@@ -29,7 +29,7 @@ _PULL = 0.05
 
 
 @dataclass(frozen=True)
-class LayerCost:
+class LayerWork:
     """What a layer may cost: MACs of one sample, weights (count), and whether it is depthwise."""
 
     macs: int
@@ -38,10 +38,10 @@ class LayerCost:
 
 
 @dataclass
-class CostModel:
+class LatencyModel:
     """One model per device; learns from what is measured."""
 
-    layers: Mapping[str, LayerCost]
+    layers: Mapping[str, LayerWork]
     _seen: dict[str, dict[str, tuple[npt.NDArray[np.float64], float]]] = field(default_factory=dict)
     _fits: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
