@@ -115,7 +115,7 @@ def _translated(error: Exception) -> Exception:
     cls=_Cli,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 unexpected error, 2 bad input, 3 metric floor not met, 4 time budget ended "
-    "before the search was complete, 130 interrupted.",
+    "or a device failed before the search was complete, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="onnxq")
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")

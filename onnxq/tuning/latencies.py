@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from onnxq.runners import Feed, Program, Runner, TvmRunner, open_runner
+from onnxq.runners import Feed, Program, Runner, open_runner
 from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.timing import Comparison, compare
 from onnxq.search.candidate import Candidate, Latency
@@ -21,7 +21,7 @@ from onnxq.search.latency_model import LatencyModel
 from passes.errors import DeviceError
 from passes.model import Model
 
-__all__ = ["DeviceLatencies", "Outage", "Records", "merged"]
+__all__ = ["DeviceLatencies", "Outage", "Records", "check_devices", "merged"]
 
 
 class Records(Protocol):
@@ -145,8 +145,6 @@ class DeviceLatencies:
 
     def _measured(self, device: str, candidate: Candidate, model: Model) -> Latency:
         place = self._place(device)
-        if isinstance(place.runner, TvmRunner) and place.runner.device.remote:
-            place.runner.heartbeat()
         program = place.runner.prepare(model, self.batch)
         try:
             refuse_disagreement(place.runner, program, model, self.feeds)
@@ -190,6 +188,12 @@ class DeviceLatencies:
         if text[:60] not in self._said:
             self._said.add(text[:60])
             self.told(text)
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Raises DeviceError where the tool or provider of a device is not on this machine; connects to none."""
+    for device in devices:
+        open_runner(device).close()
 
 
 def _entry(key: str, device: str) -> str:

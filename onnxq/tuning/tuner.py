@@ -22,6 +22,7 @@ from onnxq.search.ranking import Proposal, rank, ranking_proposals
 from onnxq.tuning.allocate import check_limits, make_allocator
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.front_files import FrontFiles
+from onnxq.tuning.latencies import check_devices
 from onnxq.tuning.layer_ranking import crawling, in_order, ranked_errors, searched_layers
 from onnxq.tuning.measure import Measurer
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, goal_met, sanity
@@ -255,6 +256,7 @@ def tune(
     start = time.monotonic()
     prepared = Prepared.of(config)
     check_limits(prepared)
+    check_devices([each.device for each in parse_objectives(config.objectives) if each.device])
     warning = vnni_warning()
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)

@@ -46,3 +46,13 @@ def test_bench_tells_a_device_that_is_not_there(invoke: Invoke, work: Path) -> N
     result = invoke("bench", "tiny.onnx", "--device", "ort:cuda")
     assert result.exit_code == 2
     assert "no CUDAExecutionProvider" in result.stderr
+
+
+def test_tune_refuses_a_device_that_is_not_there_before_it_writes(
+    invoke: Invoke, work: Path, tmp_path: Path
+) -> None:
+    objectives = ("--objectives", "metric,latency@ort:cuda")
+    result = invoke("tune", "tiny.onnx", "--data", "data.npz", *objectives, "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "no CUDAExecutionProvider" in result.stderr
+    assert not (tmp_path / "run").exists()
