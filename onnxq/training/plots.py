@@ -3,7 +3,6 @@ epochs."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ def draw(history: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[
 
 
 def _write(figure: Any, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    atomic_write(path, buffer.getvalue())
+    # Imported late: it loads matplotlib.
+    from onnxq.report.drawing import png
+
+    atomic_write(path, png(figure))
     return path
 
 
