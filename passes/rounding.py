@@ -35,7 +35,17 @@ from runtime_ops.rounding import (
     upper_factor,
 )
 
-__all__ = ["Method", "Moments", "RoundedLayer", "Rounder", "RoundingTask", "prediction_error", "round_task"]
+__all__ = [
+    "Dampings",
+    "Method",
+    "Moments",
+    "RoundedLayer",
+    "Rounder",
+    "RoundingTask",
+    "choose_dampings",
+    "prediction_error",
+    "round_task",
+]
 
 Float = npt.NDArray[np.float64]
 # What a layer's rounding may be, but for nearest.
@@ -203,8 +213,18 @@ def _group_any(codes: Float, size: int) -> npt.NDArray[np.bool_]:
     return np.logical_or.reduceat(codes != 0, starts, axis=1)
 
 
-def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int = 4) -> RoundedLayer:
-    """The weight rounded on `moments`, and its bias.
+@dataclass(frozen=True)
+class Dampings:
+    """Relative to the mean of the diagonal of S_qq. target: of the least squares for W1; metric: of H."""
+
+    target: float
+    metric: float
+
+
+def round_task(
+    task: RoundingTask, moments: Moments, damping: float | Dampings, sweeps: int = 4
+) -> RoundedLayer:
+    """The weight rounded on `moments`, and its bias. damping: one number for both of `Dampings`.
 
     With `input_scale` the int32 range of the new bias is kept: where rounding moved the bias out of it, the
     scales are widened and the layer is rounded again.
@@ -214,9 +234,11 @@ def round_task(task: RoundingTask, moments: Moments, damping: float, sweeps: int
     weight = _rows(task.array, task.layer.channel_axis, groups)
     hessian = factor = target = weight
     if task.method != "bias":
-        hessian = damped(moments.second, damping)
+        own = damping if isinstance(damping, Dampings) else Dampings(damping, damping)
+        hessian = damped(moments.second, own.metric)
         factor = upper_factor(hessian)
-        target = corrected_target(weight, moments.wanted(weight), moments.second, factor)
+        wide = factor if own.target == own.metric else upper_factor(damped(moments.second, own.target))
+        target = corrected_target(weight, moments.wanted(weight), moments.second, wide)
     floor, bias = None, task.bias
     keeps = task.input_scale is not None and bias is not None and task.scheme.granularity != "block"
     for _ in range(_TRIES):
@@ -250,17 +272,43 @@ def _bias_shift(weight: Float, real: Float, moments: Moments) -> Float:
 
 
 def prediction_error(task: RoundingTask, found: RoundedLayer, held_out: Moments) -> float:
-    """Mean squared error of the layer's output on other data than it was rounded on, less a constant.
+    """Mean squared error of the layer's output on other data than it was rounded on, less a constant."""
+    real = _rows(found.encoded.decoded, task.layer.channel_axis, len(held_out.second))
+    return _output_error(task, real, found.bias, held_out)
 
-    With y = W x_f + b,
+
+def _output_error(task: RoundingTask, real: Float, bias: Float | None, held_out: Moments) -> float:
+    """Of the weights `real` [groups, M, K]. With y = W x_f + b,
+
     E|y - Q x_q - b'|^2 = tr(Q S_qq Q^T) - 2 tr(S_yq Q^T) + |E y - Q m_q - b'|^2 + tr(S_yy),
     the last term of which does not depend on the rounding.
     """
-    groups = len(held_out.second)
-    weight = _rows(task.array, task.layer.channel_axis, groups)
-    real = _rows(found.encoded.decoded, task.layer.channel_axis, groups)
+    weight = _rows(task.array, task.layer.channel_axis, len(held_out.second))
     spread = np.sum((real @ held_out.second - 2 * held_out.wanted(weight)) * real)
     offset = _bias_shift(weight, real, held_out)
-    if task.bias is not None and found.bias is not None:
-        offset = offset + task.bias - found.bias
+    if task.bias is not None and bias is not None:
+        offset = offset + task.bias - bias
     return float(spread + np.sum(np.square(offset)))
+
+
+def choose_dampings(
+    task: RoundingTask, fit: Moments, held_out: Moments, targets: Sequence[float], metrics: Sequence[float]
+) -> Dampings:
+    """The dampings of least output error on `held_out`, whose images no layer was rounded on.
+
+    First the target's, by the error of W1 itself, then the metric's, by that of its rounding.
+    """
+    weight = _rows(task.array, task.layer.channel_axis, len(fit.second))
+
+    def unrounded(damping: float) -> float:
+        factor = upper_factor(damped(fit.second, damping))
+        real = corrected_target(weight, fit.wanted(weight), fit.second, factor)
+        bias = None if task.bias is None else task.bias + _bias_shift(weight, real, fit)
+        return _output_error(task, real, bias, held_out)
+
+    target = min(targets, key=unrounded)
+
+    def rounded(damping: float) -> float:
+        return prediction_error(task, round_task(task, fit, Dampings(target, damping), sweeps=0), held_out)
+
+    return Dampings(target, min(metrics, key=rounded))

@@ -9,8 +9,8 @@ what the other summand lacks (`Moments.lag`): nothing behind a residual connecti
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -24,14 +24,15 @@ from onnxq.rounding.store import DEFAULT_BUDGET
 from onnxq.rounding.views import colour_images, views
 from passes.errors import DataError
 from passes.model import Model
-from passes.rounding import Moments, RoundedLayer, RoundingTask, prediction_error, round_task
+from passes.rounding import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
 
 __all__ = ["DAMPING", "FIT_BATCH", "DataRounder"]
 
 FIT_BATCH = 8
 # One chunk in so many is held out to choose the damping.
 _HOLD = 5
-_DAMPINGS = (0.1, 0.3, 1.0, 3.0)
+_TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)
+_METRICS = (0.1, 0.3, 1.0, 3.0)
 # Chosen on calibration images of EfficientNet-Lite0, a part of them held out (benchmarks/RESULTS.md).
 DAMPING = 1.0
 
@@ -40,11 +41,12 @@ DAMPING = 1.0
 class DataRounder:
     """Rounds on `dataset`; lend it to passes as `Context.rounder`.
 
-    damping: of H, relative to the mean of its diagonal; None chooses it layer by layer by the output error on
-    chunks that are held out, at twice the cost. positions: picked output positions an image (a quarter of it
-    for depthwise convolutions, whose matrices are small). mirror: see every sample mirrored too, where the
-    model takes colour images. seed: of the picks. budget: bytes of activations held in memory. progress:
-    called with (layers done, layers).
+    damping: of H and of the target's least squares, relative to the mean of the diagonal; None chooses both
+    layer by layer, in a pass of its own in which every fifth chunk is held out of all layers, so that its
+    inputs are those of new images; at three times the cost. positions: picked output positions an image (a
+    quarter of it for depthwise convolutions, whose matrices are small). mirror: see every sample mirrored
+    too, where the model takes colour images. seed: of the picks. budget: bytes of activations held in memory.
+    progress: called with (layers done, layers), twice the layers where the dampings are chosen.
     """
 
     dataset: Dataset
@@ -61,14 +63,48 @@ class DataRounder:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
+        if self.damping is not None:
+            return self._rounded(model, tasks, dict.fromkeys((task.output for task in tasks), self.damping))
+        chosen = self._chosen(model, tasks)
+        return self._rounded(model, tasks, chosen, done=len(tasks), total=2 * len(tasks))
+
+    def _rounded(
+        self,
+        model: Model,
+        tasks: Sequence[RoundingTask],
+        dampings: Mapping[str, float | Dampings],
+        done: int = 0,
+        total: int | None = None,
+    ) -> dict[str, RoundedLayer]:
+        """Each layer rounded on all chunks with its damping, by the name of its output."""
         replay = self._replay(model, tasks)
         found: dict[str, RoundedLayer] = {}
         for task, node in replay:
-            held = self._round(replay, task, node)
+            fit, _ = self._moments(replay, task, node)
+            held = round_task(task, fit.moments(task.bias is not None), dampings[task.output], self.sweeps)
             replay.rounded(held)
             found[task.layer.name] = held
-            self._tell(len(found), len(tasks))
+            self._tell(done + len(found), len(tasks) if total is None else total)
         return found
+
+    def _chosen(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, float | Dampings]:
+        """Output -> its layer's dampings, from a pass in which some chunks are held out of every layer.
+
+        With fewer chunks than one to hold out, the default.
+        """
+        replay = self._replay(model, tasks)
+        chosen: dict[str, float | Dampings] = {}
+        for task, node in replay:
+            fit, held_out = self._moments(replay, task, node, hold=_HOLD)
+            centred = task.bias is not None
+            moments = fit.moments(centred)
+            own: float | Dampings = DAMPING
+            if held_out.count and task.method != "bias":
+                own = choose_dampings(task, moments, held_out.moments(centred), _TARGETS, _METRICS)
+            chosen[task.output] = own
+            replay.rounded(round_task(task, moments, own, self.sweeps))
+            self._tell(len(chosen), 2 * len(tasks))
+        return chosen
 
     def alone(
         self, model: Model, tasks: Sequence[Sequence[RoundingTask]]
@@ -83,10 +119,9 @@ class DataRounder:
             return
         replay = self._replay(model, [several[0] for several in tasks], alone=True)
         damping = DAMPING if self.damping is None else self.damping
-        single = replace(self, damping=damping)
         by_output = {several[0].output: several for several in tasks}
         for done, (first, node) in enumerate(replay, start=1):
-            fit, _ = single._moments(replay, first, node)
+            fit, _ = self._moments(replay, first, node)
             moments = fit.moments(first.bias is not None)
             for task in by_output[first.output]:
                 yield task, round_task(task, moments, damping, self.sweeps)
@@ -108,29 +143,10 @@ class DataRounder:
         feeds = views(self.dataset, batch, self.mirror and colour_images(specs))
         return Replay(model, tasks, feeds, self.threads, self.budget, alone)
 
-    def _round(self, replay: Replay, task: RoundingTask, node: onnx.NodeProto) -> RoundedLayer:
-        fit, held_out = self._moments(replay, task, node)
-        centred = task.bias is not None
-        damping = self.damping
-        if damping is None and held_out.count:
-            damping = self._choose(task, fit.moments(centred), held_out.moments(centred))
-        if held_out.count:
-            fit.merge(held_out)
-        chosen = DAMPING if damping is None else damping
-        return round_task(task, fit.moments(centred), chosen, self.sweeps)
-
-    def _choose(self, task: RoundingTask, fit: Moments, held_out: Moments) -> float:
-        """The damping whose rounding on `fit` has the least output error on `held_out`."""
-        errors = {
-            damping: prediction_error(task, round_task(task, fit, damping, sweeps=0), held_out)
-            for damping in _DAMPINGS
-        }
-        return min(errors, key=errors.__getitem__)
-
     def _moments(
-        self, replay: Replay, task: RoundingTask, node: onnx.NodeProto
+        self, replay: Replay, task: RoundingTask, node: onnx.NodeProto, hold: int = 0
     ) -> tuple[Accumulator, Accumulator]:
-        """Sums over the chunks to fit on, and over those held out to choose the damping."""
+        """Sums over the chunks to fit on, and over those held out: one in `hold`, 0 for none."""
         index = list(node.input).index(task.layer.weight)
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         patches = patches_of(task.layer, attributes, index)
@@ -161,7 +177,7 @@ class DataRounder:
             ):
                 lack = patches.outputs(lag[0] - lag[1], picked)
                 lack = lack.reshape(len(own), -1, lack.shape[-1])
-            if chunk % _HOLD == _HOLD - 1 and self.damping is None:
+            if hold and chunk % hold == hold - 1:
                 held_out = held_out or Accumulator(fit)
                 held_out.update(own, other, lack)
             else:
