@@ -407,3 +407,9 @@ def test_schemes_of_sensitivity(refused: Refused) -> None:
     assert "one scale per tensor" in refused(*options, "gse4/uint8:channel")
     assert "and so does --with-activations" in refused(*options, "gse4/uint8", "--with-activations", "uint4")
     assert "goes with --schemes" in refused(*options[:-1], "--with-activations", "uint4")
+
+
+@pytest.mark.parametrize("damping", ["0", "-1", "nan", "inf", "much"])
+def test_damping_that_is_none(refused: Refused, damping: str) -> None:
+    said = refused("quantize", "tiny.onnx", "--damping", damping, "-o", "out.onnx")
+    assert f"'{damping}' is neither auto nor a number above 0" in said

@@ -13,11 +13,13 @@ import pytest
 
 import onnxq as oq
 from onnxq.evaluation import load_session
+from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.rounder import DAMPING, DataRounder
 from passes.base import Context, PassResult
 from passes.errors import DataError, PolicyError, UnsupportedModelError
 from passes.model import Model, serialize
 from passes.quantize import Quantize
+from passes.rounding import Moments, RoundedLayer, RoundingTask, choose_dampings
 from tests.nets import Net, Samples, ranges_of, run, tensors
 
 Array = npt.NDArray[Any]
@@ -286,3 +288,29 @@ def test_command_line(tmp_path: Path, invoke: Any, tiny: Path, tiny_data: Path) 
     recipe = "simplify | fold_batchnorm | quantize{weights=int4:channel activations=float rounding=gptq}"
     applied = invoke("apply", recipe, tiny, "-o", tmp_path / "applied.onnx", "--data", tiny_data)
     assert applied.exit_code == 0, applied.stderr
+
+
+def test_little_data_is_trusted_less() -> None:
+    """The target's damping is chosen by the error on new data: the fewer data to fit on, the larger."""
+    net = Net()
+    y = net.add("Gemm", net.input("x", ["N", 32]), net.weight(32, 8), net.weight(8), name="head")
+    taken: list[RoundingTask] = []
+
+    def take(_: Model, tasks: Sequence[RoundingTask]) -> dict[str, RoundedLayer]:
+        taken.extend(tasks)
+        return {}
+
+    step = Quantize(weights="int3:channel", activations="float", rounding="gptq")
+    step(net.model(y), Context(rounder=take))
+    rng = np.random.default_rng(0)
+
+    def moments(count: int) -> Moments:
+        real = rng.normal(size=(1, 32, count)).astype(np.float32)
+        noise = 0.5 * rng.normal(size=real.shape).astype(np.float32)
+        sums = Accumulator()
+        sums.update(real, real + noise)
+        return sums.moments(centred=True)
+
+    new, targets = moments(20_000), (0.01, 0.1, 1.0, 10.0)
+    few, many = (choose_dampings(taken[0], moments(n), new, targets, (1.0,)).target for n in (40, 20_000))
+    assert many == 0.01 < few
