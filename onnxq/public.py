@@ -46,7 +46,7 @@ def range_provider(
 def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> Context:
     """A context for passes that lends them what `dataset` shows, activation ranges and data-aware rounding:
     `Quantize(weights="gse4", activations="float", rounding="gptq")(model, calibrate(data))`."""
-    rounder = DataRounder(dataset, threads=threads)
+    rounder = DataRounder(dataset, damping=None, threads=threads)
     return Context(ranges=range_provider(dataset, method, threads), rounder=rounder)
 
 

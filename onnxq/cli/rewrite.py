@@ -236,7 +236,7 @@ def apply(
         samples = min(limit or calibration_samples, calibration_samples)
         dataset = open_for(loaded, spec, preprocess, samples, seed)
         context.ranges = range_provider(dataset, calibration, resolve_threads(threads))
-        context.rounder = DataRounder(dataset, seed=seed, threads=resolve_threads(threads))
+        context.rounder = DataRounder(dataset, damping=None, seed=seed, threads=resolve_threads(threads))
         settings |= {"data": dataset.fingerprint(), "calibration": calibration}
     result = rewritten(loaded, parsed, context)
     finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)
