@@ -63,8 +63,11 @@ class DataRounder:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
-        if self.damping is not None:
-            return self._rounded(model, tasks, dict.fromkeys((task.output for task in tasks), self.damping))
+        damping = self.damping
+        if damping is None and all(task.method == "bias" for task in tasks):
+            damping = DAMPING  # biases alone have no use for it: no pass to choose it
+        if damping is not None:
+            return self._rounded(model, tasks, dict.fromkeys((task.output for task in tasks), damping))
         chosen = self._chosen(model, tasks)
         return self._rounded(model, tasks, chosen, done=len(tasks), total=2 * len(tasks))
 
