@@ -3,6 +3,7 @@
     python models/train.py resnet20 --bf16 --epochs 24                  # from the labels alone
     python models/teacher.py --out /tmp                                 # writes /tmp/logits.npz
     python models/train.py resnet20 --bf16 --teacher /tmp/logits.npz --init models/resnet20.onnx --tag 2
+    torchrun --nproc-per-node 2 models/train.py resnet20 --threads 1 ...   # two processes, weights averaged now and then
 
 Needs torch and timm (not dependencies of onnxq), and the CIFAR-10 JPEG zips with one folder
 per class. Training is resumable: a checkpoint is written after every epoch to /tmp. The cards
@@ -16,6 +17,7 @@ import functools
 import io
 import json
 import math
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -23,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import torch.distributed as dist
 from onnx import numpy_helper
 from PIL import Image
 from torch import nn
@@ -162,11 +165,56 @@ def load_onnx(model: nn.Module, path: Path) -> None:
     model.load_state_dict({n: arrays.get(n, v) for n, v in model.state_dict().items() if n in arrays or v.ndim == 0})
 
 
-def learning_rate(progress: float, peak: float, warm_up: float) -> float:
-    """Linear rise, then half a cosine down to zero; progress goes from 0 to 1."""
-    if progress < warm_up:
-        return peak * max(progress / warm_up, 0.01)
-    return peak * 0.5 * (1 + math.cos(math.pi * min((progress - warm_up) / (1 - warm_up), 1.0)))
+def learning_rate(progress: float, args: argparse.Namespace) -> float:
+    """Linear rise, then half a cosine down to --floor, which is reached where the averaging begins."""
+    warm, end = args.warm_up, 1 - args.average_share
+    if progress < warm:
+        return args.lr * max(progress / warm, 0.01)
+    cosine = 0.5 * (1 + math.cos(math.pi * min((progress - warm) / (end - warm), 1.0)))
+    return args.floor + (args.lr - args.floor) * cosine
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of the processes that torchrun started; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@torch.no_grad()
+def synchronise(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Mean weights, statistics and momentum of all processes (local SGD, Stich 2019, algorithm 1)."""
+    momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
+    tensors = [t for t in (*model.state_dict().values(), *momenta) if t.is_floating_point()]
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, mean in zip(tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors])):
+        tensor.copy_(mean.view_as(tensor))
+
+
+class Average:
+    """Equal mean of the weights seen at the end of the schedule (SWA, Izmailov et al. 2018, algorithm 1)."""
+
+    def __init__(self) -> None:
+        self.count, self.weights = 0, {}
+
+    def add(self, model: nn.Module) -> None:
+        self.count += 1
+        for name, value in model.named_parameters():
+            mean = self.weights.setdefault(name, torch.zeros_like(value, requires_grad=False))
+            mean += (value.detach() - mean) / self.count
+
+    @torch.no_grad()
+    def store(self, model: nn.Module, images: torch.Tensor, generator: torch.Generator) -> None:
+        """Write the mean into `model` and measure its BatchNorm statistics over all training images."""
+        model.load_state_dict(self.weights, strict=False)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
+        model.train()
+        for index in torch.randperm(len(images), generator=generator).split(500):
+            model(normalise(augment(images[index], generator)).contiguous(memory_format=torch.channels_last))
+        for norm in norms:
+            norm.momentum = 0.1
 
 
 class Progress:
@@ -215,57 +263,82 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace) -> torch.optim.Op
     )
 
 
+def save(path: Path, **state: object) -> None:
+    """As a whole or not at all: a stopped run resumes from the epoch before."""
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
 def train(args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
+    rank, processes = world()
+    if processes > 1:
+        dist.init_process_group("gloo")
     train_x, train_y = load_split(args.data / "cifar10-train.zip")
     test_x, test_y = load_split(args.data / "cifar10-test.zip")
     teacher = torch.from_numpy(np.load(args.teacher)["logits"]) if args.teacher else None
     model = build(args)
     optimizer = make_optimizer(model, args)
     forward = torch.compile(model, dynamic=False) if args.compile else model
-    steps = len(train_x) // args.batch
+    steps = len(train_x) // args.batch // processes
     progress = Progress(args, steps)
-    generator = torch.Generator().manual_seed(args.seed)
-    checkpoint = Path("/tmp") / f"{args.model}.{args.tag}.pt"
+    shuffle = torch.Generator().manual_seed(args.seed)
+    views = torch.Generator().manual_seed(args.seed + 1000 * (rank + 1))
+    average = Average()
+    checkpoint = Path("/tmp") / f"{args.model}.{args.tag}{f'.{rank}' if rank else ''}.pt"
     epoch = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
+        shuffle.set_state(state["shuffle"])
+        views.set_state(state["views"])
+        average.count, average.weights = state["average"]
         epoch, progress.done = state["epoch"], state["done"]
     while progress.share() < 1:
         model.train()
         began, total = time.time(), torch.zeros(())
         size = args.small if progress.share() < args.small_share else 32
-        order = torch.randperm(len(train_x), generator=generator)
+        order = torch.randperm(len(train_x), generator=shuffle)[rank::processes]
         for step in range(steps):
             index = order[step * args.batch : (step + 1) * args.batch]
-            x = normalise(augment(train_x[index], generator, size)).contiguous(memory_format=torch.channels_last)
+            x = normalise(augment(train_x[index], views, size)).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
                 logits = forward(x)
             loss = objective(logits.float(), train_y[index], None if teacher is None else teacher[index], args)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress.share(), args.lr, args.warm_up)
+                group["lr"] = learning_rate(progress.share(), args)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             progress.step()
             total += loss.detach()
+            if (step + 1) % args.sync == 0 or step + 1 == steps:
+                if processes > 1:
+                    synchronise(model, optimizer)
+                if progress.share() > 1 - args.average_share:
+                    average.add(model)
             if args.probe and step == 30:
                 print(f"{(time.time() - began) / 31 * steps:.0f} s per epoch", flush=True)
                 raise SystemExit
             if progress.share() >= 1:
                 break
         epoch += 1
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
-                    "done": progress.done, "generator": generator.get_state()}, checkpoint)
-        top1 = accuracy(model, test_x[::5], test_y[::5])
-        print(f"epoch {epoch} ({progress.share():.1%}) size {size} loss {total.item() / (step + 1):.3f} "
-              f"top1(2000) {top1:.4f} {time.time() - began:.0f}s", flush=True)
+        save(checkpoint, model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=epoch, done=progress.done,
+             shuffle=shuffle.get_state(), views=views.get_state(), average=(average.count, average.weights))
+        if rank == 0:
+            top1 = accuracy(model, test_x[::5], test_y[::5])
+            print(f"epoch {epoch} ({progress.share():.1%}) size {size} loss {total.item() / (step + 1):.3f} "
+                  f"top1(2000) {top1:.4f} {time.time() - began:.0f}s", flush=True)
+    if rank:
+        raise SystemExit
+    last = accuracy(model, test_x, test_y)
+    if average.count:
+        average.store(model, train_x, views)
     model.eval()
-    print(json.dumps({"model": args.model, "test_top1_all_10000": accuracy(model, test_x, test_y)}), flush=True)
+    print(json.dumps({"model": args.model, "averaged": average.count, "last_top1_all_10000": last,
+                      "test_top1_all_10000": accuracy(model, test_x, test_y)}), flush=True)
     return model
 
 
@@ -295,6 +368,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the steps in which the rate rises")
+    parser.add_argument("--average-share", type=float, default=0.0, help="share of the steps at its end over which weights are averaged")
+    parser.add_argument("--floor", type=float, default=0.0, help="learning rate while weights are averaged")
+    parser.add_argument("--sync", type=int, default=48, help="steps between two averages of weights")
     parser.add_argument("--init", type=Path, help="checkpoint (.pt) or exported network (.onnx) whose weights start this phase")
     parser.add_argument("--tag", default="1", help="name of this phase, for its checkpoint in /tmp")
     parser.add_argument("--teacher", type=Path, help="logits.npz of teacher.py, to learn from instead of from labels alone")
@@ -307,6 +383,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--probe", action="store_true", help="time 30 steps and stop")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     model = train(args)
     export(model, args.out / f"{args.model}.onnx")
 
