@@ -13,7 +13,7 @@ Scales that are tried, the plain encoder's first:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -221,6 +221,18 @@ class Dampings:
     metric: float
 
 
+def _metric(moments: Moments, damping: float) -> tuple[Float, Float]:
+    """H and its upper factor."""
+    hessian = damped(moments.second, damping)
+    return hessian, upper_factor(hessian)
+
+
+def _target(task: RoundingTask, moments: Moments, factor: Float) -> Float:
+    """W1, by the factor of the target's H."""
+    weight = _rows(task.array, task.layer.channel_axis, len(moments.second))
+    return corrected_target(weight, moments.wanted(weight), moments.second, factor)
+
+
 def round_task(
     task: RoundingTask, moments: Moments, damping: float | Dampings, sweeps: int = 4
 ) -> RoundedLayer:
@@ -229,16 +241,25 @@ def round_task(
     With `input_scale` the int32 range of the new bias is kept: where rounding moved the bias out of it, the
     scales are widened and the layer is rounded again.
     """
+    if task.method == "bias":
+        return _round_to(task, moments, _rows(task.array, task.layer.channel_axis, len(moments.second)))
+    own = damping if isinstance(damping, Dampings) else Dampings(damping, damping)
+    metric = _metric(moments, own.metric)
+    wide = metric[1] if own.target == own.metric else _metric(moments, own.target)[1]
+    return _round_to(task, moments, _target(task, moments, wide), metric, sweeps)
+
+
+def _round_to(
+    task: RoundingTask,
+    moments: Moments,
+    target: Float,
+    metric: tuple[Float, Float] | None = None,
+    sweeps: int = 4,
+) -> RoundedLayer:
+    """W1 rounded in the metric (H and its factor), or plainly without one; and the bias that goes with it."""
     groups = len(moments.second)
-    learning = Learning() if task.method == "adaround" else None
     weight = _rows(task.array, task.layer.channel_axis, groups)
-    hessian = factor = target = weight
-    if task.method != "bias":
-        own = damping if isinstance(damping, Dampings) else Dampings(damping, damping)
-        hessian = damped(moments.second, own.metric)
-        factor = upper_factor(hessian)
-        wide = factor if own.target == own.metric else upper_factor(damped(moments.second, own.target))
-        target = corrected_target(weight, moments.wanted(weight), moments.second, wide)
+    learning = Learning() if task.method == "adaround" else None
     floor, bias = None, task.bias
     keeps = task.input_scale is not None and bias is not None and task.scheme.granularity != "block"
     for _ in range(_TRIES):
@@ -247,11 +268,9 @@ def round_task(
             floor = wanted if floor is None else np.maximum(floor, wanted)
         form = _Format(task, target, floor)
         encoded = form.plain
-        if task.method != "bias":
+        if metric is not None:
             grid, refit = form.grid(), form.refit()
-            rows = round_rows(
-                target, hessian, factor, grid, sweeps=sweeps, represent=refit, learning=learning
-            )
+            rows = round_rows(target, *metric, grid, sweeps=sweeps, represent=refit, learning=learning)
             encoded = form.encoded(rows)
         if task.bias is None:
             return RoundedLayer(encoded, None)
@@ -296,19 +315,22 @@ def choose_dampings(
 ) -> Dampings:
     """The dampings of least output error on `held_out`, whose images no layer was rounded on.
 
-    First the target's, by the error of W1 itself, then the metric's, by that of its rounding.
+    First the target's, by the error of W1 itself, then the metric's, by that of its rounding. Learned
+    rounding is not tried: its codes are settled in the same metric.
     """
+    plain = replace(task, method="gptq")
+    wanted = {damping: _target(plain, fit, _metric(fit, damping)[1]) for damping in targets}
     weight = _rows(task.array, task.layer.channel_axis, len(fit.second))
 
     def unrounded(damping: float) -> float:
-        factor = upper_factor(damped(fit.second, damping))
-        real = corrected_target(weight, fit.wanted(weight), fit.second, factor)
+        real = wanted[damping]
         bias = None if task.bias is None else task.bias + _bias_shift(weight, real, fit)
         return _output_error(task, real, bias, held_out)
 
     target = min(targets, key=unrounded)
 
     def rounded(damping: float) -> float:
-        return prediction_error(task, round_task(task, fit, Dampings(target, damping), sweeps=0), held_out)
+        found = _round_to(plain, fit, wanted[target], _metric(fit, damping), sweeps=0)
+        return prediction_error(task, found, held_out)
 
     return Dampings(target, min(metrics, key=rounded))

@@ -8,6 +8,7 @@ what the other summand lacks (`Moments.lag`): nothing behind a residual connecti
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ class DataRounder:
             if held_out.count and task.method != "bias":
                 own = choose_dampings(task, moments, held_out.moments(centred), _TARGETS, _METRICS)
             chosen[task.output] = own
-            replay.rounded(round_task(task, moments, own, self.sweeps))
+            # Learning would cost most of the time and hardly change what the next layer sees.
+            plain = dataclasses.replace(task, method="gptq") if task.method == "adaround" else task
+            replay.rounded(round_task(plain, moments, own, self.sweeps))
             self._tell(len(chosen), 2 * len(tasks))
         return chosen
 
