@@ -176,7 +176,7 @@ def learning_rate(progress: float, args: argparse.Namespace) -> float:
 
 def world() -> tuple[int, int]:
     """Rank and number of the processes that torchrun started; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @torch.no_grad()
@@ -186,7 +186,8 @@ def synchronise(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     tensors = [t for t in (*model.state_dict().values(), *momenta) if t.is_floating_point()]
     flat = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(flat)
-    for tensor, mean in zip(tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors])):
+    means = (flat / dist.get_world_size()).split([t.numel() for t in tensors])
+    for tensor, mean in zip(tensors, means, strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 

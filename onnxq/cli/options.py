@@ -151,6 +151,26 @@ def threads_option(function: F) -> F:
     )(function)
 
 
+def _checked_damping(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """The text itself: it is part of the settings that are stored beside the output."""
+    from onnxq.rounding import parse_damping
+
+    parse_damping(str(value))
+    return str(value)
+
+
+def damping_option(default: str) -> Callable[[F], F]:
+    return click.option(
+        "--damping",
+        default=default,
+        show_default=True,
+        callback=_checked_damping,
+        metavar="D|auto",
+        help="Of rounding gptq and adaround: how little they trust the calibration data. auto chooses it"
+        " layer by layer on a part that is held out, at three times the cost of a number such as 1.0.",
+    )
+
+
 def json_option(function: F) -> F:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."

@@ -9,6 +9,7 @@ import click
 
 from onnxq.cli.options import (
     config_option,
+    damping_option,
     data_options,
     hub_option,
     json_option,
@@ -41,19 +42,6 @@ def weight_text(weights: str, granularity: str | None) -> str:
 
 def activation_text(activations: str) -> str:
     return "uint8:dynamic" if activations == "dynamic" else activations
-
-
-def _damping(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """`auto`, or the text of a number above 0."""
-    from passes.errors import UserError
-
-    try:
-        sound = value == "auto" or 0 < float(value) < float("inf")
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"--damping: '{value}' is neither auto nor a number above 0")
-    return str(value)
 
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
@@ -120,9 +108,9 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
         return {}, {}
     lent: dict[str, Any] = {"ranges": range_provider(dataset, settings["calibration"], threads)}
     if settings["rounding"] not in ("nearest", "analytic"):
-        from onnxq.rounding import DataRounder
+        from onnxq.rounding import DataRounder, parse_damping
 
-        damping = None if settings["damping"] == "auto" else float(settings["damping"])
+        damping = parse_damping(settings["damping"])
         lent["rounder"] = DataRounder(dataset, damping=damping, seed=settings["seed"], threads=threads)
     return lent, {"data_sha256": dataset.fingerprint()}
 
@@ -160,15 +148,7 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     help="analytic: biases corrected by what folded BatchNormalization says. By calibration data: bias,"
     " biases alone; gptq, weights and biases, for 6 bits and below; adaround, learned on top of it, slower.",
 )
-@click.option(
-    "--damping",
-    default="auto",
-    show_default=True,
-    callback=_damping,
-    metavar="D|auto",
-    help="Of gptq and adaround: how little they trust the calibration data. auto chooses it layer by layer"
-    " on a part that is held out, at three times the cost of a number such as 1.0.",
-)
+@damping_option("auto")
 @click.option(
     "--exclude",
     metavar="SEL",

@@ -10,6 +10,7 @@ import click
 
 from onnxq.cli.options import (
     config_option,
+    damping_option,
     data_options,
     hub_option,
     json_option,
@@ -192,6 +193,7 @@ def smooth(
 @click.option(
     "--calibration", default="percentile:99.99", show_default=True, help="Method of ranges; see quantize."
 )
+@damping_option("auto")
 @_explain
 @json_option
 @config_option
@@ -208,6 +210,7 @@ def apply(
     seed: int,
     threads: int,
     calibration: str,
+    damping: str,
     explain: bool,
     as_json: bool,
     hub: str | None,
@@ -220,7 +223,7 @@ def apply(
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
-    from onnxq.rounding import DataRounder
+    from onnxq.rounding import DataRounder, parse_damping
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass, load_recipe
@@ -236,7 +239,9 @@ def apply(
         samples = min(limit or calibration_samples, calibration_samples)
         dataset = open_for(loaded, spec, preprocess, samples, seed)
         context.ranges = range_provider(dataset, calibration, resolve_threads(threads))
-        context.rounder = DataRounder(dataset, damping=None, seed=seed, threads=resolve_threads(threads))
-        settings |= {"data": dataset.fingerprint(), "calibration": calibration}
+        context.rounder = DataRounder(
+            dataset, damping=parse_damping(damping), seed=seed, threads=resolve_threads(threads)
+        )
+        settings |= {"data": dataset.fingerprint(), "calibration": calibration, "damping": damping}
     result = rewritten(loaded, parsed, context)
     finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)

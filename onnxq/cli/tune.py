@@ -11,6 +11,7 @@ from onnxq.cli.options import (
     ByteSize,
     Duration,
     config_option,
+    damping_option,
     data_options,
     hub_option,
     json_option,
@@ -160,6 +161,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     help="Of the candidates' weights: nearest, bias, gptq, which looks at the calibration set (slower to"
     " build, far better below 6 bits), or adaround, which learns on top of it (slower still).",
 )
+@damping_option("1.0")
 @click.option(
     "--smooth",
     type=click.Choice(["none", "output", "input"]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,11 @@ from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
 from onnxq.rounding.views import colour_images, views
-from passes.errors import DataError
+from passes.errors import DataError, UserError
 from passes.model import Model
 from passes.rounding import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
 
-__all__ = ["DAMPING", "FIT_BATCH", "DataRounder"]
+__all__ = ["DAMPING", "FIT_BATCH", "DataRounder", "parse_damping"]
 
 FIT_BATCH = 8
 # One chunk in so many is held out to choose the damping.
@@ -36,6 +37,19 @@ _TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)
 _METRICS = (0.1, 0.3, 1.0, 3.0)
 # Chosen on calibration images of EfficientNet-Lite0, a part of them held out (benchmarks/RESULTS.md).
 DAMPING = 1.0
+
+
+def parse_damping(text: str) -> float | None:
+    """`auto` (None, chosen layer by layer) or a number above 0. Raises UserError for anything else."""
+    if text == "auto":
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < math.inf:
+        raise UserError(f"--damping: '{text}' is neither auto nor a number above 0")
+    return found
 
 
 @dataclass(frozen=True)

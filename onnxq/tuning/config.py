@@ -10,6 +10,7 @@ from typing import Any
 from onnxq.allocation.resources import parse_limits, read_costs
 from onnxq.calibration import parse_method
 from onnxq.files import canonical_json, sha256_bytes
+from onnxq.rounding import parse_damping
 from onnxq.search.objectives import metric_named, parse_objectives
 from passes.errors import UserError
 from passes.policy import FLOAT, LayerPolicy
@@ -45,7 +46,8 @@ class TuneConfig:
     is timed.
     workers: processes that evaluate candidates, 0 for this one alone; scheduler: of a Dask cluster that does.
     rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities are
-    of weights rounded so, layer by layer; layer errors are of nearest.
+    of weights rounded so, layer by layer; layer errors are of nearest. damping: of the candidates' rounding,
+    a number or `auto`; that of sensitivities is the default one.
     """
 
     model: str
@@ -71,6 +73,7 @@ class TuneConfig:
     activations: str = "uint8"
     calibration: str = "percentile:99.99"
     rounding: str = "nearest"
+    damping: str = "1.0"
     smooth: str = "none"
     smooth_layers: str = "depthwise"
     exclude: tuple[str, ...] = ()
@@ -103,6 +106,7 @@ class TuneConfig:
             raise UserError("nothing to tune: give at least one --mode and one --weights")
         if self.rounding not in ROUNDINGS:
             raise UserError(f"--rounding {self.rounding}: is not one of {', '.join(ROUNDINGS)}")
+        parse_damping(self.damping)
         if self.smooth not in ("none", "input", "output"):
             raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
         for name in ("tau", "budget", "bops_budget", "precision"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxq.data import Dataset
-from onnxq.rounding import DataRounder
+from onnxq.rounding import DataRounder, parse_damping
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.prepare import RecordedRanges
 from passes.base import Context
@@ -38,7 +38,9 @@ def make_rounder(config: TuneConfig, calibration: Dataset) -> DataRounder | None
 
     On one thread, so that a candidate has the same bytes on any number of cores.
     """
-    return None if config.rounding == "nearest" else DataRounder(calibration, seed=config.seed, threads=1)
+    if config.rounding == "nearest":
+        return None
+    return DataRounder(calibration, damping=parse_damping(config.damping), seed=config.seed, threads=1)
 
 
 def saved_bytes(model: Model) -> int:

@@ -411,5 +411,10 @@ def test_schemes_of_sensitivity(refused: Refused) -> None:
 
 @pytest.mark.parametrize("damping", ["0", "-1", "nan", "inf", "much"])
 def test_damping_that_is_none(refused: Refused, damping: str) -> None:
-    said = refused("quantize", "tiny.onnx", "--damping", damping, "-o", "out.onnx")
-    assert f"'{damping}' is neither auto nor a number above 0" in said
+    for command in (
+        ("quantize", "tiny.onnx", "-o", "out.onnx"),
+        ("apply", "simplify", "tiny.onnx", "-o", "out.onnx"),
+        ("tune", "tiny.onnx", "--data", "data.npz", "-o", "run"),
+    ):
+        said = refused(*command, "--damping", damping)
+        assert f"'{damping}' is neither auto nor a number above 0" in said

@@ -234,6 +234,24 @@ def test_rounding_on_data_is_in_the_candidates(workspace: Path, tmp_path: Path) 
         tune(config(workspace, **options, rounding="up"), tmp_path / "none")
 
 
+def test_damping_is_in_the_candidates(workspace: Path, tmp_path: Path) -> None:
+    """Chosen by layer, it gives other weights than 1.0, and the same again when rebuilt."""
+    options: dict[str, Any] = {
+        "modes": ("weights",),
+        "weights": ("int3:channel",),
+        "objectives": "metric,bytes",
+        "calibration_samples": 48,
+        "rounding": "gptq",
+    }
+    found = {}
+    for damping in ("1.0", "auto"):
+        run = tmp_path / damping
+        first = tune(config(workspace, **options | {"damping": damping}), run).candidates[0]
+        assert sha256_bytes(serialize(build_candidate(run, first.name)[0])) == first.sha256
+        found[damping] = first.sha256
+    assert found["1.0"] != found["auto"]
+
+
 def test_recipe_beside_a_front_member_makes_the_same_layers(finished: tuple[Path, TuneResult]) -> None:
     from passes.recipe import load_recipe
 
