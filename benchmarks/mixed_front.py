@@ -1,6 +1,6 @@
 """Every strategy at equal sizes: EfficientNet-Lite0, weights only, GSE G = 32, b in {2, 3, 4, 6, 8}.
 
-    python benchmarks/mixed_front.py [--folder F] [--rounding gptq] [--schemes int4:channel,gse4,...]
+    python benchmarks/mixed_front.py [--folder F] [--rounding gptq] [--damping auto] [--schemes int4:channel,gse4,...]
         [--permutations 10] [--generations 10] [--skip-shapley]
 
 Sensitivities, Shapley values and evolution on the 100 calibration images; each policy saved as a file,
@@ -60,8 +60,9 @@ class Bench:
             permutations=args.permutations,
             generations=args.generations,
             rounding=args.rounding,
+            damping=args.damping,
         )
-        self.journal = Journal(folder, {"bench": f"mixed_front {args.rounding} {args.schemes}"})
+        self.journal = Journal(folder, {"bench": f"mixed_front {args.rounding} {args.damping} {args.schemes}"})
         settings = Settings(0.1, 1, 2**29, 0)
         fit, seen = parted(self.calibration, self.model, self.config)
         rounded = make_rounded(self.config, self.model, fit, lambda *_: None)
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=10)
     parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--rounding", default="nearest", choices=["nearest", "bias", "gptq"])
+    parser.add_argument("--damping", default="1.0")
     parser.add_argument("--schemes", default=SCHEMES)
     parser.add_argument("--skip-shapley", action="store_true")
     args = parser.parse_args()
