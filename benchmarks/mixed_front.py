@@ -1,7 +1,7 @@
 """Every strategy at equal sizes: EfficientNet-Lite0, weights only, GSE G = 32, b in {2, 3, 4, 6, 8}.
 
-    python benchmarks/mixed_front.py [--folder F] [--rounding gptq] [--damping auto] [--schemes int4:channel,gse4,...]
-        [--permutations 10] [--generations 10] [--skip-shapley]
+    python benchmarks/mixed_front.py [--folder F] [--rounding gptq] [--damping auto]
+        [--schemes int4:channel,gse4,...] [--permutations 10] [--generations 10] [--skip-shapley]
 
 Sensitivities, Shapley values and evolution on the 100 calibration images; each policy saved as a file,
 loaded, and run over the 400 evaluation images. With --rounding gptq, sensitivities and MSEs are of weights
@@ -62,7 +62,8 @@ class Bench:
             rounding=args.rounding,
             damping=args.damping,
         )
-        self.journal = Journal(folder, {"bench": f"mixed_front {args.rounding} {args.damping} {args.schemes}"})
+        told = f"mixed_front {args.rounding} {args.damping} {args.schemes}"
+        self.journal = Journal(folder, {"bench": told})
         settings = Settings(0.1, 1, 2**29, 0)
         fit, seen = parted(self.calibration, self.model, self.config)
         rounded = make_rounded(self.config, self.model, fit, lambda *_: None)
