@@ -1,7 +1,7 @@
 """The float network in segments over one dataset, walked once from front to back.
 
-Only one cut's activations are held at a time: those that enter the segment whose layers are being varied,
-float32 [N, ...] in memory or, where they are larger than the budget, in a file that is deleted at the end.
+Only one cut's activations are held at a time (two while the next are made from them): those that enter the
+segment whose layers are being varied, in memory or, where that would go over the budget, in a file.
 Behind the varied segment the rest of the network runs as one session, which all variants of it share.
 Sessions are single-threaded and chunks of the data run side by side, so that results do not depend on the
 number of threads.
@@ -10,10 +10,9 @@ number of threads.
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -23,8 +22,10 @@ import onnx
 
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.data.inputs import sample_size
+from onnxq.data.scratch import Scratch
 from onnxq.evaluation.metrics import Logits, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, split
+from onnxq.sensitivity.cut import CutActivations
 from onnxq.session import load_session
 from passes.model import Model
 
@@ -53,8 +54,8 @@ class Replay:
         self._fixed = self._first_chunk == 1 and fit_batch(2, specs) == 1
         self.position = 0
         self.spilled = 0
-        self._held: Array | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._held: CutActivations | None = None
+        self._scratch: Scratch | None = None
         self._rest: tuple[int, Any] | None = None
         self._pool = ThreadPoolExecutor(self.threads)
 
@@ -65,9 +66,9 @@ class Replay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._held = None
-        if self._folder is not None:
-            self._folder.cleanup()
+        if self._held is not None:
+            self._held.close()
+        self._held = self._scratch = None
 
     @property
     def chunk(self) -> int:
@@ -81,13 +82,13 @@ class Replay:
         while self.position < position:
             segment = self.segments[self.position]
             session = self._open(segment.proto)
-            target: Array | None = None
-            done = 0
+            target: CutActivations | None = None
             for part in self._run(segment.input, [session], 0, len(self.data)):
                 if target is None:
                     target = self._space((len(self.data), *part.shape[1:]), self.position + 1)
-                target[done : done + len(part)] = part
-                done += len(part)
+                target.append(part)
+            if self._held is not None:
+                self._held.close()
             self._held, self.position = target, self.position + 1
 
     def open(self, models: Sequence[onnx.ModelProto], *, arena: bool = True) -> list[Any]:
@@ -112,7 +113,7 @@ class Replay:
         name = self.segments[self.position].input
         return np.concatenate([logits_of([part]) for part in self._run(name, sessions, start, stop)])
 
-    def _run(self, name: str, sessions: Sequence[Any], start: int, stop: int) -> list[Array]:
+    def _run(self, name: str, sessions: Sequence[Any], start: int, stop: int) -> Iterator[Array]:
         def work(feed: dict[str, Array]) -> Array:
             value: Array | None = None
             for session in sessions:
@@ -123,23 +124,25 @@ class Replay:
 
         return self._map(work, name, start, stop)
 
-    def probe(self, session: Any, start: int, stop: int) -> list[list[Array]]:
+    def probe(self, session: Any, start: int, stop: int) -> Iterator[list[Array]]:
         """All outputs of a session on the held activations, chunk by chunk."""
         name = self.segments[self.position].input
         return self._map(lambda feed: session.run(None, feed), name, start, stop)
 
-    def _map(self, work: Callable[[dict[str, Array]], Any], name: str, start: int, stop: int) -> list[Any]:
+    def _map(
+        self, work: Callable[[dict[str, Array]], Any], name: str, start: int, stop: int
+    ) -> Iterator[Any]:
         """`work` over the chunks in order; at most two chunks a thread are decoded ahead."""
-        results: list[Any] = []
-        pending: list[Any] = []
+        pending: deque[Future[Any]] = deque()
         for feed in self._feeds(name, start, stop):
             if self.threads == 1:
-                results.append(work(feed))
+                yield work(feed)
                 continue
             pending.append(self._pool.submit(work, feed))
             if len(pending) > 2 * self.threads:
-                results.append(pending.pop(0).result())
-        return results + [future.result() for future in pending]
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
     def _feeds(self, name: str, start: int, stop: int) -> Any:
         if self._held is None:
@@ -148,20 +151,16 @@ class Replay:
             return
         size = self.chunk
         for begin in range(start, stop, size):
-            yield {name: np.ascontiguousarray(self._held[begin : min(begin + size, stop)])}
+            yield {name: self._held.read(begin, min(begin + size, stop))}
 
-    def _space(self, shape: tuple[int, ...], position: int) -> Array:
-        """Room for one cut's activations: memory within the budget, else a file."""
-        if 4 * math.prod(shape) <= self.budget:
-            return np.empty(shape, np.float32)
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxq-")
-        path = Path(self._folder.name) / f"cut{position}.f32"
+    def _space(self, shape: tuple[int, ...], position: int) -> CutActivations:
+        """Room for a cut's activations beside those it is made from: memory within the budget, or a file."""
+        held = 0 if self._held is None else self._held.memory
+        if held + 4 * math.prod(shape) <= self.budget:
+            return CutActivations(shape)
+        self._scratch = self._scratch or Scratch("onnxq-activations-")
         self.spilled += 1
-        for older in Path(self._folder.name).glob("cut*.f32"):
-            if older.name not in (path.name, f"cut{position - 1}.f32"):
-                older.unlink()
-        return np.memmap(path, np.float32, "w+", shape=shape)
+        return CutActivations(shape, self._scratch.path / f"{position}.f32")
 
     def _open(self, proto: onnx.ModelProto, arena: bool = True) -> Any:
         # With its arena: without one, ONNX Runtime maps and unmaps large tensors anew in every run.

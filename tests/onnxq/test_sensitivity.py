@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -127,12 +128,25 @@ def test_activations_over_the_budget_go_to_a_file(model: Model, data: Samples) -
     with Replay(model, data, budget=1) as replay:
         replay.advance(len(replay.segments) - 1)
         assert replay.spilled == len(replay.segments) - 1
-        assert isinstance(replay._held, np.memmap)
-        folder = replay._folder
-        assert folder is not None
-    import pathlib
+        assert replay._held is not None
+        path = replay._held.path
+        assert path is not None
+        assert path.stat().st_size == 4 * math.prod(replay._held.shape)
+    assert not path.parent.exists()
 
-    assert not pathlib.Path(folder.name).exists()
+
+def test_the_budget_is_for_both_cuts_of_a_step(model: Model, data: Samples) -> None:
+    """A cut is made from the one before it, so that two are held at that moment."""
+    with Replay(model, data) as replay:
+        replay.advance(1)
+        assert replay._held is not None
+        first = replay._held.memory
+        replay.budget = first + 1
+        replay.advance(2)
+        assert replay._held.path is not None
+        assert replay.spilled == 1
+        replay.advance(3)
+        assert replay._held.memory <= replay.budget
 
 
 def test_what_is_known_is_not_measured_again(model: Model, data: Samples) -> None:
