@@ -1,0 +1,180 @@
+"""The edit behind `quantize`: every layer of a graph in the scheme that the policy gives it.
+
+The rules are those of passes/quantize.py; this file applies them in order: ranges, rounding, then layer by
+layer biases, dynamic or simulated activations and weights, and Q/DQ pairs in one step at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
+from passes.analytic import analytic_biases
+from passes.base import Context
+from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
+from passes.dynamic import quantize_dynamic
+from passes.errors import PolicyError
+from passes.graph import values
+from passes.inference import infer_types
+from passes.layers import Layer, graph_layers, weight_index
+from passes.model import Model
+from passes.packed import is_packed, write_packed
+from passes.placement import ActivationPlan, activation_input, plan_activations
+from passes.policy import LayerPolicy, Policy
+from passes.rounding import RoundedLayer
+from passes.rounding_tasks import rounding_tasks
+from passes.simulated import simulate_input
+from passes.weights import EncodedWeight, encode_layer, write_weight
+
+__all__ = ["Insertion", "Rounding"]
+
+Rounding = Literal["nearest", "analytic", "bias", "gptq", "adaround"]
+
+
+class Insertion:
+    """One quantization of one graph, which is edited in place.
+
+    policy: only what the layers' types and opset allow. standard, rounding: as in Quantize. fuses: whether
+    pairs stand where ONNX Runtime fuses them, and biases are integers.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        model: Model,
+        policy: Policy,
+        context: Context,
+        standard: bool = False,
+        rounding: Rounding = "nearest",
+        fuses: bool = True,
+    ) -> None:
+        self.graph, self.model, self.policy, self.context = graph, model, policy, context
+        self.standard, self.rounding, self.fuses = standard, rounding, fuses
+        self.found = graph_layers(graph)
+        self.types = infer_types(graph)
+        self.ranges: dict[str, Range] = {}
+
+    def run(self) -> None:
+        """Raises PolicyError where static activations have no calibration data."""
+        static = {id(node): layer for layer, node, home in self.found if home is self.graph}
+        plan = plan_activations(self.graph, static, self.policy, inputs_only=not self.fuses)
+        self._calibrate(plan)
+        rounded: Mapping[str, RoundedLayer] = {}
+        given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+        if self.rounding == "analytic":
+            tasks = rounding_tasks(*given, method="bias")
+            rounded = analytic_biases(self.graph, self.found, tasks, self.context)
+        elif self.rounding != "nearest" and self.context.rounder is not None:
+            tasks = rounding_tasks(*given, method=self.rounding)
+            rounded = self.context.rounder(self.model, tasks)
+        for layer, node, home in self.found:
+            choice = self.policy[layer.name]
+            if choice.is_float:
+                continue
+            held = rounded.get(layer.name)
+            index = weight_index(node)
+            if held is not None and held.bias is not None and index is not None:
+                set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)
+            encoded = held.encoded if held is not None else self.context.encoded.get(layer.name)
+            dynamic = choice.activations.dynamic and home is self.graph
+            if dynamic and quantize_dynamic(home, layer, node, choice, self.context, encoded):
+                continue
+            if choice.activations.format == "gse":
+                simulate_input(home, self.graph, layer, node, choice.activations, self.types, self.context)
+            if not choice.weights.is_float:
+                self._encode(layer, node, home, choice, encoded)
+        insert_pairs(self.graph, plan, self.ranges, self.types)
+        for name in guard_float_layers(self.graph):
+            why = "has one input channel, so that ONNX Runtime may quantize its float weights by itself"
+            self.context.note("info", name, why)
+
+    def _calibrate(self, plan: ActivationPlan) -> None:
+        roots = sorted({root for name, root in plan.source.items()})
+        if not roots:
+            return
+        if self.context.ranges is None:
+            raise PolicyError(
+                f"{self.model.name}: static activation quantization needs calibration data; give --data, "
+                "or activations=float or activations=uint8:dynamic"
+            )
+        real = self.context.ranges(self.model, [(root, plan.schemes[root].bits) for root in roots])
+        self.ranges = activation_ranges(plan, real)
+
+    def _encode(
+        self,
+        layer: Layer,
+        node: gs.Node,
+        home: gs.Graph,
+        choice: LayerPolicy,
+        encoded: EncodedWeight | None = None,
+    ) -> None:
+        index = weight_index(node)
+        assert index is not None  # graph_layers found it
+        if choice.activations.is_integer and home is not self.graph:
+            self.context.note(
+                "info", layer.name, "stands in a subgraph: weights only, activations stay float"
+            )
+        fold_gemm_factors(self.graph, node, index)
+        tensor = node.inputs[index]
+        array = values(tensor)
+        source = self.ranges.get(activation_input(node).name) if home is self.graph else None
+        source = source if self.fuses else None
+        # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
+        plain = choice.weights.granularity != "block"
+        bias = constant_bias(node, array.shape[layer.channel_axis]) if source is not None and plain else None
+        floor = None
+        if bias is not None and source is not None:
+            floor = self._scale_floor(layer, array, bias, source, choice)
+        packed = is_packed(choice.weights, self.fuses and choice.activations.is_integer, self.standard)
+        if encoded is None:
+            encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
+        self._tell_loss(layer, encoded)
+        if packed:
+            node.inputs[index] = write_packed(
+                home, self.graph, tensor.name, encoded, choice.weights, array.dtype
+            )
+            return
+        shield = (
+            layer.op == "MatMul"
+            and choice.weights.granularity == "channel"
+            and (index == 0 or array.ndim > 2)
+        )
+        node.inputs[index] = write_weight(
+            home, self.graph, tensor.name, encoded, choice.weights, array.dtype, shield
+        )
+        if bias is not None and source is not None:
+            write_bias(self.graph, node, bias, source.scale, encoded.scale)
+
+    def _tell_loss(self, layer: Layer, encoded: EncodedWeight) -> None:
+        """GSE's exponents have 5 bits a tensor; what falls below them is told."""
+        if encoded.gse is not None and encoded.gse.raised:
+            what = f"{encoded.gse.raised} group(s) have exponents below the 5-bit window of the tensor"
+            cost = (
+                f"their weights were rounded on its coarsest step, off by up to {encoded.gse.loss:.3g} more"
+            )
+            self.context.note("info", layer.name, f"{what}; {cost}")
+
+    def _scale_floor(
+        self,
+        layer: Layer,
+        array: npt.NDArray[Any],
+        bias: npt.NDArray[np.float64],
+        source: Range,
+        choice: LayerPolicy,
+    ) -> npt.NDArray[np.float32]:
+        floor = bias_floor(bias, float(source.scale))
+        top = np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != layer.channel_axis))
+        if choice.weights.granularity == "tensor":
+            raised = int(floor.max() > top.max() / (2 ** (choice.weights.bits - 1) - 1))
+            where = "its weight scale was widened"
+        else:
+            raised = int(np.count_nonzero(floor > top / (2 ** (choice.weights.bits - 1) - 1)))
+            where = f"{raised} channel(s) got a wider weight scale"
+        if raised:
+            self.context.note("info", layer.name, f"{where}: int32 bias range")
+        return floor
