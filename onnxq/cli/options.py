@@ -14,13 +14,16 @@ __all__ = [
     "ByteSize",
     "Duration",
     "absolute_free",
+    "calibration_option",
     "config_option",
+    "damping_option",
     "data_options",
     "hub_option",
     "json_option",
     "models_argument",
     "output_option",
     "resolve_threads",
+    "smooth_options",
     "splitted",
     "threads_option",
 ]
@@ -149,6 +152,31 @@ def threads_option(function: F) -> F:
         default=0,
         help="0 (default) uses every core of this process.",
     )(function)
+
+
+def calibration_option(function: F) -> F:
+    return click.option(
+        "--calibration",
+        default="percentile:99.99",
+        show_default=True,
+        help="minmax, percentile[:P], entropy, mse, or output (least error of the next layer's output): how"
+        " activation ranges are found.",
+    )(function)
+
+
+def smooth_options(function: F) -> F:
+    """--smooth and --smooth-layers, in this order in --help."""
+    layers = click.option(
+        "--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas."
+    )
+    site = click.option(
+        "--smooth",
+        type=click.Choice(["none", "output", "input"]),
+        default="none",
+        show_default=True,
+        help="Smooth first.",
+    )
+    return site(layers(function))
 
 
 def _checked_damping(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxq.cli.options import (
+    calibration_option,
     config_option,
     damping_option,
     data_options,
@@ -15,6 +16,7 @@ from onnxq.cli.options import (
     json_option,
     output_option,
     resolve_threads,
+    smooth_options,
 )
 
 if TYPE_CHECKING:
@@ -133,13 +135,7 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     show_default=True,
     help="uint8, int8, int16, int8:sym, dynamic, gse8 (simulated) or float.",
 )
-@click.option(
-    "--calibration",
-    default="percentile:99.99",
-    show_default=True,
-    help="minmax, percentile[:P], entropy, mse, or output (least error of the next layer's output): how"
-    " activation ranges are found.",
-)
+@calibration_option
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "analytic", "bias", "gptq", "adaround"]),
@@ -155,16 +151,7 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     multiple=True,
     help="Layers that stay float: name, glob, op:Gemm, first, last, re:...",
 )
-@click.option(
-    "--smooth",
-    type=click.Choice(["none", "output", "input"]),
-    default="none",
-    show_default=True,
-    help="Smooth first.",
-)
-@click.option(
-    "--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas."
-)
+@smooth_options
 @click.option(
     "--standard",
     is_flag=True,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxq.cli.options import (
+    calibration_option,
     config_option,
     damping_option,
     data_options,
@@ -190,9 +191,7 @@ def smooth(
 @click.argument("model")
 @output_option("MODEL.out.onnx beside the input")
 @data_options()
-@click.option(
-    "--calibration", default="percentile:99.99", show_default=True, help="Method of ranges; see quantize."
-)
+@calibration_option
 @damping_option("auto")
 @_explain
 @json_option

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxq.cli.options import config_option, data_options, hub_option, json_option, resolve_threads, splitted
+from onnxq.cli.options import (
+    calibration_option,
+    config_option,
+    data_options,
+    hub_option,
+    json_option,
+    resolve_threads,
+    splitted,
+)
 
 if TYPE_CHECKING:
     from onnxq.search.layer_errors import LayerErrors
@@ -40,7 +48,7 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
 @data_options(required=True)
 @click.option("--weights", default="int8:channel", show_default=True, help="Scheme that is judged.")
 @click.option("--activations", default="uint8", show_default=True, help="uint8, int8, dynamic or float.")
-@click.option("--calibration", default="percentile:99.99", show_default=True, help="How ranges are found.")
+@calibration_option
 @click.option(
     "--ranking-samples",
     type=click.IntRange(min=1),

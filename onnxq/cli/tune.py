@@ -10,12 +10,14 @@ import click
 from onnxq.cli.options import (
     ByteSize,
     Duration,
+    calibration_option,
     config_option,
     damping_option,
     data_options,
     hub_option,
     json_option,
     models_argument,
+    smooth_options,
     splitted,
 )
 
@@ -148,12 +150,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     show_default=True,
     help="Scheme of static activations; several, as in uint8,uint4, are searched together with the weights.",
 )
-@click.option(
-    "--calibration",
-    default="percentile:99.99",
-    show_default=True,
-    help="minmax, percentile[:P], entropy, mse, output (least error of the next layer's output).",
-)
+@calibration_option
 @click.option(
     "--rounding",
     default="nearest",
@@ -162,14 +159,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     " build, far better below 6 bits), or adaround, which learns on top of it (slower still).",
 )
 @damping_option("1.0")
-@click.option(
-    "--smooth",
-    type=click.Choice(["none", "output", "input"]),
-    default="none",
-    show_default=True,
-    help="Smooth first.",
-)
-@click.option("--smooth-layers", default="depthwise", show_default=True, help="Which layers, by commas.")
+@smooth_options
 @click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float in every candidate.")
 @click.option(
     "--metric", help="top1 (default for labelled data), top5, agreement (default else), sqnr or mse."
