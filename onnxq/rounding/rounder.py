@@ -35,6 +35,9 @@ FIT_BATCH = 8
 _HOLD = 5
 _TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)
 _METRICS = (0.1, 0.3, 1.0, 3.0)
+# Of layers by themselves, on fewer images: up to what is all but plain rounding.
+_HOLD_ALONE = 3
+_METRICS_ALONE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # Chosen on calibration images of EfficientNet-Lite0, a part of them held out (benchmarks/RESULTS.md).
 DAMPING = 1.0
 
@@ -132,18 +135,27 @@ class DataRounder:
         """Each task rounded as if its layer were the only one in the network that is.
 
         tasks: for each layer, in graph order, one or more of different schemes. The moments of a layer's
-        float input are summed up once for all of its tasks; damping None takes the default.
+        float input are summed up once for all of its tasks. damping None: that of the metric is chosen for
+        each layer, at its coarsest scheme, on one chunk in three; then all chunks are rounded on.
         Raises DataError for data that cannot be used.
         """
         if not tasks:
             return
         replay = self._replay(model, [several[0] for several in tasks], alone=True)
-        damping = DAMPING if self.damping is None else self.damping
         by_output = {several[0].output: several for several in tasks}
         for done, (first, node) in enumerate(replay, start=1):
-            fit, _ = self._moments(replay, first, node)
-            moments = fit.moments(first.bias is not None)
-            for task in by_output[first.output]:
+            members, centred = by_output[first.output], first.bias is not None
+            damping: float | Dampings = DAMPING if self.damping is None else self.damping
+            choice = self.damping is None and first.method != "bias"
+            fit, held_out = self._moments(replay, first, node, hold=_HOLD_ALONE if choice else 0)
+            if held_out.count:
+                coarsest = min(members, key=lambda task: task.scheme.bits)
+                seen = fit.moments(centred), held_out.moments(centred)
+                # Alone, both streams are the same and the target is the weight, whatever its damping.
+                damping = choose_dampings(coarsest, *seen, (DAMPING,), _METRICS_ALONE)
+                fit.merge(held_out)
+            moments = fit.moments(centred)
+            for task in members:
                 yield task, round_task(task, moments, damping, self.sweeps)
             self._tell(done, len(tasks))
 

@@ -122,5 +122,9 @@ def make_rounded(
     rounder = make_rounder(config, data)
     if rounder is None:
         return None
-    told = dataclasses.replace(rounder, progress=lambda done, total: progress("rounding", done, total))
-    return RoundedWeights(model, told, config.rounding)
+
+    def tell(done: int, total: int) -> None:
+        progress("rounding", done, total)
+
+    # On part of the samples, 1.0 is far too little for large layers (benchmarks/RESULTS.md).
+    return RoundedWeights(model, dataclasses.replace(rounder, damping=None, progress=tell), config.rounding)

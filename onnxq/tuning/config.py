@@ -47,7 +47,7 @@ class TuneConfig:
     workers: processes that evaluate candidates, 0 for this one alone; scheduler: of a Dask cluster that does.
     rounding: of the candidates' weights, nearest, bias or gptq (on the calibration set); sensitivities are
     of weights rounded so, layer by layer; layer errors are of nearest. damping: of the candidates' rounding,
-    a number or `auto`; that of sensitivities is the default one.
+    a number or `auto`; that of sensitivities is chosen by layer.
     """
 
     model: str
