@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from onnxq.data.inputs import input_specs
 from onnxq.evaluation import load_session
@@ -142,3 +143,24 @@ def test_colour_images_are_seen_mirrored() -> None:
     net = Net()
     other = net.model(net.add("Relu", net.input("x", ["N", 8])))
     assert not colour_images(input_specs(other.proto))
+
+
+def test_damping_of_a_layer_by_itself_is_chosen_on_other_samples() -> None:
+    """A layer of more columns than there are samples: with 1.0 it is rounded on their noise."""
+    net = Net()
+    model = net.model(
+        net.add("Gemm", net.input("x", ["N", 128]), net.weight(128, 16), net.weight(16), name="fc")
+    )
+    layer, scheme = find_layers(model)[0], Scheme.parse("int2:channel")
+    values = np.random.default_rng(1).normal(0, 1, (32, 128)).astype(np.float32)
+    new = np.random.default_rng(2).normal(0, 1, (4_000, 128))
+    weight = next(t for t in model.proto.graph.initializer if t.name == layer.weight)
+    wanted = new @ numpy_helper.to_array(weight).astype(np.float64)
+
+    def error(damping: float | None) -> float:
+        rounder = DataRounder(Samples("x", values), damping=damping, threads=1)
+        found = RoundedWeights(model, rounder, "gptq").get(layer, scheme)
+        assert found is not None
+        return float(np.square(new @ found[0] - wanted).mean())
+
+    assert error(None) < 0.9 * error(1.0) < error(0.1)
