@@ -57,7 +57,7 @@ class Bench:
         for bits in BITS:
             calibrate_once(self.model, ranges, Policy({x.name: choice(8, bits) for x in self.layers}))
         self.ranges = ranges
-        self.space = Space(self.model, self.layers, data, journal, Settings(0.2, 1), ranges)
+        self.space = Space(self.model, self.layers, data, journal, Settings(0.2, 1), ranges=ranges)
         self.evaluator = Evaluator(self.model, test, budget=2**28)
         self.whole = self.problem(BITS)
         self.most = self.whole.operations(self.whole.uniform(self.whole.choices.index(choice(8, 8))))

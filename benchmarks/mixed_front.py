@@ -67,7 +67,7 @@ class Bench:
         settings = Settings(0.1, 1, 2**29, 0)
         fit, seen = parted(self.calibration, self.model, self.config)
         rounded = make_rounded(self.config, self.model, fit, lambda *_: None)
-        self.space = Space(self.model, self.layers, seen, self.journal, settings, rounded)
+        self.space = Space(self.model, self.layers, seen, self.journal, settings, rounded=rounded)
         self.cpu: dict[str, float] = dict(self.journal.records("cpu"))
         choices = [LayerPolicy(Scheme.parse(text)) for text in args.schemes.split(",")]
         self.problem: Problem = self.timed(

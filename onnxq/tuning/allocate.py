@@ -88,8 +88,8 @@ def make_allocator(
         seen,
         journal,
         settings,
-        measurer.ranges,
-        make_rounded(config, prepared.model, fit, progress),
+        ranges=measurer.ranges,
+        rounded=make_rounded(config, prepared.model, fit, progress),
         progress=progress,
         deadline=None if deadline is None else now + share * (deadline - now),
     )

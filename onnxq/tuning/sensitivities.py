@@ -130,7 +130,7 @@ def sensitivities(
             held = materialise(data, _MEMORY_FOR_DATA)
             ranges = RecordedRanges.of(journal, CalibratedRanges(held, calibration, threads=settings.threads))
             _calibrate(prepared, layers, choices, ranges)
-            space = Space(prepared, layers, held, journal, settings, ranges, progress=progress)
+            space = Space(prepared, layers, held, journal, settings, ranges=ranges, progress=progress)
             size, counts = saved_bytes(prepared), macs(prepared)
             problem = space.problem(choices, file_bytes=size, macs=counts, terms=terms)
             parts = dict.fromkeys(part for choice in choices for part in terms(choice))

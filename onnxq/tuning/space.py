@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,7 @@ class Space:
     data: Dataset
     journal: Journal
     settings: Settings
+    _: KW_ONLY
     ranges: RangeProvider | None = None
     rounded: RoundedWeights | None = None
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
