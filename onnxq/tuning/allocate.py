@@ -126,5 +126,5 @@ def make_rounded(
     def tell(done: int, total: int) -> None:
         progress("rounding", done, total)
 
-    # On part of the samples, 1.0 is far too little for large layers (benchmarks/RESULTS.md).
+    # What rounding can do at its best, on a part of the samples (benchmarks/RESULTS.md).
     return RoundedWeights(model, dataclasses.replace(rounder, damping=None, progress=tell), config.rounding)
