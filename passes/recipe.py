@@ -104,6 +104,11 @@ def parse_recipe(text: str, where: str = "recipe") -> Sequential:
                 if len(triple) < 3 or triple[1] != "=" or triple[2] in ("{", "}", "|", "="):
                     raise RecipeError(f"{where}: pass '{name}': expected option=value at '{tokens[index]}'")
                 value = triple[2]
+                if value.endswith(","):
+                    raise RecipeError(
+                        f"{where}: pass '{name}': options stand behind spaces, not commas; take the comma "
+                        f"off '{triple[0]}={value}'"
+                    )
                 if value.startswith('"'):
                     value = re.sub(r"\\(.)", r"\1", value[1:-1])
                 options[triple[0]] = value

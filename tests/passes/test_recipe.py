@@ -89,6 +89,7 @@ def test_forms() -> None:
         ("fold_batchnorm{fold_affine=yes}", "it must be true or false"),
         ("simplify{size_limit=big}", "it must be a number"),
         ("simplify{size_limit=1", "the brace is never closed"),
+        ("quantize{weights=int8, activations=float}", "take the comma off 'weights=int8,'"),
         ("simplify{size_limit}", "expected option=value at 'size_limit'"),
         ("simplify{size_limit=}", "expected option=value"),
         ('fold_batchnorm{standalone="keep}', "a quote is opened and never closed"),
