@@ -13,7 +13,7 @@ Scales that are tried, the plain encoder's first:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -227,9 +227,8 @@ def _metric(moments: Moments, damping: float) -> tuple[Float, Float]:
     return hessian, upper_factor(hessian)
 
 
-def _target(task: RoundingTask, moments: Moments, factor: Float) -> Float:
-    """W1, by the factor of the target's H."""
-    weight = _rows(task.array, task.layer.channel_axis, len(moments.second))
+def _target(weight: Float, moments: Moments, factor: Float) -> Float:
+    """W1 of W, by the factor of the target's H."""
     return corrected_target(weight, moments.wanted(weight), moments.second, factor)
 
 
@@ -241,12 +240,13 @@ def round_task(
     With `input_scale` the int32 range of the new bias is kept: where rounding moved the bias out of it, the
     scales are widened and the layer is rounded again.
     """
+    weight = _rows(task.array, task.layer.channel_axis, len(moments.second))
     if task.method == "bias":
-        return _round_to(task, moments, _rows(task.array, task.layer.channel_axis, len(moments.second)))
+        return _round_to(task, moments, weight)
     own = damping if isinstance(damping, Dampings) else Dampings(damping, damping)
     metric = _metric(moments, own.metric)
     wide = metric[1] if own.target == own.metric else _metric(moments, own.target)[1]
-    return _round_to(task, moments, _target(task, moments, wide), metric, sweeps)
+    return _round_to(task, moments, _target(weight, moments, wide), metric, sweeps)
 
 
 def _round_to(
@@ -315,12 +315,10 @@ def choose_dampings(
 ) -> Dampings:
     """The dampings of least output error on `held_out`, whose images no layer was rounded on.
 
-    First the target's, by the error of W1 itself, then the metric's, by that of its rounding. Learned
-    rounding is not tried: its codes are settled in the same metric.
+    First the target's, by the error of W1 itself, then the metric's, by that of its rounding.
     """
-    plain = replace(task, method="gptq")
-    wanted = {damping: _target(plain, fit, _metric(fit, damping)[1]) for damping in targets}
     weight = _rows(task.array, task.layer.channel_axis, len(fit.second))
+    wanted = {damping: _target(weight, fit, _metric(fit, damping)[1]) for damping in targets}
 
     def unrounded(damping: float) -> float:
         real = wanted[damping]
@@ -330,7 +328,7 @@ def choose_dampings(
     target = min(targets, key=unrounded)
 
     def rounded(damping: float) -> float:
-        found = _round_to(plain, fit, wanted[target], _metric(fit, damping), sweeps=0)
+        found = _round_to(task, fit, wanted[target], _metric(fit, damping), sweeps=0)
         return prediction_error(task, found, held_out)
 
     return Dampings(target, min(metrics, key=rounded))

@@ -117,14 +117,14 @@ class DataRounder:
         chosen: dict[str, float | Dampings] = {}
         for task, node in replay:
             fit, held_out = self._moments(replay, task, node, hold=_HOLD)
+            # Learning is not tried: it would cost most of the time, and settles its codes in the same metric.
+            plain = dataclasses.replace(task, method="gptq") if task.method == "adaround" else task
             centred = task.bias is not None
             moments = fit.moments(centred)
             own: float | Dampings = DAMPING
             if held_out.count and task.method != "bias":
-                own = choose_dampings(task, moments, held_out.moments(centred), _TARGETS, _METRICS)
+                own = choose_dampings(plain, moments, held_out.moments(centred), _TARGETS, _METRICS)
             chosen[task.output] = own
-            # Learning would cost most of the time and hardly change what the next layer sees.
-            plain = dataclasses.replace(task, method="gptq") if task.method == "adaround" else task
             replay.rounded(round_task(plain, moments, own, self.sweeps))
             self._tell(len(chosen), 2 * len(tasks))
         return chosen
