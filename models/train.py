@@ -1,8 +1,8 @@
 """Train the two shipped CIFAR-10 networks and export them to ONNX with BatchNorm unfolded.
 
     python models/train.py resnet20 --bf16 --epochs 24                  # from the labels alone
-    python models/teacher.py --out /tmp                                 # writes /tmp/logits.npz
-    python models/train.py resnet20 --bf16 --teacher /tmp/logits.npz --init models/resnet20.onnx --tag 2
+    python models/teacher.py lite0 --out /tmp                           # writes /tmp/logits.lite0.npz
+    python models/train.py resnet20 --bf16 --teacher /tmp/logits.lite0.npz --init models/resnet20.onnx --tag 2
     torchrun --nproc-per-node 2 models/train.py resnet20 --threads 1 ...   # two processes, weights averaged now and then
 
 Needs torch and timm (not dependencies of onnxq), and the CIFAR-10 JPEG zips with one folder
@@ -57,18 +57,43 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def augment(images: torch.Tensor, generator: torch.Generator, size: int = 32) -> torch.Tensor:
-    """Random crop with 8 pixels of play (for 32 out of 4 reflected pixels) and random flip, per image."""
+def draw_views(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Random views, uint8 [n, 3]: offset of the crop in rows and columns (0 to 8, 4 is the middle), and flip."""
+    offsets = [torch.randint(0, 9, (n,), generator=generator) for _ in range(2)]
+    return torch.stack([*offsets, torch.rand(n, generator=generator) < 0.5], 1).to(torch.uint8)
+
+
+def crop(images: torch.Tensor, views: torch.Tensor, size: int = 32) -> torch.Tensor:
+    """Each image from its view: `size` pixels around the same middle, of 40 where 4 on each side are reflected."""
     n, pad = len(images), (size - 24) // 2
     padded = F.pad(images.float(), (pad, pad, pad, pad), mode="reflect")
-    dy = torch.randint(0, 9, (n, 1), generator=generator)
-    dx = torch.randint(0, 9, (n, 1), generator=generator)
+    dy, dx, flip = views.long().view(n, 3, 1).unbind(1)
     rows = (dy + torch.arange(size)).view(n, 1, size, 1)
     columns = dx + torch.arange(size)
-    flip = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns).view(n, 1, 1, size)
+    columns = torch.where(flip.bool(), columns.flip(1), columns).view(n, 1, 1, size)
     index = torch.arange(n).view(n, 1, 1, 1)
     return padded[index, torch.arange(3).view(1, 3, 1, 1), rows, columns]
+
+
+def augment(images: torch.Tensor, generator: torch.Generator, size: int = 32) -> torch.Tensor:
+    """Random crop with 8 pixels of play (for 32 out of 4 reflected pixels) and random flip, per image."""
+    return crop(images, draw_views(len(images), generator), size)
+
+
+class Teacher:
+    """Mean logits of some networks for a few views of each training image; a student sees what they saw."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        files = [np.load(path) for path in paths]
+        self.views = torch.from_numpy(files[0]["views"])
+        if not all((file["views"] == files[0]["views"]).all() for file in files):
+            raise ValueError("the teachers saw different views: run teacher.py with the same --views")
+        self.logits = torch.stack([torch.from_numpy(file["logits"]) for file in files]).mean(0, dtype=torch.float32)
+
+    def draw(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views uint8 [n, 3] and logits float32 [n, 10], one of the stored views for each image."""
+        which = torch.randint(0, len(self.views), (len(index),), generator=generator)
+        return self.views[which, index], self.logits[which, index]
 
 
 class BasicBlock(nn.Module):
@@ -278,7 +303,7 @@ def train(args: argparse.Namespace) -> nn.Module:
         dist.init_process_group("gloo")
     train_x, train_y = load_split(args.data / "cifar10-train.zip")
     test_x, test_y = load_split(args.data / "cifar10-test.zip")
-    teacher = torch.from_numpy(np.load(args.teacher)["logits"]) if args.teacher else None
+    teacher = Teacher(args.teacher) if args.teacher else None
     model = build(args)
     optimizer = make_optimizer(model, args)
     forward = torch.compile(model, dynamic=False) if args.compile else model
@@ -304,10 +329,11 @@ def train(args: argparse.Namespace) -> nn.Module:
         order = torch.randperm(len(train_x), generator=shuffle)[rank::processes]
         for step in range(steps):
             index = order[step * args.batch : (step + 1) * args.batch]
-            x = normalise(augment(train_x[index], views, size)).contiguous(memory_format=torch.channels_last)
+            seen, soft = teacher.draw(index, views) if teacher else (draw_views(len(index), views), None)
+            x = normalise(crop(train_x[index], seen, size)).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
                 logits = forward(x)
-            loss = objective(logits.float(), train_y[index], None if teacher is None else teacher[index], args)
+            loss = objective(logits.float(), train_y[index], soft, args)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress.share(), args)
             optimizer.zero_grad(set_to_none=True)
@@ -374,7 +400,7 @@ def main() -> None:
     parser.add_argument("--sync", type=int, default=48, help="steps between two averages of weights")
     parser.add_argument("--init", type=Path, help="checkpoint (.pt) or exported network (.onnx) whose weights start this phase")
     parser.add_argument("--tag", default="1", help="name of this phase, for its checkpoint in /tmp")
-    parser.add_argument("--teacher", type=Path, help="logits.npz of teacher.py, to learn from instead of from labels alone")
+    parser.add_argument("--teacher", type=Path, nargs="+", help="logits.NET.npz of teacher.py, to learn from instead of from labels alone")
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--hard", type=float, default=0.1, help="share of the labels' cross-entropy beside the teacher")
     parser.add_argument("--small", type=int, default=24, help="edge of the crops in the first phase")
