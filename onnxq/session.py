@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ def refuse_unknown_ops(model: Model) -> None:
     """Raise UnsupportedModelError for the first op that neither ONNX Runtime nor the file itself defines."""
     known = {(function.domain, function.name) for function in model.proto.functions}
 
-    def walk(nodes: Iterable[onnx.NodeProto]) -> None:
-        for node in nodes:
+    for graph in every_graph(model.proto.graph):
+        for node in graph.node:
             unknown = node.domain not in _STANDARD_DOMAINS
             if not unknown and node.domain in ("", "ai.onnx"):
                 unknown = not onnx.defs.has(node.op_type) and (node.domain, node.op_type) not in known
@@ -42,11 +42,6 @@ def refuse_unknown_ops(model: Model) -> None:
                     f"{model.name}: node '{node.name or node.output[0]}' uses the op {label}, which neither "
                     "ONNX Runtime nor the file defines; replace it, or export its body as an ONNX function"
                 )
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    walk(attribute.g.node)
-
-    walk(model.proto.graph.node)
 
 
 def float_weights_only(model: Model) -> bool:
@@ -145,7 +140,10 @@ def _open(model: Model, path: Path | None, options: ort.SessionOptions, provider
     if is_large(model.proto):
         with on_disk(model) as path:
             return ort.InferenceSession(str(path), options, providers=providers)
-    return ort.InferenceSession(serialize(model), options, providers=providers)
+    session = ort.InferenceSession(serialize(model), options, providers=providers)
+    # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
+    session._model_bytes = None
+    return session
 
 
 def _first_line(error: BaseException) -> str:

@@ -335,17 +335,13 @@ def consumers(tensor: Any) -> list[gs.Node]:
     return list(unique.values())
 
 
-def subgraphs(graph: gs.Graph) -> Iterator[tuple[gs.Graph, str]]:
-    """The graph and all nested ones with their paths ("" for the top)."""
-
-    def walk(current: gs.Graph, path: str) -> Iterator[tuple[gs.Graph, str]]:
-        yield current, path
-        for node in current.nodes:
-            for key, value in node.attrs.items():
-                if isinstance(value, gs.Graph):
-                    yield from walk(value, f"{path}{node.name}/{key}/")
-
-    yield from walk(graph, "")
+def subgraphs(graph: gs.Graph, path: str = "") -> Iterator[tuple[gs.Graph, str]]:
+    """The graph and all nested ones with their paths (`path` itself, "", for the top)."""
+    yield graph, path
+    for node in graph.nodes:
+        for key, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                yield from subgraphs(value, f"{path}{node.name}/{key}/")
 
 
 def unique_name(graph: gs.Graph, hint: str) -> str:

@@ -23,17 +23,17 @@ def _named(model: Model) -> onnx.ModelProto:
     made from a position would mean another node afterwards."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-
-    def walk(nodes: Iterable[onnx.NodeProto], prefix: str) -> None:
-        for node, name in zip(nodes, names[prefix], strict=True):
-            node.name = name
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    walk(attribute.g.node, f"{prefix}{name}/{attribute.name}/")
-
     names = {path: [node.name for node in graph.nodes] for graph, path in subgraphs(import_graph(model))}
-    walk(proto.graph.node, "")
+    _set_names(proto.graph.node, names, "")
     return proto
+
+
+def _set_names(nodes: Iterable[onnx.NodeProto], names: dict[str, list[str]], prefix: str) -> None:
+    for node, name in zip(nodes, names[prefix], strict=True):
+        node.name = name
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _set_names(attribute.g.node, names, f"{prefix}{name}/{attribute.name}/")
 
 
 def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
+from onnxq.evaluation.dependencies import constant_nodes
 from passes.model import Model, is_large
 
-__all__ = ["Segment", "choose_anchors", "split"]
+__all__ = ["Segment", "choose_anchors", "iter_segments", "split"]
 
 _FUSED_READERS = {
     "Relu",
@@ -35,13 +37,17 @@ _FUSED_READERS = {
 class Segment:
     """A model from one cut to the next.
 
-    input/output: names of the tensors at its ends. digest: SHA-256 of its bytes.
+    input/output: names of the tensors at its ends.
     """
 
     proto: onnx.ModelProto
     input: str
     output: str
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its bytes, computed when first asked for."""
+        return _digest(self.proto)
 
 
 @dataclass(frozen=True)
@@ -165,10 +171,11 @@ def _extract(
 ) -> onnx.ModelProto:
     used = {name for node in nodes for name in node.input}
     source = model.proto
-    graph = onnx.GraphProto(name="segment", node=nodes, input=[start], output=[end])
-    graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in used)
-    proto = onnx.ModelProto(ir_version=source.ir_version, graph=graph, opset_import=source.opset_import)
+    # Filled in place: a message given to another's constructor is copied, weights and all.
+    proto = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
     proto.functions.extend(source.functions)
+    proto.graph.MergeFrom(onnx.GraphProto(name="segment", node=nodes, input=[start], output=[end]))
+    proto.graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in used)
     return proto
 
 
@@ -177,29 +184,32 @@ def split(model: Model, anchors: dict[str, tuple[int, ...]]) -> list[Segment]:
 
     One segment of a model with several inputs names its first; it is fed all of them.
     """
+    return list(iter_segments(model, anchors))
+
+
+def iter_segments(model: Model, anchors: dict[str, tuple[int, ...]]) -> Iterator[Segment]:
+    """The segments of `split` one by one: each holds a copy of its weights, and who wants one keeps one."""
     graph = model.proto.graph
     found = {cut.anchor: cut for cut in _cuts(graph) if cut.anchor in anchors}
     cuts = sorted(found.values(), key=lambda cut: cut.position)
     fed = _fed(graph)
     if not cuts:
-        return [Segment(model.proto, fed[0].name if fed else "", graph.output[0].name, _digest(model.proto))]
+        yield Segment(model.proto, fed[0].name if fed else "", graph.output[0].name)
+        return
     constant = _constants(graph)
     makers = {name: node for node in graph.node for name in node.output if name in constant}
-    segments: list[Segment] = []
     start, begin = fed[0], 0
     for cut in (*cuts, None):
         stop = len(graph.node) if cut is None else cut.position + 1
         own = [node for node in graph.node[begin:stop] if not set(node.output) <= constant]
-        nodes = [*_constant_nodes(own, makers), *own]
+        nodes = [*constant_nodes(own, makers), *own]
         if cut is None:
             end = graph.output[0]
         else:
             dims: list[str | int] = ["batch", *anchors[cut.anchor]]
             end = onnx.helper.make_tensor_value_info(cut.tensor, cut.element, dims)
-        proto = _extract(model, nodes, start, end)
-        segments.append(Segment(proto, start.name, end.name, _digest(proto)))
+        yield Segment(_extract(model, nodes, start, end), start.name, end.name)
         start, begin = end, stop
-    return segments
 
 
 def _digest(proto: onnx.ModelProto) -> str:
@@ -222,25 +232,3 @@ def _without_weights(graph: onnx.GraphProto) -> onnx.GraphProto:
         output=graph.output,
         sparse_initializer=graph.sparse_initializer,
     )
-
-
-def _constant_nodes(
-    nodes: Sequence[onnx.NodeProto], makers: dict[str, onnx.NodeProto]
-) -> list[onnx.NodeProto]:
-    """The constant-only nodes (DequantizeLinear of weights ...) that `nodes` need, in topological order."""
-    ordered: list[onnx.NodeProto] = []
-    seen: set[int] = set()
-
-    def visit(name: str) -> None:
-        maker = makers.get(name)
-        if maker is None or id(maker) in seen:
-            return
-        seen.add(id(maker))
-        for needed in maker.input:
-            visit(needed)
-        ordered.append(maker)
-
-    for node in nodes:
-        for name in node.input:
-            visit(name)
-    return ordered

@@ -7,11 +7,12 @@ branches; nodes whose results no later layer needs are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
 
+from onnxq.evaluation.dependencies import constant_nodes, read_by
 from passes.model import Model
 
 __all__ = ["Step", "cut_steps", "step_model"]
@@ -30,15 +31,6 @@ class Step:
     last_use: tuple[str, ...]
 
 
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, those of its subgraphs (and hence captures from outside) included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield from (name for inner in attribute.g.node for name in _read_by(inner))
-            yield from (value.name for value in attribute.g.output)
-
-
 def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
     """Steps for the layers that write `outputs`, given in graph order; the last one ends before its layer.
 
@@ -51,7 +43,7 @@ def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
     makers: dict[str, onnx.NodeProto] = {}
     flowing: list[onnx.NodeProto] = []
     for node in graph.node:
-        if set(_read_by(node)) <= fixed:
+        if set(read_by(node)) <= fixed:
             fixed.update(node.output)
             makers.update((name, node) for name in node.output)
         else:
@@ -64,22 +56,22 @@ def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
     for step, (begin, end) in enumerate(bounds):
         for at in range(begin, end + 1):  # the layer's own input must be there when the step is done
             if at in needed:
-                last_read.update(dict.fromkeys(_read_by(flowing[at]), step))
+                last_read.update(dict.fromkeys(read_by(flowing[at]), step))
     steps: list[Step] = []
     alive = dict.fromkeys(fed)
     for step, (begin, end) in enumerate(bounds):
         own = [flowing[at] for at in range(begin, end) if at in needed]
         made = {name for node in own for name in node.output if name}
-        read = [name for name in alive if any(name in set(_read_by(node)) for node in own)]
+        read = [name for name in alive if any(name in set(read_by(node)) for node in own)]
         # A layer's input is read in the next step too, when the layer itself runs.
-        upcoming = set(_read_by(flowing[end]))
+        upcoming = set(read_by(flowing[end]))
         kept = [name for name in made if last_read.get(name, -1) > step or name in upcoming]
         writes = tuple(sorted(kept))
         alive.update(dict.fromkeys(writes))
         over = [name for name in alive if last_read.get(name, -1) <= step and name not in upcoming]
         for name in over:
             del alive[name]
-        nodes = (*_constant_nodes(own, makers), *own)
+        nodes = (*constant_nodes(own, makers), *own)
         steps.append(Step(nodes, tuple(read), writes, tuple(over)))
     return steps
 
@@ -93,28 +85,8 @@ def _needed(flowing: Sequence[onnx.NodeProto], starts: Iterable[int]) -> set[int
         node = flowing[at]
         if at in layers or wanted & set(node.output):
             needed.add(at)
-            wanted.update(_read_by(node))
+            wanted.update(read_by(node))
     return needed
-
-
-def _constant_nodes(
-    nodes: Sequence[onnx.NodeProto], makers: dict[str, onnx.NodeProto]
-) -> list[onnx.NodeProto]:
-    """Nodes without data that `nodes` need, in topological order."""
-    ordered: list[onnx.NodeProto] = []
-    seen: set[int] = set()
-
-    def visit(node: onnx.NodeProto) -> None:
-        for name in _read_by(node):
-            maker = makers.get(name)
-            if maker is not None and id(maker) not in seen:
-                seen.add(id(maker))
-                visit(maker)
-                ordered.append(maker)
-
-    for node in nodes:
-        visit(node)
-    return ordered
 
 
 def step_model(
@@ -125,7 +97,7 @@ def step_model(
     extra: Sequence[onnx.TensorProto] = (),
 ) -> Model:
     """The nodes as a model of their own; `extra`: initializers beside those of the model."""
-    used = {name for node in nodes for name in _read_by(node)}
+    used = {name for node in nodes for name in read_by(node)}
     source = model.proto
     outputs = [onnx.ValueInfoProto(name=name) for name in writes]
     graph = onnx.GraphProto(name="step", node=nodes, input=reads, output=outputs)

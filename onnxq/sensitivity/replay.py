@@ -24,7 +24,7 @@ from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.data.inputs import sample_size
 from onnxq.data.scratch import Scratch
 from onnxq.evaluation.metrics import Logits, logits_of
-from onnxq.evaluation.segments import Segment, choose_anchors, split
+from onnxq.evaluation.segments import Segment, choose_anchors, iter_segments, split
 from onnxq.sensitivity.cut import CutActivations
 from onnxq.session import load_session
 from passes.model import Model
@@ -100,9 +100,11 @@ class Replay:
         if last + 1 >= len(self.segments):
             return []
         if self._rest is None or self._rest[0] != last:
+            self._rest = None  # before the next is opened: each holds the weights of most of the network
             ending = self.segments[last].output
             anchors = {name: shape for name, shape in self.anchors.items() if name == ending}
-            self._rest = (last, self._open(split(self.model, anchors)[-1].proto))
+            [tail] = deque(iter_segments(self.model, anchors), maxlen=1)
+            self._rest = (last, self._open(tail.proto))
         return [self._rest[1]]
 
     def logits(self, sessions: Sequence[Any], start: int, stop: int) -> Logits:

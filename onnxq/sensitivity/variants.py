@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxq.evaluation.segments import Segment, split
+from onnxq.evaluation.segments import Segment, iter_segments, split
 from onnxq.rounding.replay import rounded_node
 from onnxq.sensitivity.rounded import RoundedWeights
 from passes.base import Context, RangeProvider
@@ -192,10 +193,14 @@ class VariantBuilder:
                 array = self.array(layer)
                 encoded = encode_layer(layer, array, scheme, half=is_packed(scheme, False))
                 found = encoded.decoded.astype(array.dtype), None
-            while len(self._encoded) >= _KEPT:
-                del self._encoded[next(iter(self._encoded))]
             self._encoded[key] = found
+            while len(self._encoded) > 1 and not self._fits():
+                del self._encoded[next(iter(self._encoded))]
         return self._encoded[key]
+
+    def _fits(self) -> bool:
+        held = sum(weight.nbytes for weight, _ in self._encoded.values())
+        return len(self._encoded) <= _KEPT and held <= _KEPT_BYTES
 
     def first(self, variant: Variant) -> int:
         """The segment that the variant's replay starts with."""
@@ -242,8 +247,8 @@ class VariantBuilder:
         if first == last:
             return self._segments[first].proto
         ends = {self._segments[first - 1].output if first else "", self._segments[last].output}
-        parts = split(self.model, {name: shape for name, shape in self._anchors.items() if name in ends})
-        return parts[1 if first else 0].proto
+        cuts = {name: shape for name, shape in self._anchors.items() if name in ends}
+        return next(islice(iter_segments(self.model, cuts), 1 if first else 0, None)).proto
 
     def _by_passes(self, variant: Variant) -> Change:
         model = self.model
@@ -264,3 +269,4 @@ class VariantBuilder:
 
 # Weights of one layer in every scheme of a search, and of its neighbours where pairs are measured.
 _KEPT = 24
+_KEPT_BYTES = 2**26

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,17 @@ def test_latency_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.median == pytest.approx(3)
     assert max(first.quartiles) == pytest.approx(2)
     assert len(first.times) == 4
+
+
+def test_a_session_keeps_neither_the_model_nor_its_bytes() -> None:
+    """Weights of 100 MB would otherwise stand in memory twice more, until the collector or for good."""
+    model = _net()
+    alive = weakref.ref(model)
+    gc.disable()
+    try:
+        session = load_session(model, threads=1)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
+    assert session._model_bytes is None
