@@ -34,7 +34,8 @@ _WAIT_PER_COST = 19.0
 _JSON_NAME = "report.json"
 _HTML_NAME = "report.html"
 _FRONT_FIGURE = "pareto.png"
-_FIGURE_NAMES = ("pareto.png", "objectives.png", "errors.png")
+_ERRORS_FIGURE = "errors.png"
+_FIGURE_NAMES = (_FRONT_FIGURE, "objectives.png", _ERRORS_FIGURE)
 # NAME-MODE.png, which searches hand over (`ReportWriter.embed`), in this order.
 _MODE_CAPTIONS = {
     "sensitivity": "Error of the logits with one layer alone in each scheme, across the layers.",
@@ -107,6 +108,8 @@ class ReportWriter:
         for name, draw in FIGURES.items():
             if not whole and name != _FRONT_FIGURE:
                 continue
+            if name == _ERRORS_FIGURE and not report["layers"]:
+                continue  # only ranking measures them
             self._figures[name] = png(draw(report))
             atomic_write(self.folder / name, self._figures[name])
         # On a slow machine figures may cost seconds; the search keeps most of its time.

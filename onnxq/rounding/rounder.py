@@ -23,7 +23,6 @@ from onnxq.data.inputs import fit_batch, input_specs
 from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
-from onnxq.rounding.views import colour_images, views
 from passes.errors import DataError, UserError
 from passes.model import Model
 from passes.rounding import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
@@ -62,16 +61,15 @@ class DataRounder:
     damping: of H and of the target's least squares, relative to the mean of the diagonal; None chooses both
     layer by layer, in a pass of its own in which every fifth chunk is held out of all layers, so that its
     inputs are those of new images; at three times the cost. positions: picked output positions an image (a
-    quarter of it for depthwise convolutions, whose matrices are small). mirror: see every sample mirrored
-    too, where the model takes colour images. seed: of the picks. budget: bytes of activations held in memory.
-    progress: called with (layers done, layers), twice the layers where the dampings are chosen.
+    quarter of it for depthwise convolutions, whose matrices are small). seed: of the picks. budget: bytes of
+    activations held in memory. progress: called with (layers done, layers), twice the layers where the
+    dampings are chosen.
     """
 
     dataset: Dataset
     damping: float | None = DAMPING
     sweeps: int = 4
     positions: int = 400
-    mirror: bool = False
     seed: int = 0
     threads: int | None = None
     budget: int = DEFAULT_BUDGET
@@ -172,7 +170,7 @@ class DataRounder:
                 f"{self.dataset.name}: {len(self.dataset)} samples do not fill the model's batches of "
                 f"{batch}; limit them to a multiple or export with a dynamic batch"
             )
-        feeds = views(self.dataset, batch, self.mirror and colour_images(specs))
+        feeds = (part.inputs for part in self.dataset.batches(batch))
         return Replay(model, tasks, feeds, self.threads, self.budget, alone)
 
     def _moments(

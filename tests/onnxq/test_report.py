@@ -161,6 +161,7 @@ def test_any_number_of_candidates_is_a_valid_report(tmp_path: Path, candidates: 
     write_report(tmp_path, _report(candidates, layers=[LayerError("conv", "Conv")] if candidates else []))
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert load_report(tmp_path)["summary"]
+    assert (tmp_path / "errors.png").exists() == bool(candidates)  # drawn where layers were measured
 
 
 def test_many_layers_are_not_named_on_the_axis() -> None:

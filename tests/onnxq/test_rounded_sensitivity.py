@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from onnxq.data.inputs import input_specs
 from onnxq.evaluation import load_session
 from onnxq.rounding import DataRounder
-from onnxq.rounding.views import colour_images, views
 from onnxq.search import Journal
 from onnxq.sensitivity import Settings, Variant, measure_sensitivities
 from onnxq.sensitivity.rounded import RoundedWeights
@@ -132,17 +130,6 @@ def test_sensitivities_are_measured_on_samples_that_rounding_has_not_seen() -> N
     assert len(fit) % 8 == 0
     nearest = parted(data, model, dataclasses.replace(config, rounding="nearest"))
     assert [len(part) for part in nearest] == [30, 30]
-
-
-def test_colour_images_are_seen_mirrored() -> None:
-    model, data = network(), samples(5)
-    assert colour_images(input_specs(model.proto))
-    feeds = [feed["x"] for feed in views(data, 2, True)]
-    assert [len(feed) for feed in feeds] == [2, 2, 1, 2, 2, 1]
-    np.testing.assert_array_equal(np.concatenate(feeds[3:]), data.array[..., ::-1])
-    net = Net()
-    other = net.model(net.add("Relu", net.input("x", ["N", 8])))
-    assert not colour_images(input_specs(other.proto))
 
 
 def test_damping_of_a_layer_by_itself_is_chosen_on_other_samples() -> None:

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from onnxq.rounding import DataRounder
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.steps import cut_steps
-from onnxq.rounding.views import views
 from passes.graph import import_graph, values
 from passes.layers import graph_layers, weight_index
 from passes.model import Model
@@ -88,7 +87,8 @@ def test_inputs_are_those_of_a_full_run(budget: int) -> None:
     model = branching()
     tasks = tasks_of(model)
     x = np.random.default_rng(0).normal(size=(5, 3, 8, 8)).astype(np.float32)
-    replay = Replay(model, tasks, views(Samples("x", x), 2, False), 1, budget)
+    feeds = (batch.inputs for batch in Samples("x", x).batches(2))
+    replay = Replay(model, tasks, feeds, 1, budget)
     found: dict[str, RoundedLayer] = {}
     for task, node in replay:
         now = changed(model, tasks, found)
