@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.graph import add_constant, consumers, is_constant, producer, replace_uses, unique_name, values
+from passes.editing import add_constant, consumers, is_constant, producer, replace_uses, unique_name, values
 from passes.inference import Types
 from passes.layers import weight_index
 from passes.placement import ActivationPlan

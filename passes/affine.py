@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.graph import is_constant, values
+from passes.editing import is_constant, values
 from passes.inference import Types
 
 __all__ = ["WEIGHTED", "Affine", "Merged", "merge_before", "merge_behind"]

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Context
-from passes.graph import is_constant, values
+from passes.editing import is_constant, values
 from passes.layers import Layer, weight_index
 from passes.placement import activation_input
 from passes.rounding import Moments, RoundedLayer, RoundingTask, round_task

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.graph import add_constant, is_constant, unique_name, values
+from passes.editing import add_constant, is_constant, unique_name, values
 
 __all__ = ["bias_floor", "constant_bias", "fold_gemm_factors", "room_for_bias", "set_bias", "write_bias"]
 

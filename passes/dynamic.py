@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Context
 from passes.biases import fold_gemm_factors
-from passes.graph import add_constant, consumers, is_constant, unique_name, values
+from passes.editing import add_constant, consumers, is_constant, unique_name, values
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
 from passes.weights import EncodedWeight, encode_layer

@@ -34,7 +34,7 @@ import onnx_graphsurgeon as gs
 
 from passes.affine import WEIGHTED, Affine, merge_before, merge_behind
 from passes.base import Context, RepeatedPass, register
-from passes.graph import add_constant, consumers, is_constant, subgraphs, values
+from passes.editing import add_constant, consumers, is_constant, subgraphs, values
 from passes.inference import Types, infer_types
 
 __all__ = ["FoldBatchNorm"]

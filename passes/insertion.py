@@ -18,8 +18,8 @@ from passes.analytic import analytic_biases
 from passes.base import Context
 from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
 from passes.dynamic import quantize_dynamic
+from passes.editing import values
 from passes.errors import PolicyError
-from passes.graph import values
 from passes.inference import infer_types
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model

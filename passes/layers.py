@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.graph import import_graph, is_constant, subgraphs, values
+from passes.editing import is_constant, subgraphs, values
+from passes.graph import import_graph
 from passes.model import Model, is_large
 
 __all__ = ["LAYER_OPS", "Layer", "find_layers", "graph_layers", "macs", "weight_index"]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.graph import consumers, is_constant, replace_uses, values
+from passes.editing import consumers, is_constant, replace_uses, values
 from passes.inference import Types
 
 __all__ = ["is_noop", "pass_through", "remove_noops"]

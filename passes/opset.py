@@ -8,8 +8,9 @@ import onnx
 from onnx import inliner, version_converter
 
 from passes.base import Context
+from passes.editing import subgraphs
 from passes.errors import UnsupportedModelError
-from passes.graph import declare_functions, import_graph, subgraphs
+from passes.graph import declare_functions, import_graph
 from passes.model import Model, is_large
 from runtime_ops.functions import DOMAIN
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.graph import add_constant, unique_name
+from passes.editing import add_constant, unique_name
 from passes.policy import Scheme
 from passes.weights import EncodedWeight, Rows, channels_back
 from runtime_ops.bitpack import pack_bits

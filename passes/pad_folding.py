@@ -20,7 +20,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from passes.base import Context
-from passes.graph import consumers, is_constant, values
+from passes.editing import consumers, is_constant, values
 from passes.inference import Types
 
 __all__ = ["fold_pads"]

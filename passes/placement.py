@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from passes.graph import consumers, is_constant, producer
+from passes.editing import consumers, is_constant, producer
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 

@@ -32,9 +32,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Context, Pass, register
+from passes.editing import is_constant, producer, subgraphs, values
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
-from passes.graph import export_graph, import_graph, is_constant, producer, subgraphs, values
+from passes.graph import export_graph, import_graph
 from passes.insertion import Insertion, Rounding
 from passes.layers import LAYER_OPS, graph_layers, weight_index
 from passes.model import Model

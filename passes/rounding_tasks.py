@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from passes.activations import Range
 from passes.base import Context
 from passes.biases import fold_gemm_factors, room_for_bias
-from passes.graph import values
+from passes.editing import values
 from passes.layers import Layer, weight_index
 from passes.packed import is_packed
 from passes.placement import activation_input

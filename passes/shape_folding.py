@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.graph import add_constant, is_constant, subgraphs, values
+from passes.editing import add_constant, is_constant, subgraphs, values
 from passes.inference import Dim, Types
 
 __all__ = ["fold_shapes"]

@@ -39,7 +39,8 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import Context, RepeatedPass, register
-from passes.graph import add_constant, is_constant, source_model, subgraphs, values
+from passes.editing import add_constant, is_constant, subgraphs, values
+from passes.graph import source_model
 from passes.inference import Types, infer_types
 from passes.noops import remove_noops
 from passes.pad_folding import fold_pads

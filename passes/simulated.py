@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from passes.base import Context
-from passes.graph import consumers, replace_uses, unique_name
+from passes.editing import consumers, replace_uses, unique_name
 from passes.inference import Types
 from passes.layers import Layer, weight_index
 from passes.placement import quantized_input

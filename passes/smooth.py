@@ -28,17 +28,8 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Context, Pass, register
-from passes.graph import (
-    add_constant,
-    consumers,
-    export_graph,
-    import_graph,
-    is_constant,
-    producer,
-    replace_uses,
-    unique_name,
-    values,
-)
+from passes.editing import add_constant, consumers, is_constant, producer, replace_uses, unique_name, values
+from passes.graph import export_graph, import_graph
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
 from passes.select import select

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
+from passes.editing import add_constant, packed_constant, unique_name
 from passes.errors import UnsupportedModelError
-from passes.graph import add_constant, packed_constant, unique_name
 from passes.layers import Layer
 from passes.policy import Scheme
 from runtime_ops import (

@@ -25,7 +25,8 @@ from onnxq.calibration.observers import min_max, mse, percentile
 from onnxq.calibration.patches import ConvPatches, MatrixRows, patches_of
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
-from passes.graph import import_graph, values
+from passes.editing import values
+from passes.graph import import_graph
 from passes.layers import graph_layers, weight_index
 from passes.model import Model
 from passes.placement import activation_input

@@ -20,7 +20,8 @@ import onnx_graphsurgeon as gs
 
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.session import load_session
-from passes.graph import consumers, import_graph, producer, values
+from passes.editing import consumers, producer, values
+from passes.graph import import_graph
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
 from passes.placement import MOVE_OPS, epilogue_end, quantized_input

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from onnxq.rounding import DataRounder
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.steps import cut_steps
-from passes.graph import import_graph, values
+from passes.editing import values
+from passes.graph import import_graph
 from passes.layers import graph_layers, weight_index
 from passes.model import Model
 from passes.policy import Scheme

@@ -13,17 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import Context, GraphPass
+from passes.editing import add_constant, is_constant, packed_constant, subgraphs, unique_name, values
 from passes.errors import GraphError
-from passes.graph import (
-    add_constant,
-    export_graph,
-    import_graph,
-    is_constant,
-    packed_constant,
-    subgraphs,
-    unique_name,
-    values,
-)
+from passes.graph import export_graph, import_graph
 from passes.model import Model, check
 from passes.simplify import Simplify
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from passes.base import PassResult
-from passes.graph import consumers, import_graph, producer, values
+from passes.editing import consumers, producer, values
+from passes.graph import import_graph
 from passes.model import Model, check
 from passes.quantize import Quantize
 from passes.smooth import SMOOTH_KEY, Smooth
