@@ -14,7 +14,6 @@ that gives what the network computes with, `input_quantizers` do so for what a l
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,47 +25,15 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from onnxq.training.ops import convolution, elementwise, linear, movement, normalization
-from onnxq.training.ops.registry import OPS, Call, Operator
+from onnxq.training.ops.registry import Call
 from onnxq.training.prepare import prepare
+from onnxq.training.steps import Step, as_tensor, read_roles, read_steps
 from passes.errors import UnsupportedModelError
 from passes.model import Model
 
 __all__ = ["Network"]
 
 Tensor = torch.Tensor
-# Importing them has filled the table of operators.
-_SUBJECTS = (convolution, elementwise, linear, movement, normalization)
-# Operators of which these inputs are weights even where they are short; None: any input.
-_WEIGHTED = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
-    "RMSNormalization": (1,),
-    "PRelu": (1,),
-}
-_MAYBE_WEIGHTED = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Concat", "Gather", "Expand", "Where", "Transpose", "Reshape", "Unsqueeze",
-     "Squeeze", "Slice", "Tile", "Cast", "Sigmoid", "Exp", "Softplus"}
-)  # fmt: skip
-_MASK = -50.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node. inputs, outputs: names, empty where there is none."""
-
-    operator: Operator
-    call: Call
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    node: str
-    op: str
 
 
 @dataclass(frozen=True)
@@ -86,16 +53,16 @@ class Network(nn.Module):
         super().__init__()
         self.model = prepare(model)
         graph = self.model.proto.graph
-        self._steps = _steps(self.model)
+        self._steps = read_steps(self.model)
         held = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value.name for value in graph.input if value.name not in held]
         self.outputs = [value.name for value in graph.output]
-        trained, moved = _roles(graph, held)
+        trained, moved = read_roles(graph, held)
         self.weight_names, self.buffer_names = trained, moved
-        self.weights = nn.ParameterList([nn.Parameter(_tensor(held[name])) for name in trained])
+        self.weights = nn.ParameterList([nn.Parameter(as_tensor(held[name])) for name in trained])
         for index, name in enumerate(moved):
-            self.register_buffer(f"moved{index}", _tensor(held[name]))
-        self._fixed = {name: _tensor(item) for name, item in held.items() if name not in {*trained, *moved}}
+            self.register_buffer(f"moved{index}", as_tensor(held[name]))
+        self._fixed = {name: as_tensor(item) for name, item in held.items() if name not in {*trained, *moved}}
         self._plans: dict[Any, Plan] = {}
         self.weight_quantizers = nn.ModuleDict()
         self.input_quantizers = nn.ModuleDict()
@@ -295,8 +262,8 @@ class Network(nn.Module):
             if name and name not in host:
                 raise UnsupportedModelError(
                     f"{self.model.name}: node '{step.node}' ({step.op}) takes '{name}' from data, where "
-                    "training "
-                    "needs a constant; run 'onnxq apply simplify' first, or export it with fixed shapes"
+                    "training needs a constant; run 'onnxq apply simplify' first, or export it with "
+                    "fixed shapes"
                 )
             if name:
                 found[name] = host[name].reshape(-1).tolist()
@@ -319,68 +286,3 @@ def _key(inputs: tuple[Tensor, ...]) -> Any:
 
 def _training(call: Call) -> Call:
     return Call(call.attrs, call.opset, call.outputs, True)
-
-
-def _tensor(proto: onnx.TensorProto) -> Tensor:
-    return torch.from_numpy(numpy_helper.to_array(proto).copy())
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return _tensor(value)
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _steps(model: Model) -> list[Step]:
-    """Raises UnsupportedModelError for operators that torch does not know here, all counted."""
-    nodes = model.proto.graph.node
-    unknown = [node for node in nodes if node.domain not in ("", "ai.onnx") or node.op_type not in OPS]
-    if unknown:
-        counts = Counter(node.op_type for node in unknown)
-        first = unknown[0]
-        others = ", ".join(f"{count} {op}" for op, count in sorted(counts.items()))
-        raise UnsupportedModelError(
-            f"{model.name}: node '{first.name or first.output[0]}' uses {first.op_type}, which training "
-            "does not "
-            f"know (in all: {others}); replace it, or train the network where it was made"
-        )
-    opset = model.opset()
-    return [
-        Step(
-            OPS[node.op_type],
-            Call({a.name: _attribute(a) for a in node.attribute}, opset, len(node.output)),
-            tuple(node.input),
-            tuple(node.output),
-            node.name,
-            node.op_type,
-        )
-        for node in nodes
-    ]
-
-
-def _roles(graph: onnx.GraphProto, held: Mapping[str, onnx.TensorProto]) -> tuple[list[str], list[str]]:
-    """(trainable initializers, those that training moves), in the order of the nodes that read them."""
-    trained: list[str] = []
-    moved: list[str] = []
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            tensor = held.get(name)
-            if tensor is None or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-                continue
-            if node.op_type == "BatchNormalization" and index > 2:
-                moved.append(name)
-            elif index in _WEIGHTED.get(node.op_type, ()) or (
-                node.op_type in _MAYBE_WEIGHTED
-                and int(np.prod(tensor.dims)) > 1
-                and not _is_mask(node, tensor)
-            ):
-                trained.append(name)
-    return list(dict.fromkeys(trained)), list(dict.fromkeys(moved))
-
-
-def _is_mask(node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
-    """A constant that hides positions from a softmax, or bounds of a Where."""
-    return node.op_type in ("Add", "Where", "Slice", "Unsqueeze") and bool(
-        (numpy_helper.to_array(tensor) < _MASK).any()
-    )
