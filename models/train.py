@@ -90,10 +90,15 @@ class Teacher:
             raise ValueError("the teachers saw different views: run teacher.py with the same --views")
         self.logits = torch.stack([torch.from_numpy(file["logits"]) for file in files]).mean(0, dtype=torch.float32)
 
-    def draw(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views uint8 [n, 3] and logits float32 [n, 10], one of the stored views for each image."""
+    def draw(
+        self, index: torch.Tensor, jitter: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views uint8 [n, 3], each a stored one moved by at most `jitter` pixels, and its logits [n, 10]."""
         which = torch.randint(0, len(self.views), (len(index),), generator=generator)
-        return self.views[which, index], self.logits[which, index]
+        views = self.views[which, index].int()
+        views[:, :2] += torch.randint(-jitter, jitter + 1, (len(index), 2), generator=generator)
+        views[:, :2].clamp_(0, 8)
+        return views.to(torch.uint8), self.logits[which, index]
 
 
 class BasicBlock(nn.Module):
@@ -329,7 +334,10 @@ def train(args: argparse.Namespace) -> nn.Module:
         order = torch.randperm(len(train_x), generator=shuffle)[rank::processes]
         for step in range(steps):
             index = order[step * args.batch : (step + 1) * args.batch]
-            seen, soft = teacher.draw(index, views) if teacher else (draw_views(len(index), views), None)
+            if teacher:
+                seen, soft = teacher.draw(index, args.jitter, views)
+            else:
+                seen, soft = draw_views(len(index), views), None
             x = normalise(crop(train_x[index], seen, size)).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
                 logits = forward(x)
@@ -401,6 +409,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="checkpoint (.pt) or exported network (.onnx) whose weights start this phase")
     parser.add_argument("--tag", default="1", help="name of this phase, for its checkpoint in /tmp")
     parser.add_argument("--teacher", type=Path, nargs="+", help="logits.NET.npz of teacher.py, to learn from instead of from labels alone")
+    parser.add_argument("--jitter", type=int, default=0, help="pixels by which the student's view may lie beside its teachers'")
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--hard", type=float, default=0.1, help="share of the labels' cross-entropy beside the teacher")
     parser.add_argument("--small", type=int, default=24, help="edge of the crops in the first phase")
