@@ -99,7 +99,7 @@ def test_a_strategy_ends_in_a_front_of_real_files(
         if member.mode != "float":
             assert (run / "front" / f"{member.name}.onnx").stat().st_size == member.bytes
     assert load_report(run)["finished"] is True
-    pictures = ["pareto", "objectives", "errors", "sensitivity-weights", "allocation-weights"]
+    pictures = ["pareto", "objectives", "sensitivity-weights", "allocation-weights"]
     pictures += ["shapley-weights"] if strategy == "shapley" else []
     assert sorted(pictures) == sorted(path.stem for path in run.glob("*.png"))
     page = (run / "report.html").read_text()
