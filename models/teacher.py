@@ -27,6 +27,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
 from train import augment, crop, draw_views, load_split, normalise, register_torchvision
 
+# Networks that are fine-tuned here; anything else is the path of an exported one.
+NETS = ("lite0", "lite2")
 # Edge length to which the 32 pixels are enlarged for the logits.
 SIZE = 96
 # Stages whose ImageNet weights stay: edges and textures are the same, and no gradient is needed.
@@ -204,9 +206,6 @@ def store_logits(path: Path, net: str, args: argparse.Namespace) -> None:
             target[index.numpy()] = runtime.run(None, {"input": x.numpy()})[0]
         print(f"{net}: training top-1 {(target.argmax(1) == labels.numpy()).mean():.4f}", flush=True)
     np.savez(args.out / f"logits.{net}.npz", logits=result, views=views.numpy())
-
-
-NETS = ("lite0", "lite2")
 
 
 def main() -> None:

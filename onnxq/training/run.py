@@ -98,8 +98,7 @@ class Run:
         if len(network.inputs) != 1 or len(network.outputs) != 1:
             raise UnsupportedModelError(
                 f"{self.model.name}: has {len(network.inputs)} inputs and {len(network.outputs)} outputs; "
-                "training "
-                "takes classifiers with one of each"
+                "training takes classifiers with one of each"
             )
         return network.to(self.device)
 
