@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,6 @@ from train import augment, crop, draw_views, load_split, normalise, register_tor
 
 # Networks that are fine-tuned here; anything else is the path of an exported one.
 NETS = ("lite0", "lite2")
-# Edge length to which the 32 pixels are enlarged for the logits.
-SIZE = 96
 # Stages whose ImageNet weights stay: edges and textures are the same, and no gradient is needed.
 FROZEN = 3
 SEED = 0
@@ -48,7 +47,7 @@ def load_weights(path: Path) -> list[torch.Tensor]:
     return [torch.from_numpy(a.copy()) for a in arrays if a.ndim in (1, 4) and a.dtype == np.float32]
 
 
-def build(net: str, weights: Path) -> nn.Module:
+def build(net: str, weights: Path, device: str = "cpu") -> nn.Module:
     """timm's EfficientNet-Lite with a new ten-class head and the other parameters of the file."""
     register_torchvision()
     import timm
@@ -64,8 +63,9 @@ def build(net: str, weights: Path) -> nn.Module:
             state[name] = tensor
     model.load_state_dict(state)
     nn.init.zeros_(model.classifier.weight)  # timm's initial logits are large and would have to be unlearnt
-    keep_depthwise_float(model)
-    return model.to(memory_format=torch.channels_last)
+    if device == "cpu":
+        keep_depthwise_float(model)
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def keep_depthwise_float(model: nn.Module) -> None:
@@ -97,12 +97,13 @@ def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, size: int) -> torch.Tensor:
+    """Logits float32 [N, 10] of pixels [N, 3, 32, 32]."""
     model.eval()
     parts = []
-    for i in range(0, len(images), 250):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            parts.append(logits(model, prepare(images[i : i + 250], SIZE)).float())
+    for part in images.split(250):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            parts.append(logits(model, prepare(part, size)).float())
     return torch.cat(parts)
 
 
@@ -112,14 +113,14 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def fine_tune(model: nn.Module, args: argparse.Namespace) -> None:
-    train_x, train_y = load_split(args.data / "cifar10-train.zip")
-    test_x, test_y = load_split(args.data / "cifar10-test.zip")
+    train_x, train_y = load_split(args.data / "cifar10-train.zip", args.device)
+    test_x, test_y = load_split(args.data / "cifar10-test.zip", args.device)
     steps = len(train_x) // args.batch
     optimizer = torch.optim.AdamW(trainable(model), lr=args.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=steps * len(args.sizes), pct_start=0.15
     )
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator(args.device).manual_seed(SEED)
     checkpoint = args.out / f"teacher.{args.net}.pt"
     start = 0
     if checkpoint.exists():
@@ -132,10 +133,10 @@ def fine_tune(model: nn.Module, args: argparse.Namespace) -> None:
     for epoch in range(start, len(args.sizes)):
         model.train()
         began = time.time()
-        order = torch.randperm(len(train_x), generator=generator)[: steps * args.batch]
+        order = torch.randperm(len(train_x), generator=generator, device=args.device)[: steps * args.batch]
         for step, index in enumerate(order.split(args.batch)):
             x = prepare(augment(train_x[index], generator), args.sizes[epoch])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(args.device, dtype=torch.bfloat16):
                 loss = F.cross_entropy(logits(model, x).float(), train_y[index])
             optimizer.zero_grad()
             loss.backward()
@@ -155,7 +156,7 @@ def fine_tune(model: nn.Module, args: argparse.Namespace) -> None:
             },
             checkpoint,
         )
-        hits = predict(model, test_x[::5]).argmax(1) == test_y[::5]
+        hits = predict(model, test_x[::5], args.size).argmax(1) == test_y[::5]
         print(
             f"epoch {epoch + 1} top1(2000) {hits.float().mean():.4f} {time.time() - began:.0f}s", flush=True
         )
@@ -164,12 +165,12 @@ def fine_tune(model: nn.Module, args: argparse.Namespace) -> None:
 class Deployed(nn.Module):
     """Pixels in, logits out, as it is exported."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, size: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.size = model, size
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return logits(self.model, prepare(images, SIZE))
+        return logits(self.model, prepare(images, self.size))
 
 
 def export(model: nn.Module, args: argparse.Namespace) -> Path:
@@ -178,7 +179,7 @@ def export(model: nn.Module, args: argparse.Namespace) -> Path:
     fresh.load_state_dict(model.state_dict())
     path = args.out / f"teacher.{args.net}.onnx"
     torch.onnx.export(
-        Deployed(fresh).eval(),
+        Deployed(fresh, args.size).eval(),
         (torch.zeros(2, 3, 32, 32),),
         str(path),
         dynamo=False,
@@ -189,22 +190,26 @@ def export(model: nn.Module, args: argparse.Namespace) -> Path:
     return path
 
 
-def store_logits(path: Path, net: str, args: argparse.Namespace) -> None:
-    """Write logits float16 [views, images, 10] of the network and the views uint8 [views, images, 3]."""
+def in_runtime(path: Path, threads: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An exported network as a function from its input to its logits."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = args.threads
+    options.intra_op_num_threads = threads
     runtime = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    images, labels = load_split(args.data / "cifar10-train.zip")
+    return lambda x: torch.from_numpy(runtime.run(None, {"input": x.numpy()})[0])
+
+
+def store_logits(
+    forward: Callable[[torch.Tensor], torch.Tensor], net: str, batch: int, args: argparse.Namespace
+) -> None:
+    """Write logits float16 [views, images, 10] of cropped pixels and the views uint8 [views, images, 3]."""
+    images, labels = load_split(args.data / "cifar10-train.zip", args.device)
     generator = torch.Generator().manual_seed(SEED + 1)
     views = torch.stack([draw_views(len(images), generator) for _ in range(args.views)])
     result = np.empty((args.views, len(images), 10), np.float16)
-    for view, target in zip(views, result, strict=True):
-        for index in torch.arange(len(images)).split(16):
-            pixels = crop(images[index], view[index])
-            # A fine-tuned teacher preprocesses pixels itself; a student takes what `cifar` makes of them.
-            x = normalise(pixels) if net not in NETS else pixels
-            target[index.numpy()] = runtime.run(None, {"input": x.numpy()})[0]
-        print(f"{net}: training top-1 {(target.argmax(1) == labels.numpy()).mean():.4f}", flush=True)
+    for view, target in zip(views.to(args.device), result, strict=True):
+        parts = zip(images.split(batch), view.split(batch), strict=True)
+        target[:] = torch.cat([forward(crop(part, which)) for part, which in parts]).cpu().numpy()
+        print(f"{net}: training top-1 {(target.argmax(1) == labels.cpu().numpy()).mean():.4f}", flush=True)
     np.savez(args.out / f"logits.{net}.npz", logits=result, views=views.numpy())
 
 
@@ -221,17 +226,26 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[64, 64, 80, 96, 96, 96], help="edge length of each epoch"
     )
+    parser.add_argument("--size", type=int, default=96, help="edge length for the logits")
     parser.add_argument("--views", type=int, default=6)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    if args.net not in NETS:
-        store_logits(Path(args.net), Path(args.net).stem, args)
-        return
     torch.manual_seed(SEED)
     torch.set_num_threads(args.threads)
-    model = build(args.net, args.weights)
+    torch.backends.cudnn.benchmark = True
+    if args.net not in NETS:
+        args.device = "cpu"
+        exported = in_runtime(Path(args.net), args.threads)
+        # A fine-tuned teacher preprocesses pixels itself; a student takes what `cifar` makes of them.
+        store_logits(lambda pixels: exported(normalise(pixels)), Path(args.net).stem, 16, args)
+        return
+    model = build(args.net, args.weights, args.device)
     fine_tune(model, args)
-    store_logits(export(model, args), args.net, args)
+    if args.device == "cpu":
+        store_logits(in_runtime(export(model, args), args.threads), args.net, 16, args)
+    else:
+        store_logits(lambda pixels: predict(model, pixels, args.size), args.net, 250, args)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python models/train.py resnet20 --bf16 --epochs 24                  # from the labels alone
     python models/teacher.py lite0 --out /tmp                           # writes /tmp/logits.lite0.npz
     python models/train.py resnet20 --bf16 --teacher /tmp/logits.lite0.npz --init models/resnet20.onnx --tag 2
+    python models/train.py resnet20 --device cuda --bf16 --compile --batch 256 ...   # minutes
     torchrun --nproc-per-node 2 models/train.py resnet20 --threads 1 ...   # two processes, weights averaged now and then
 
 Needs torch and timm (not dependencies of onnxq), and the CIFAR-10 JPEG zips with one folder
@@ -13,7 +14,9 @@ per class. Training is resumable: a checkpoint is written after every epoch to /
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import importlib
 import io
 import json
 import math
@@ -37,7 +40,7 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
 
-def load_split(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def load_split(path: Path, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N], in the order of the zip's sorted names."""
     cache = Path("/tmp") / f"{path.stem}.npz"
     if not cache.exists():
@@ -48,19 +51,19 @@ def load_split(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
                 labels.append(CLASSES.index(name.split("/")[-2]))
         np.savez(cache, x=np.stack(images).transpose(0, 3, 1, 2), y=np.asarray(labels))
     with np.load(cache) as data:
-        return torch.from_numpy(data["x"]), torch.from_numpy(data["y"]).long()
+        return torch.from_numpy(data["x"]).to(device), torch.from_numpy(data["y"]).long().to(device)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    mean = torch.tensor(MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(STD).view(1, 3, 1, 1)
+    mean, std = torch.tensor([MEAN, STD], device=images.device).view(2, 1, 3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
 def draw_views(n: int, generator: torch.Generator) -> torch.Tensor:
     """Random views, uint8 [n, 3]: offset of the crop in rows and columns (0 to 8, 4 is the middle), and flip."""
-    offsets = [torch.randint(0, 9, (n,), generator=generator) for _ in range(2)]
-    return torch.stack([*offsets, torch.rand(n, generator=generator) < 0.5], 1).to(torch.uint8)
+    where = {"generator": generator, "device": generator.device}
+    offsets = [torch.randint(0, 9, (n,), **where) for _ in range(2)]
+    return torch.stack([*offsets, torch.rand(n, **where) < 0.5], 1).to(torch.uint8)
 
 
 def crop(images: torch.Tensor, views: torch.Tensor, size: int = 32) -> torch.Tensor:
@@ -68,11 +71,12 @@ def crop(images: torch.Tensor, views: torch.Tensor, size: int = 32) -> torch.Ten
     n, pad = len(images), (size - 24) // 2
     padded = F.pad(images.float(), (pad, pad, pad, pad), mode="reflect")
     dy, dx, flip = views.long().view(n, 3, 1).unbind(1)
-    rows = (dy + torch.arange(size)).view(n, 1, size, 1)
-    columns = dx + torch.arange(size)
+    pixels = torch.arange(size, device=images.device)
+    rows = (dy + pixels).view(n, 1, size, 1)
+    columns = dx + pixels
     columns = torch.where(flip.bool(), columns.flip(1), columns).view(n, 1, 1, size)
-    index = torch.arange(n).view(n, 1, 1, 1)
-    return padded[index, torch.arange(3).view(1, 3, 1, 1), rows, columns]
+    index = torch.arange(n, device=images.device).view(n, 1, 1, 1)
+    return padded[index, torch.arange(3, device=images.device).view(1, 3, 1, 1), rows, columns]
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, size: int = 32) -> torch.Tensor:
@@ -83,20 +87,22 @@ def augment(images: torch.Tensor, generator: torch.Generator, size: int = 32) ->
 class Teacher:
     """Mean logits of some networks for a few views of each training image; a student sees what they saw."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], device: str = "cpu") -> None:
         files = [np.load(path) for path in paths]
-        self.views = torch.from_numpy(files[0]["views"])
+        self.views = torch.from_numpy(files[0]["views"]).to(device)
         if not all((file["views"] == files[0]["views"]).all() for file in files):
             raise ValueError("the teachers saw different views: run teacher.py with the same --views")
-        self.logits = torch.stack([torch.from_numpy(file["logits"]) for file in files]).mean(0, dtype=torch.float32)
+        every = [torch.from_numpy(file["logits"]) for file in files]
+        self.logits = torch.stack(every).mean(0, dtype=torch.float32).to(device)
 
     def draw(
         self, index: torch.Tensor, jitter: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Views uint8 [n, 3], each a stored one moved by at most `jitter` pixels, and its logits [n, 10]."""
-        which = torch.randint(0, len(self.views), (len(index),), generator=generator)
+        where = {"generator": generator, "device": generator.device}
+        which = torch.randint(0, len(self.views), (len(index),), **where)
         views = self.views[which, index].int()
-        views[:, :2] += torch.randint(-jitter, jitter + 1, (len(index), 2), generator=generator)
+        views[:, :2] += torch.randint(-jitter, jitter + 1, (len(index), 2), **where)
         views[:, :2].clamp_(0, 8)
         return views.to(torch.uint8), self.logits[which, index]
 
@@ -138,8 +144,11 @@ class ResNet20(nn.Module):
 
 
 @functools.cache
-def register_torchvision() -> torch.library.Library:
+def register_torchvision() -> torch.library.Library | None:
     """timm imports torchvision, whose CUDA wheel has no operators under a CPU torch: declare two, unused."""
+    with contextlib.suppress(ImportError, RuntimeError):
+        importlib.import_module("torchvision")
+        return None
     stub = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         stub.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -161,7 +170,7 @@ def mobilenetv4_small() -> nn.Module:
 
 
 def keep_depthwise_float(model: nn.Module) -> None:
-    """Run depthwise convolutions outside autocast: their bfloat16 CPU kernels are twice as slow."""
+    """Run depthwise convolutions outside autocast on CPUs: their bfloat16 kernels are twice as slow there."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
 
@@ -242,7 +251,8 @@ class Average:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative mean
         model.train()
-        for index in torch.randperm(len(images), generator=generator).split(500):
+        order = torch.randperm(len(images), generator=generator, device=generator.device)
+        for index in order.split(500):
             model(normalise(augment(images[index], generator)).contiguous(memory_format=torch.channels_last))
         for norm in norms:
             norm.momentum = 0.1
@@ -275,13 +285,13 @@ def objective(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor | N
 
 
 def build(args: argparse.Namespace) -> nn.Module:
-    model = BUILD[args.model]().to(memory_format=torch.channels_last)
-    if args.bf16:
+    model = BUILD[args.model]().to(args.device, memory_format=torch.channels_last)
+    if args.bf16 and args.device == "cpu":
         keep_depthwise_float(model)
     if args.init and args.init.suffix == ".onnx":
         load_onnx(model, args.init)
     elif args.init:
-        model.load_state_dict(torch.load(args.init)["model"])
+        model.load_state_dict(torch.load(args.init, map_location=args.device)["model"])
     return model
 
 
@@ -306,16 +316,19 @@ def train(args: argparse.Namespace) -> nn.Module:
     rank, processes = world()
     if processes > 1:
         dist.init_process_group("gloo")
-    train_x, train_y = load_split(args.data / "cifar10-train.zip")
-    test_x, test_y = load_split(args.data / "cifar10-test.zip")
-    teacher = Teacher(args.teacher) if args.teacher else None
+    torch.backends.cudnn.benchmark = True
+    train_x, train_y = load_split(args.data / "cifar10-train.zip", args.device)
+    test_x, test_y = load_split(args.data / "cifar10-test.zip", args.device)
+    teacher = Teacher(args.teacher, args.device) if args.teacher else None
     model = build(args)
     optimizer = make_optimizer(model, args)
-    forward = torch.compile(model, dynamic=False) if args.compile else model
+    # A step is so short on a GPU that launching its kernels one by one would take longer than they do.
+    mode = None if args.device == "cpu" else "reduce-overhead"
+    forward = torch.compile(model, dynamic=False, mode=mode) if args.compile else model
     steps = len(train_x) // args.batch // processes
     progress = Progress(args, steps)
     shuffle = torch.Generator().manual_seed(args.seed)
-    views = torch.Generator().manual_seed(args.seed + 1000 * (rank + 1))
+    views = torch.Generator(args.device).manual_seed(args.seed + 1000 * (rank + 1))
     average = Average()
     checkpoint = Path("/tmp") / f"{args.model}.{args.tag}{f'.{rank}' if rank else ''}.pt"
     epoch = 0
@@ -329,9 +342,9 @@ def train(args: argparse.Namespace) -> nn.Module:
         epoch, progress.done = state["epoch"], state["done"]
     while progress.share() < 1:
         model.train()
-        began, total = time.time(), torch.zeros(())
+        began, total = time.time(), torch.zeros((), device=args.device)
         size = args.small if progress.share() < args.small_share else 32
-        order = torch.randperm(len(train_x), generator=shuffle)[rank::processes]
+        order = torch.randperm(len(train_x), generator=shuffle)[rank::processes].to(args.device)
         for step in range(steps):
             index = order[step * args.batch : (step + 1) * args.batch]
             if teacher:
@@ -339,7 +352,7 @@ def train(args: argparse.Namespace) -> nn.Module:
             else:
                 seen, soft = draw_views(len(index), views), None
             x = normalise(crop(train_x[index], seen, size)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+            with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
                 logits = forward(x)
             loss = objective(logits.float(), train_y[index], soft, args)
             for group in optimizer.param_groups:
@@ -380,7 +393,7 @@ def train(args: argparse.Namespace) -> nn.Module:
 def export(model: nn.Module, path: Path) -> None:
     """Export with a dynamic batch and BatchNormalization kept as its own node (inference mode)."""
     fresh = BUILD[path.stem]()  # without the forward overrides of training
-    fresh.load_state_dict(model.state_dict())
+    fresh.load_state_dict(model.state_dict())  # also takes them to the CPU
     model = fresh.eval()
     torch.onnx.export(
         model, (torch.zeros(2, 3, 32, 32),), str(path), dynamo=False, opset_version=17,
@@ -415,6 +428,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=24, help="edge of the crops in the first phase")
     parser.add_argument("--small-share", type=float, default=0.0, help="length of that phase, which costs half per image")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the exported network")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--probe", action="store_true", help="time 30 steps and stop")
