@@ -7,7 +7,7 @@ encoded weight and the bias that belongs to it.
 Scales that are tried, the plain encoder's first:
 - GSE: the exponent of the plain encoder for W1, one finer and one coarser, within the window of 5 bits.
 - symmetric integers: the plain scale times 0.8 to 1.2, and for whole rows one closed-form fit.
-- asymmetric integers: the plain scale and zero point alone.
+- asymmetric integers: the plain range with the parts below and above zero times 0.6 to 1, and the same fit.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ Float = npt.NDArray[np.float64]
 # What a layer's rounding may be, but for nearest.
 Method = Literal["bias", "gptq", "adaround"]
 _FACTORS = (1.0, 0.8, 0.9, 1.1, 1.2)
+# Of the parts of a range below and above zero.
+_RANGES = (
+    (1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.9, 1.0),
+    (1.0, 0.9), (0.8, 1.0), (1.0, 0.8), (0.6, 0.8), (0.8, 0.6),
+)  # fmt: skip
 _SHIFTS = (0, -1, 1)
 _TRIES = 4
 
@@ -160,11 +165,9 @@ class _Format:
             zeros = np.zeros_like(scales)
             low, high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
         else:
-            factors = _FACTORS if scheme.symmetric else (1.0,)
-            scales = np.stack([self.represent(rows.scale * np.float64(factor)) for factor in factors])
-            zeros = np.broadcast_to(rows.zero_point.astype(np.float64), scales.shape)
             fmt = weight_format(scheme)
             low, high = fmt.lowest, fmt.highest
+            scales, zeros = self._symmetric() if scheme.symmetric else self._asymmetric(low, high)
         return Grid(
             _layout(scales, self.groups),
             _layout(zeros, self.groups),
@@ -174,9 +177,24 @@ class _Format:
             shared=scheme.granularity == "tensor",
         )
 
+    def _symmetric(self) -> tuple[Float, Float]:
+        """Scales and zero points to try, [A, C, n]."""
+        rows = self.plain.rows
+        scales = np.stack([self.represent(rows.scale * np.float64(factor)) for factor in _FACTORS])
+        return scales, np.broadcast_to(rows.zero_point.astype(np.float64), scales.shape)
+
+    def _asymmetric(self, low: int, high: int) -> tuple[Float, Float]:
+        """As `_symmetric`, from the two parts of the range; zero stays representable."""
+        rows = self.plain.rows
+        zero, scale = rows.zero_point.astype(np.float64), rows.scale.astype(np.float64)
+        parts = [((zero - low) * scale * below, (high - zero) * scale * above) for below, above in _RANGES]
+        scales = np.stack([self.represent((below + above) / (high - low)) for below, above in parts])
+        bottoms = np.stack([below for below, _ in parts])
+        return scales, np.clip(np.rint(low + bottoms / scales), low, high)
+
     def refit(self) -> Callable[[Float], Float] | None:
         """How scales [N, M, 1] are represented, where a closed-form fit is of use."""
-        if self.plain.gse is not None or self.scheme.granularity == "block" or not self.scheme.symmetric:
+        if self.plain.gse is not None or self.scheme.granularity == "block":
             return None
 
         def represent(scale: Float) -> Float:

@@ -17,9 +17,11 @@ from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.rounder import DAMPING, DataRounder
 from passes.base import Context, PassResult
 from passes.errors import DataError, PolicyError, UnsupportedModelError
+from passes.layers import Layer
 from passes.model import Model, serialize
+from passes.policy import Scheme
 from passes.quantize import Quantize
-from passes.rounding import Moments, RoundedLayer, RoundingTask, choose_dampings
+from passes.rounding import Moments, RoundedLayer, RoundingTask, _Format, choose_dampings
 from tests.nets import Net, Samples, ranges_of, run, tensors
 
 Array = npt.NDArray[Any]
@@ -83,6 +85,32 @@ def test_nearer_to_float_than_nearest_on_other_images(weights: str) -> None:
     # Stock ONNX Runtime, with nothing but the file, without the optimisation that quantizes float layers.
     ours = load_session(held, threads=1).run(None, {"x": other})[0]
     np.testing.assert_allclose(run(held, {"x": other}, optimise=False)[0], ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["uint4:channel", "int3:channel:asym", "uint3:block8", "uint4:tensor"])
+def test_narrower_ranges_are_tried_for_asymmetric_weights(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, other = network(), images(), images(seed=1)
+    found = error(model, quantized(model, x, weights=weights).model, other)
+    monkeypatch.setattr("passes.rounding._RANGES", ((1.0, 1.0),))
+    assert found < 0.97 * error(model, quantized(model, x, weights=weights).model, other)
+
+
+@pytest.mark.parametrize("weights", ["uint4:channel", "int3:channel:asym", "uint8:tensor", "uint4:block16"])
+def test_asymmetric_scales_to_try_begin_with_the_plain_ones(weights: str) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.exponential(size=(6, 32)).astype(np.float32) - 0.4
+    array[0], array[1] = np.abs(array[0]), 0  # one side of zero alone; nothing at all
+    layer = Layer("head", "Gemm", "w", (6, 32), 0, 1, 0)
+    scheme = Scheme.parse(weights)
+    form = _Format(RoundingTask(layer, "y", array, scheme), array[np.newaxis].astype(np.float64), None)
+    grid, rows = form.grid(), form.plain.rows
+    np.testing.assert_array_equal(grid.scale[0, 0], rows.scale)
+    np.testing.assert_array_equal(grid.zero[0, 0], rows.zero_point)
+    assert (grid.zero >= grid.lowest).all()
+    assert (grid.zero <= grid.highest).all()
+    assert (grid.scale > 0).all()
 
 
 def test_same_bytes_every_time_and_with_any_budget() -> None:
