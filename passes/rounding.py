@@ -1,13 +1,8 @@
 """Data-aware rounding of one layer's weight: an encoder beside `encode_weight` (runtime_ops/rounding.py).
 
 The application brings the moments of the layer's input, in the float network and in the network quantized
-so far; this module lays the weight out in rows, offers the scales that the format allows, and gives the
-encoded weight and the bias that belongs to it.
-
-Scales that are tried, the plain encoder's first:
-- GSE: the exponent of the plain encoder for W1, one finer and one coarser, within the window of 5 bits.
-- symmetric integers: the plain scale times 0.8 to 1.2, and for whole rows one closed-form fit.
-- asymmetric integers: the plain range with the parts below and above zero times 0.6 to 1, and the same fit.
+so far; this module lays the weight out in rows, rounds them on the scales that the format allows
+(passes/rounding_grid.py), and gives the encoded weight and the bias that belongs to it.
 """
 
 from __future__ import annotations
@@ -23,12 +18,10 @@ from passes.biases import bias_floor
 from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
-from passes.weights import EncodedWeight, encode_layer, shape_gse, shape_integers, weight_format
+from passes.rounding_grid import RowFormat
+from passes.weights import EncodedWeight
 from runtime_ops.adaround import Learning
-from runtime_ops.gse import EXPONENT_BITS, GSETensor
 from runtime_ops.rounding import (
-    Grid,
-    Rounded,
     corrected_target,
     damped,
     round_rows,
@@ -50,13 +43,6 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 # What a layer's rounding may be, but for nearest.
 Method = Literal["bias", "gptq", "adaround"]
-_FACTORS = (1.0, 0.8, 0.9, 1.1, 1.2)
-# Of the parts of a range below and above zero.
-_RANGES = (
-    (1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.9, 1.0),
-    (1.0, 0.9), (0.8, 1.0), (1.0, 0.8), (0.6, 0.8), (0.8, 0.6),
-)  # fmt: skip
-_SHIFTS = (0, -1, 1)
 _TRIES = 4
 
 
@@ -125,112 +111,6 @@ def _rows(array: npt.NDArray[Any], axis: int, groups: int) -> Float:
     return rows.reshape(groups, channels // groups, -1)
 
 
-def _layout(item: npt.NDArray[Any], groups: int) -> Float:
-    """[..., C, n] as [..., groups, C / groups, n]."""
-    wide = np.asarray(item, np.float64)
-    return wide.reshape(*wide.shape[:-2], groups, -1, wide.shape[-1])
-
-
-class _Format:
-    """One scheme for one tensor: scales to try, and codes back to an EncodedWeight."""
-
-    def __init__(self, task: RoundingTask, target: Float, floor: npt.NDArray[np.float32] | None) -> None:
-        self.task, self.scheme, self.groups = task, task.scheme, len(target)
-        array, axis = task.array, task.layer.channel_axis
-        moved = [array.shape[axis], *np.delete(array.shape, axis)]
-        wanted = np.moveaxis(target.reshape(moved), 0, axis).astype(array.dtype)
-        self.floor = floor
-        self.plain = encode_layer(task.layer, wanted, task.scheme, floor, task.half)
-
-    def represent(self, scale: Float) -> Float:
-        """Scales [..., n] as the file will hold them."""
-        held = scale.astype(np.float32)
-        if self.floor is not None and self.scheme.granularity != "block":
-            least = self.floor.max() if self.scheme.granularity == "tensor" else self.floor.reshape(-1, 1)
-            held = np.maximum(held, np.broadcast_to(least, (self.floor.size, 1)).reshape(-1, *held.shape[1:]))
-        held = np.maximum(held, np.float32(2.0**-24) if self.task.half else np.finfo(np.float32).tiny)
-        if self.task.half or self.task.array.dtype == np.float16:
-            held = np.minimum(held, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
-        return held.astype(np.float64)
-
-    def grid(self) -> Grid:
-        rows, scheme = self.plain.rows, self.scheme
-        size = rows.group_size
-        if self.plain.gse is not None:
-            gse = self.plain.gse
-            codes = [
-                np.clip(gse.codes.astype(np.int32) + shift, 0, (1 << EXPONENT_BITS) - 1) for shift in _SHIFTS
-            ]
-            scales = np.stack([np.ldexp(1.0, code + gse.exponent_base) for code in codes])
-            zeros = np.zeros_like(scales)
-            low, high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
-        else:
-            fmt = weight_format(scheme)
-            low, high = fmt.lowest, fmt.highest
-            scales, zeros = self._symmetric() if scheme.symmetric else self._asymmetric(low, high)
-        return Grid(
-            _layout(scales, self.groups),
-            _layout(zeros, self.groups),
-            low,
-            high,
-            size,
-            shared=scheme.granularity == "tensor",
-        )
-
-    def _symmetric(self) -> tuple[Float, Float]:
-        """Scales and zero points to try, [A, C, n]."""
-        rows = self.plain.rows
-        scales = np.stack([self.represent(rows.scale * np.float64(factor)) for factor in _FACTORS])
-        return scales, np.broadcast_to(rows.zero_point.astype(np.float64), scales.shape)
-
-    def _asymmetric(self, low: int, high: int) -> tuple[Float, Float]:
-        """As `_symmetric`, from the two parts of the range; zero stays representable."""
-        rows = self.plain.rows
-        zero, scale = rows.zero_point.astype(np.float64), rows.scale.astype(np.float64)
-        parts = [((zero - low) * scale * below, (high - zero) * scale * above) for below, above in _RANGES]
-        scales = np.stack([self.represent((below + above) / (high - low)) for below, above in parts])
-        bottoms = np.stack([below for below, _ in parts])
-        return scales, np.clip(np.rint(low + bottoms / scales), low, high)
-
-    def refit(self) -> Callable[[Float], Float] | None:
-        """How scales [N, M, 1] are represented, where a closed-form fit is of use."""
-        if self.plain.gse is not None or self.scheme.granularity == "block":
-            return None
-
-        def represent(scale: Float) -> Float:
-            return self.represent(scale.reshape(-1, scale.shape[-1])).reshape(scale.shape)
-
-        return represent
-
-    def encoded(self, found: Rounded) -> EncodedWeight:
-        channels = self.task.array.shape[self.task.layer.channel_axis]
-        codes = found.codes.reshape(channels, -1)
-        scale, zero = (item.reshape(channels, -1) for item in (found.scale, found.zero))
-        axis, array = self.task.layer.channel_axis, self.task.array
-        if self.plain.gse is not None:
-            held = self.plain.gse
-            exponents = (np.frexp(scale)[1] - 1 - held.exponent_base).astype(np.uint8)
-            # An all-zero group keeps the lowest exponent, as the plain encoder writes it.
-            exponents[~_group_any(codes, held.group_size)] = 0
-            gse = GSETensor(
-                codes.astype(np.int8),
-                exponents,
-                held.exponent_base,
-                held.bits,
-                held.group_size,
-                held.raised,
-                held.loss,
-            )
-            return shape_gse(array, axis, self.scheme, gse)
-        return shape_integers(array, axis, self.scheme, codes, scale, zero)
-
-
-def _group_any(codes: Float, size: int) -> npt.NDArray[np.bool_]:
-    """[C, n]: whether a group has any code but 0."""
-    starts = np.arange(0, codes.shape[1], size)
-    return np.logical_or.reduceat(codes != 0, starts, axis=1)
-
-
 @dataclass(frozen=True)
 class Dampings:
     """Relative to the mean of the diagonal of S_qq. target: of the least squares for W1; metric: of H."""
@@ -284,7 +164,7 @@ def _round_to(
         if keeps and bias is not None and task.input_scale is not None:
             wanted = bias_floor(bias, task.input_scale)
             floor = wanted if floor is None else np.maximum(floor, wanted)
-        form = _Format(task, target, floor)
+        form = RowFormat(task.layer, task.array, task.scheme, target, floor=floor, half=task.half)
         encoded = form.plain
         if metric is not None:
             grid, refit = form.grid(), form.refit()

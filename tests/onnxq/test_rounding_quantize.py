@@ -21,7 +21,8 @@ from passes.layers import Layer
 from passes.model import Model, serialize
 from passes.policy import Scheme
 from passes.quantize import Quantize
-from passes.rounding import Moments, RoundedLayer, RoundingTask, _Format, choose_dampings
+from passes.rounding import Moments, RoundedLayer, RoundingTask, choose_dampings
+from passes.rounding_grid import RowFormat
 from tests.nets import Net, Samples, ranges_of, run, tensors
 
 Array = npt.NDArray[Any]
@@ -93,7 +94,7 @@ def test_narrower_ranges_are_tried_for_asymmetric_weights(
 ) -> None:
     model, x, other = network(), images(), images(seed=1)
     found = error(model, quantized(model, x, weights=weights).model, other)
-    monkeypatch.setattr("passes.rounding._RANGES", ((1.0, 1.0),))
+    monkeypatch.setattr("passes.rounding_grid._RANGES", ((1.0, 1.0),))
     assert found < 0.97 * error(model, quantized(model, x, weights=weights).model, other)
 
 
@@ -104,7 +105,7 @@ def test_asymmetric_scales_to_try_begin_with_the_plain_ones(weights: str) -> Non
     array[0], array[1] = np.abs(array[0]), 0  # one side of zero alone; nothing at all
     layer = Layer("head", "Gemm", "w", (6, 32), 0, 1, 0)
     scheme = Scheme.parse(weights)
-    form = _Format(RoundingTask(layer, "y", array, scheme), array[np.newaxis].astype(np.float64), None)
+    form = RowFormat(layer, array, scheme, array[np.newaxis].astype(np.float64))
     grid, rows = form.grid(), form.plain.rows
     np.testing.assert_array_equal(grid.scale[0, 0], rows.scale)
     np.testing.assert_array_equal(grid.zero[0, 0], rows.zero_point)
