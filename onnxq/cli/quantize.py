@@ -26,9 +26,11 @@ __all__ = ["activation_text", "quantize", "weight_text"]
 
 
 def weight_text(weights: str, granularity: str | None) -> str:
-    """`int8` and `channel` as one scheme. Raises UserError when both name a granularity."""
+    """`int8` and `channel` as one scheme. Raises UserError when both name a granularity, or for no scheme."""
     from passes.errors import UserError
+    from passes.policy import Scheme
 
+    Scheme.parse(weights)  # a message about it shows what was typed
     named = [
         part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")
     ]
