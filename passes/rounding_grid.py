@@ -75,6 +75,7 @@ class RowFormat:
         return held.astype(np.float64)
 
     def grid(self) -> Grid:
+        """The candidates of every group of columns, the plain encoder's first."""
         rows, scheme = self.plain.rows, self.scheme
         size = rows.group_size
         if self.plain.gse is not None:
@@ -124,6 +125,7 @@ class RowFormat:
         return represent
 
     def encoded(self, found: Rounded) -> EncodedWeight:
+        """Rounded rows, whose scales are candidates of the grid or `represent`ed, in the layout of a file."""
         channels = self.array.shape[self.axis]
         codes = found.codes.reshape(channels, -1)
         scale, zero = (item.reshape(channels, -1) for item in (found.scale, found.zero))
