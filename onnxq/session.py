@@ -30,13 +30,12 @@ _STANDARD_DOMAINS = {
 def refuse_unknown_ops(model: Model) -> None:
     """Raise UnsupportedModelError for the first op that neither ONNX Runtime nor the file itself defines."""
     known = {(function.domain, function.name) for function in model.proto.functions}
-
     for graph in every_graph(model.proto.graph):
         for node in graph.node:
-            unknown = node.domain not in _STANDARD_DOMAINS
-            if not unknown and node.domain in ("", "ai.onnx"):
-                unknown = not onnx.defs.has(node.op_type) and (node.domain, node.op_type) not in known
-            if unknown and (node.domain, node.op_type) not in known:
+            standard = node.domain in _STANDARD_DOMAINS
+            if node.domain in ("", "ai.onnx"):
+                standard = onnx.defs.has(node.op_type)
+            if not standard and (node.domain, node.op_type) not in known:
                 label = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
                 raise UnsupportedModelError(
                     f"{model.name}: node '{node.name or node.output[0]}' uses the op {label}, which neither "
