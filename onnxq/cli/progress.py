@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
-_PHASES = {"prepare": "preparing", "rank": "ranking layers", "measure": "measuring", "confirm": "confirming"}
+_PHASES = {"prepare": "preparing", "rank": "analysing", "measure": "measuring", "confirm": "confirming"}
 
 
 class Progress(TerminalBar):
@@ -42,14 +42,17 @@ class Progress(TerminalBar):
         if begins:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(phase, total=event.total, best=event.best)
+            self.task = self.bar.add_task(phase, total=event.total or None, best=event.best)
         self.bar.update(self.task, completed=event.done, **({"best": event.best} if event.best else {}))
 
     def _line(self, event: Event, phase: str, begins: bool) -> None:
         """One line when a phase begins or ends, and one every few seconds."""
         now = time.monotonic()
-        if not begins and event.done < event.total and now - self._last < EVERY_S:
+        ends = 0 < event.total <= event.done
+        if not (begins or ends) and now - self._last < EVERY_S:
             return
         self._last = now
         best = f", {event.best}" if event.best else ""
-        click.echo(f"{phase} {event.done}/{event.total} {event.text}{best}", err=True)
+        # Some searches do not know how many candidates there will be.
+        count = f"{event.done}/{event.total}" if event.total else f"{event.done}"
+        click.echo(f"{phase} {count} {event.text}{best}", err=True)
