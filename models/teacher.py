@@ -26,7 +26,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - everyone's name for it
-from train import augment, crop, draw_views, load_split, normalise, register_torchvision
+from train import augment, crop, draw_views, keep_depthwise_float, load_split, normalise, register_torchvision
 
 # Networks that are fine-tuned here; anything else is the path of an exported one.
 NETS = ("lite0", "lite2")
@@ -66,18 +66,6 @@ def build(net: str, weights: Path, device: str = "cpu") -> nn.Module:
     if device == "cpu":
         keep_depthwise_float(model)
     return model.to(device, memory_format=torch.channels_last)
-
-
-def keep_depthwise_float(model: nn.Module) -> None:
-    """As in train.py, but through the layer's own forward, which pads like TensorFlow."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-
-            def forward(x: torch.Tensor, conv: nn.Conv2d = module) -> torch.Tensor:
-                with torch.autocast("cpu", enabled=False):
-                    return type(conv).forward(conv, x.float())
-
-            module.forward = forward  # type: ignore[method-assign]
 
 
 def prepare(images: torch.Tensor, size: int) -> torch.Tensor:

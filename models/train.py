@@ -176,7 +176,7 @@ def keep_depthwise_float(model: nn.Module) -> None:
 
             def forward(x: torch.Tensor, conv: nn.Conv2d = module) -> torch.Tensor:
                 with torch.autocast("cpu", enabled=False):
-                    return nn.Conv2d.forward(conv, x.float())
+                    return type(conv).forward(conv, x.float())  # timm's may pad like TensorFlow
 
             module.forward = forward  # type: ignore[method-assign]
 

@@ -76,8 +76,7 @@ class RowFormat:
 
     def grid(self) -> Grid:
         """The candidates of every group of columns, the plain encoder's first."""
-        rows, scheme = self.plain.rows, self.scheme
-        size = rows.group_size
+        scheme = self.scheme
         if self.plain.gse is not None:
             gse = self.plain.gse
             codes = [
@@ -95,7 +94,7 @@ class RowFormat:
             _layout(zeros, self.groups),
             low,
             high,
-            size,
+            self.plain.rows.group_size,
             shared=scheme.granularity == "tensor",
         )
 
@@ -129,7 +128,6 @@ class RowFormat:
         channels = self.array.shape[self.axis]
         codes = found.codes.reshape(channels, -1)
         scale, zero = (item.reshape(channels, -1) for item in (found.scale, found.zero))
-        axis, array = self.axis, self.array
         if self.plain.gse is not None:
             held = self.plain.gse
             exponents = (np.frexp(scale)[1] - 1 - held.exponent_base).astype(np.uint8)
@@ -144,8 +142,8 @@ class RowFormat:
                 held.raised,
                 held.loss,
             )
-            return shape_gse(array, axis, self.scheme, gse)
-        return shape_integers(array, axis, self.scheme, codes, scale, zero)
+            return shape_gse(self.array, self.axis, self.scheme, gse)
+        return shape_integers(self.array, self.axis, self.scheme, codes, scale, zero)
 
 
 def _group_any(codes: Float, size: int) -> npt.NDArray[np.bool_]:
