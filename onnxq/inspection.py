@@ -17,14 +17,14 @@ import onnx
 from onnx import numpy_helper
 
 from passes.model import Model, every_graph, is_large
-from runtime_ops.functions import GSE_OP, PACKED_OP, SIMULATED_OP
+from runtime_ops.functions import GSE_OP, PACKED_OP, SIMULATED_OP, TCQ_OP
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
 
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
 _MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Slice", "Squeeze", "Unsqueeze", "Flatten"}
 # What makes a float weight of codes.
-_DECODERS = {"DequantizeLinear", GSE_OP, PACKED_OP}
+_DECODERS = {"DequantizeLinear", GSE_OP, PACKED_OP, TCQ_OP}
 _BITS = {
     "int2": 2,
     "uint2": 2,
@@ -140,6 +140,8 @@ class _Reader:
     def _stream_scheme(self, maker: onnx.NodeProto) -> str:
         """The scheme of a bit stream (passes/packed.py), from its node's attributes."""
         held, shape = _integers(maker), next((a.ints for a in maker.attribute if a.name == "shape"), ())
+        if maker.op_type == TCQ_OP:
+            return f"tcq{held.get('bits', 0)}"
         size = held.get("group_size", 0)
         block = f"block{size}" if size < math.prod(shape[1:]) else "channel"
         if maker.op_type == GSE_OP:
@@ -225,7 +227,7 @@ def layer_facts(model: Model) -> list[LayerFacts]:
         entry = wanted.get(name)
         scheme = reader.scheme(stored, maker, node)
         if stream and entry and maker is not None:
-            scheme = _as_wanted(scheme, entry["weights"], _integers(maker)["group_size"])
+            scheme = _as_wanted(scheme, entry["weights"], _integers(maker).get("group_size", 0))
         facts.append(
             LayerFacts(
                 name=name,

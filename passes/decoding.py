@@ -21,9 +21,10 @@ from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
 from passes.model import Model, every_graph
 from passes.quantize import POLICY_KEY
-from runtime_ops.decode import decode_packed_affine, decode_packed_gse
-from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP
+from runtime_ops.decode import decode_packed_affine, decode_packed_gse, into
+from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP, TCQ_OP
 from runtime_ops.library import empty_floats
+from runtime_ops.trellis import decode_tcq
 
 __all__ = ["Decode", "decode_weights", "has_packed_weights"]
 
@@ -32,7 +33,7 @@ _BEHIND = ("Slice", "Cast", "Transpose")
 
 
 def _is_packed(node: onnx.NodeProto) -> bool:
-    return node.domain == DOMAIN and node.op_type in (GSE_OP, PACKED_OP)
+    return node.domain == DOMAIN and node.op_type in (GSE_OP, PACKED_OP, TCQ_OP)
 
 
 def has_packed_weights(proto: onnx.ModelProto) -> bool:
@@ -62,8 +63,11 @@ def _decoded(
     try:
         if shape is None:
             raise KeyError("shape")
-        geometry = (numbers["bits"], numbers["group_size"])
         packed = _array(held[node.input[0]], np.uint8)
+        if node.op_type == TCQ_OP:
+            scale, levels = _array(held[node.input[1]], np.float16), _array(held[node.input[2]], np.int8)
+            return into(out, decode_tcq(packed, scale, levels, numbers["bits"], shape)).reshape(shape)
+        geometry = (numbers["bits"], numbers["group_size"])
         if node.op_type == GSE_OP:
             exponents = _array(held[node.input[1]], np.uint8)
             values = decode_packed_gse(packed, exponents, *geometry, numbers["exponent_base"], shape, out)

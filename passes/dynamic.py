@@ -27,7 +27,7 @@ def _refusal(layer: Layer, node: gs.Node, choice: LayerPolicy) -> str | None:
     """Why the layer cannot run on dynamic integers; None when it can."""
     if layer.op == "ConvTranspose":
         return "ONNX has no integer ConvTranspose"
-    if choice.weights.bits > 8 or choice.weights.is_float or choice.weights.granularity == "block":
+    if choice.weights.bits > 8 or not choice.weights.is_integer or choice.weights.granularity == "block":
         return f"dynamic activations need weights of up to 8 bits per tensor or channel, not {choice.weights}"
     if not choice.weights.symmetric or choice.activations.bits != 8:
         return "dynamic activations are 8 bits, with symmetric weights"

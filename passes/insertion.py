@@ -125,7 +125,7 @@ class Insertion:
         source = self.ranges.get(activation_input(node).name) if home is self.graph else None
         source = source if self.fuses else None
         # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
-        plain = choice.weights.granularity != "block"
+        plain = choice.weights.is_integer and choice.weights.granularity != "block"
         bias = constant_bias(node, array.shape[layer.channel_axis]) if source is not None and plain else None
         floor = None
         if bias is not None and source is not None:

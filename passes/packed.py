@@ -1,4 +1,4 @@
-"""Weights as bit streams: GSE, and integers of 3, 5, 6 and 7 bits, for which ONNX has no type.
+"""Weights as bit streams: GSE, TCQ, and integers of 3, 5, 6 and 7 bits, for which ONNX has no type.
 
 A stream is a uint8 initializer; a node of the domain `ai.onnxq` (runtime_ops/functions.py) reads it, whose
 function, in standard operators, the file brings along. The node gives the weight with its output channels
@@ -30,11 +30,14 @@ from runtime_ops.functions import (
     GSE_OP,
     LEAST_OPSET,
     PACKED_OP,
+    TCQ_OP,
     affine_tables,
     gse_tables,
     padded_rows,
+    tcq_tables,
 )
 from runtime_ops.gse import EXPONENT_BITS, GSETensor
+from runtime_ops.trellis import pack_windows
 
 __all__ = ["LEAST_OPSET", "is_packed", "write_packed"]
 
@@ -48,7 +51,7 @@ def is_packed(weights: Scheme, integer_activations: bool, standard: bool = False
     """
     if standard or weights.is_float:
         return False
-    return weights.format == "gse" or (weights.bits in _NO_TYPE and not integer_activations)
+    return not weights.is_integer or (weights.bits in _NO_TYPE and not integer_activations)
 
 
 def _table(graph: gs.Graph, root: gs.Graph, name: str, array: npt.NDArray[Any]) -> gs.Constant:
@@ -91,6 +94,17 @@ def _integer_inputs(
     return own, tables, {"bits": scheme.bits, "group_size": group_size}
 
 
+def _tcq_inputs(
+    rows: Rows, scheme: Scheme, shape: tuple[int, ...]
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """(arrays of this weight, tables, attributes) of a TCQDequantizeLinear."""
+    own: dict[str, npt.NDArray[Any]] = {
+        "packed": pack_windows(rows.codes.T, scheme.bits),
+        "scale": rows.scale.reshape(-1).astype(np.float16),
+    }
+    return own, tcq_tables(scheme.bits, shape), {"bits": scheme.bits}
+
+
 def write_packed(
     graph: gs.Graph, root: gs.Graph, hint: str, encoded: EncodedWeight, scheme: Scheme, dtype: Any
 ) -> gs.Variable:
@@ -103,8 +117,12 @@ def write_packed(
     channels, row_size = encoded.rows.codes.shape
     # A group longer than the row is the row, and says so: the tables of the function shrink.
     group_size = min(encoded.rows.group_size, row_size)
-    shape = (padded_rows(channels, row_size, group_size), *others)
-    if encoded.gse is not None:
+    padded = channels if scheme.format == "tcq" else padded_rows(channels, row_size, group_size)
+    shape = (padded, *others)
+    if scheme.format == "tcq":
+        op = TCQ_OP
+        own, tables, attributes = _tcq_inputs(encoded.rows, scheme, shape)
+    elif encoded.gse is not None:
         op = GSE_OP
         own, tables, attributes = _gse_inputs(encoded.gse, shape, group_size)
     else:

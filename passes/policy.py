@@ -2,7 +2,8 @@
 returns and the one thing that quantizing passes obey. Excluding a layer is the policy `float` for it.
 
 A scheme as text: `float`, `int8`, `int4:block32`, `uint8:tensor:asym`, `int8:channel`, `int8:dynamic`,
-`gse6`, `gse4:block16`, `gse8:block32:paper` (runtime_ops/gse.py has the format and its encoders).
+`gse6`, `gse4:block16`, `gse8:block32:paper` (runtime_ops/gse.py has the format and its encoders), `tcq3`
+(runtime_ops/trellis.py).
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from typing import Literal, cast
 from passes.errors import PolicyError
 from passes.layers import Layer
 from runtime_ops.gse import Encoder
+from runtime_ops.trellis import TCQ_BITS
 
 __all__ = ["FLOAT", "LayerPolicy", "Policy", "Scheme", "load_policy"]
 
-Format = Literal["float", "int", "gse"]
+Format = Literal["float", "int", "gse", "tcq"]
 Granularity = Literal["tensor", "channel", "block"]
 Site = Literal["none", "input", "output"]
 INTEGER_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 GSE_BITS = (2, 3, 4, 5, 6, 7, 8)
 GSE_BLOCK = 32
+# Where a scheme's text does not say it.
+_GRANULARITY: dict[Format, Granularity] = {"int": "tensor", "gse": "block", "tcq": "channel"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Scheme:
     symmetric: zero point 0. dynamic (activations): the range is found at run time.
     GSE has blocks (a shared exponent each), signed and symmetric; `encoder` says how it rounds. Activations
     in GSE are simulated: `block_size` channels share an exponent that is found at run time.
+    TCQ, for weights alone, has a scale per channel and levels of its own.
     """
 
     format: Format = "float"
@@ -56,6 +61,8 @@ class Scheme:
             raise PolicyError(f"an integer scheme has 2 to 8 or 16 bits, not {self.bits}")
         if (self.granularity == "block") != (self.block_size > 0):
             raise PolicyError("a block scheme, and only that, has a block size, as in int4:block32")
+        if self.format == "tcq":
+            self._check_tcq()
         if self.format == "gse":
             self._check_gse()
         elif self.encoder != "nearest":
@@ -67,13 +74,19 @@ class Scheme:
         if self.granularity != "block" or not self.signed or not self.symmetric or self.dynamic:
             raise PolicyError("GSE has groups that share an exponent, and nothing else: gse6:block32")
 
+    def _check_tcq(self) -> None:
+        if self.bits not in TCQ_BITS:
+            raise PolicyError(f"a TCQ scheme has {TCQ_BITS[0]} to {TCQ_BITS[-1]} bits, not {self.bits}")
+        if self.granularity != "channel" or not self.signed or not self.symmetric or self.dynamic:
+            raise PolicyError("TCQ has one scale per channel, and nothing else to choose: tcq3")
+
     @property
     def is_float(self) -> bool:
         return self.format == "float"
 
     @property
     def is_integer(self) -> bool:
-        """Whether codes are integers, which kernels may read; GSE is none of them."""
+        """Whether codes are integers, which kernels may read; those of GSE and TCQ are not."""
         return self.format == "int"
 
     @property
@@ -87,7 +100,7 @@ class Scheme:
         parts = [f"{'' if self.signed else 'u'}{self.format}{self.bits}"]
         if self.granularity == "block":
             parts.append(f"block{self.block_size}")
-        elif self.granularity == "channel":
+        elif self.granularity == "channel" and self.format != "tcq":
             parts.append("channel")
         if self.symmetric != self.signed:
             parts.append("sym" if self.symmetric else "asym")
@@ -105,14 +118,14 @@ class Scheme:
         head, *rest = text.strip().lower().split(":")
         if head in ("float", "fp32", "none"):
             return FLOAT
-        match = re.fullmatch(r"(u?)(int|gse)(\d+)", head)
+        match = re.fullmatch(r"(u?)(int|gse|tcq)(\d+)", head)
         if match is None:
             raise PolicyError(
-                f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel, gse6"
+                f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel, gse6, tcq3"
             )
-        form: Format = "gse" if match.group(2) == "gse" else "int"
+        form = cast(Format, match.group(2))
         signed = match.group(1) == ""
-        granularity: Granularity = "block" if form == "gse" else "tensor"
+        granularity: Granularity = _GRANULARITY[form]
         block, symmetric, dynamic = GSE_BLOCK if form == "gse" else 0, signed, False
         encoder: Encoder = "nearest"
         for part in rest:

@@ -44,7 +44,7 @@ from passes.packed import LEAST_OPSET, is_packed
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
 from passes.weights import container_bits, required_opset
-from runtime_ops.functions import GSE_OP, PACKED_OP
+from runtime_ops.functions import GSE_OP, PACKED_OP, TCQ_OP
 
 __all__ = ["POLICY_KEY", "Quantize", "activation_scheme", "required_policy_opset", "weight_scheme"]
 
@@ -64,6 +64,8 @@ def activation_scheme(text: str) -> Scheme:
     scheme = Scheme.parse(text)
     if scheme.format == "gse":
         return scheme
+    if scheme.format == "tcq":
+        raise PolicyError(f"'{text}': a trellis holds weights, no activations; write uint8, gse6 or float")
     if not scheme.is_float and "sym" not in text.lower().split(":"):
         scheme = Scheme.parse(text if "asym" in text else f"{text}:asym")
     if scheme.granularity != "tensor":
@@ -220,7 +222,7 @@ def _dequantized_constant(tensor: gs.Tensor) -> bool:
     maker = producer(tensor)
     while maker is not None and maker.op in ("Reshape", "Transpose", "Slice", "Cast"):
         maker = producer(maker.inputs[0])
-    coded = maker is not None and maker.op in ("DequantizeLinear", GSE_OP, PACKED_OP)
+    coded = maker is not None and maker.op in ("DequantizeLinear", GSE_OP, PACKED_OP, TCQ_OP)
     return maker is not None and coded and is_constant(maker.inputs[0])
 
 
@@ -228,6 +230,9 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
     """The policy without what the layers' float types do not allow (rule 5), each with a note."""
     changed = dict(policy.layers)
     stored: set[str] = set()
+    trellis = next((name for name in policy if policy[name].weights.format == "tcq"), None)
+    if standard and trellis is not None:
+        raise PolicyError(f"layer '{trellis}': a trellis has no form in ONNX's own types; drop standard")
     for layer, node, _ in graph_layers(graph):
         choice, index = policy[layer.name], weight_index(node)
         if choice.is_float or index is None:

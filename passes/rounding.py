@@ -19,7 +19,7 @@ from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
 from passes.rounding_grid import RowFormat
-from passes.weights import EncodedWeight
+from passes.weights import EncodedWeight, half_scale, shape_trellis
 from runtime_ops.adaround import Learning
 from runtime_ops.rounding import (
     corrected_target,
@@ -27,6 +27,7 @@ from runtime_ops.rounding import (
     round_rows,
     upper_factor,
 )
+from runtime_ops.trellis_rounding import round_trellis
 
 __all__ = [
     "Dampings",
@@ -159,17 +160,21 @@ def _round_to(
     weight = _rows(task.array, task.layer.channel_axis, groups)
     learning = Learning() if task.method == "adaround" else None
     floor, bias = None, task.bias
-    keeps = task.input_scale is not None and bias is not None and task.scheme.granularity != "block"
+    plain = task.scheme.is_integer and task.scheme.granularity != "block"
+    keeps = task.input_scale is not None and bias is not None and plain
     for _ in range(_TRIES):
         if keeps and bias is not None and task.input_scale is not None:
             wanted = bias_floor(bias, task.input_scale)
             floor = wanted if floor is None else np.maximum(floor, wanted)
-        form = RowFormat(task.layer, task.array, task.scheme, target, floor=floor, half=task.half)
-        encoded = form.plain
-        if metric is not None:
-            grid, refit = form.grid(), form.refit()
-            rows = round_rows(target, *metric, grid, sweeps=sweeps, represent=refit, learning=learning)
-            encoded = form.encoded(rows)
+        if task.scheme.format == "tcq":
+            encoded = _trellis(task, target, metric, sweeps)
+        else:
+            form = RowFormat(task.layer, task.array, task.scheme, target, floor=floor, half=task.half)
+            encoded = form.plain
+            if metric is not None:
+                grid, refit = form.grid(), form.refit()
+                rows = round_rows(target, *metric, grid, sweeps=sweeps, represent=refit, learning=learning)
+                encoded = form.encoded(rows)
         if task.bias is None:
             return RoundedLayer(encoded, None)
         real = _rows(encoded.decoded, task.layer.channel_axis, groups)
@@ -178,6 +183,15 @@ def _round_to(
         if floor is None or (2 * floor >= bias_floor(bias, task.input_scale or 1.0)).all():
             break
     return RoundedLayer(encoded, bias)
+
+
+def _trellis(
+    task: RoundingTask, target: Float, metric: tuple[Float, Float] | None, sweeps: int
+) -> EncodedWeight:
+    """W1 [N, M, K] as a trellis."""
+    found = round_trellis(target, task.scheme.bits, half_scale, *(metric or ()), sweeps=sweeps)
+    windows = found.windows.reshape(-1, found.windows.shape[-1])
+    return shape_trellis(task.array, task.layer.channel_axis, task.scheme, windows, found.scale.reshape(-1))
 
 
 def _bias_shift(weight: Float, real: Float, moments: Moments) -> Float:

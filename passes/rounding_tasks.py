@@ -59,6 +59,8 @@ def rounding_tasks(
         if reason is not None:
             context.note("info", layer.name, f"{reason}: rounded to nearest")
             continue
+        if choice.weights.format == "tcq" and method == "adaround":
+            context.note("info", layer.name, "a trellis is not learned: rounded as by gptq")
         fold_gemm_factors(graph, node, index)
         array = values(node.inputs[index])
         source = ranges.get(activation_input(node).name)

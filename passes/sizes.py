@@ -1,6 +1,7 @@
 """What a layer's weight takes in the file, before anything is encoded.
 
 GSE (passes/packed.py): b bits a weight and 5 bits a group, over the rows as they are padded to whole units.
+TCQ: b bits a weight, a unit of b bytes for the end of the chain, and a float16 scale a channel.
 Packed integers: b bits a weight, a float16 scale and an int8 zero point a group. Integers with a type of
 ONNX's own (passes/weights.py): their container, a scale in the weight's float type and a zero point a group.
 Node, names and shared tables are counted flat: they depend on names, not on numbers.
@@ -16,6 +17,7 @@ from passes.policy import Scheme
 from passes.weights import container_bits
 from runtime_ops.functions import padded_rows
 from runtime_ops.gse import gse_bits
+from runtime_ops.trellis import chain_bytes
 
 __all__ = ["layer_bytes"]
 
@@ -30,6 +32,8 @@ def layer_bytes(layer: Layer, scheme: Scheme, *, itemsize: int = 4, integer_acti
     row_size = math.prod(layer.weight_shape) // channels
     group = min(scheme.block_size or row_size, row_size)
     groups = -(-row_size // group)
+    if scheme.format == "tcq":
+        return chain_bytes(layer.weights, scheme.bits) + 2 * channels + _NODE_BYTES
     if scheme.format == "gse":
         rows = padded_rows(channels, row_size, group)
         return -(-gse_bits(rows, row_size, scheme.bits, group) // 8) + _NODE_BYTES

@@ -6,8 +6,8 @@ weights of one output channel are laid out flat (input channels x kernel) as a r
 Matrices (Gemm, MatMul) keep their own layout, with the blocks along the other axis than the channels
 and the scales laid out alike; others are reshaped (and transposed where the channels are not the
 first axis) behind the DequantizeLinear.
-GSE groups are such blocks, with powers of two as scales. Bit streams, for which ONNX has no type, are
-written by passes/packed.py.
+GSE groups are such blocks, with powers of two as scales. The codes of a trellis (TCQ) are its windows. Bit
+streams, for which ONNX has no type, are written by passes/packed.py.
 Containers: 2 bits INT2 (opset 25), 4 bits INT4 (opset 21), 3 and 5-8 bits INT8, 16 bits INT16.
 Shielded weights get a Reshape behind the DequantizeLinear, which keeps ONNX Runtime (seen in 1.31) from
 fusing it into a kernel that fails or computes nonsense: INT2 anywhere, and scales per channel of a
@@ -37,6 +37,8 @@ from runtime_ops import (
     quantize,
     symmetric_scale,
 )
+from runtime_ops.trellis import tcq_levels
+from runtime_ops.trellis_rounding import round_trellis
 
 __all__ = [
     "EncodedWeight",
@@ -44,9 +46,11 @@ __all__ = [
     "container_bits",
     "encode_layer",
     "encode_weight",
+    "half_scale",
     "required_opset",
     "shape_gse",
     "shape_integers",
+    "shape_trellis",
     "weight_format",
     "write_weight",
 ]
@@ -73,9 +77,9 @@ class Rows:
 class EncodedWeight:
     """Codes of one weight.
 
-    codes, int8/int16 or unsigned: [C, K] for blocks of what is no matrix, else the weight's own shape.
-    scale, float32: [], [C], or as many as there are blocks, laid out as the codes are. zero_point: as
-    scale, None where it is 0. axis: of DequantizeLinear. channel_axis: of the weight.
+    codes, int8/int16 or unsigned (uint16 for a trellis): [C, K] for blocks of what is no matrix, else the
+    weight's own shape. scale, float32: [], [C], or as many as there are blocks, laid out as the codes are.
+    zero_point: as scale, None where it is 0. axis: of DequantizeLinear. channel_axis: of the weight.
     decoded, float32: the weight's own shape, what the network will compute with.
     rows: the same codes and scales by output channel. gse: the weight as GSE; None for integers.
     """
@@ -167,6 +171,9 @@ def encode_weight(
     rows = _rows(weight, axis)
     if scheme.format == "gse":
         return _encode_gse(weight, rows, scheme, axis, np.asarray(array).dtype)
+    if scheme.format == "tcq":
+        found = round_trellis(rows[np.newaxis].astype(np.float64), scheme.bits, half_scale)
+        return shape_trellis(np.asarray(array), axis, scheme, found.windows[0], found.scale[0])
     grouped = _blocks(rows, scheme.block_size) if scheme.granularity == "block" else rows
     axes: tuple[int, ...] = {"block": (2,), "channel": (1,), "tensor": (0, 1)}[scheme.granularity]
     scale, zero = _parameters(grouped, scheme, axes)
@@ -201,6 +208,26 @@ def shape_gse(array: npt.NDArray[Any], axis: int, scheme: Scheme, gse: GSETensor
     coded, decoded = _blocks(gse.mantissas, scheme.block_size), _blocks(real, scheme.block_size)
     shaped = _shaped(array, axis, scheme, coded, decoded, gse.steps[..., np.newaxis], None)
     return replace(shaped, gse=gse)
+
+
+def half_scale(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Scales as float16 holds them; what is too small becomes 0."""
+    return np.minimum(scale, np.finfo(np.float16).max).astype(np.float16).astype(np.float64)
+
+
+def shape_trellis(
+    array: npt.NDArray[Any],
+    axis: int,
+    scheme: Scheme,
+    windows: npt.NDArray[np.uint16],
+    scale: npt.NDArray[Any],
+) -> EncodedWeight:
+    """As `shape_gse`: the windows of a trellis [C, K], and a scale [C] that float16 holds."""
+    held = scale.astype(np.float32)[:, np.newaxis]
+    real = tcq_levels().astype(np.float32)[windows] * held
+    if array.dtype == np.float16:
+        real = real.astype(np.float16).astype(np.float32)
+    return _shaped(array, axis, scheme, windows, real, held, None)
 
 
 def shape_integers(

@@ -1,6 +1,6 @@
 """Bit streams to floats, as fast as this machine can: the C++ library where it is there, else numpy.
 
-Both give the same bits.
+Both give the same bits. Trellises (runtime_ops/trellis.py) are decoded by numpy alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from runtime_ops.gse import decode_affine, decode_gse
 from runtime_ops.library import decode_affine_native, decode_gse_native, native_available
 
-__all__ = ["decode_packed_affine", "decode_packed_gse"]
+__all__ = ["decode_packed_affine", "decode_packed_gse", "into"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
@@ -32,7 +32,7 @@ def decode_packed_gse(
     """`decode_gse` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
     if native_available():
         return decode_gse_native(packed, exponents, bits, group_size, exponent_base, shape, out=out)
-    return _into(out, decode_gse(packed, exponents, bits, group_size, exponent_base, shape))
+    return into(out, decode_gse(packed, exponents, bits, group_size, exponent_base, shape))
 
 
 def decode_packed_affine(
@@ -47,10 +47,11 @@ def decode_packed_affine(
     """`decode_affine` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
     if native_available():
         return decode_affine_native(packed, scale, zero_point, bits, group_size, shape, out=out)
-    return _into(out, decode_affine(packed, scale, zero_point, bits, group_size, shape))
+    return into(out, decode_affine(packed, scale, zero_point, bits, group_size, shape))
 
 
-def _into(out: Float | None, values: Float) -> Float:
+def into(out: Float | None, values: Float) -> Float:
+    """The values, written to `out` where there is one."""
     if out is None:
         return values
     out[...] = values.reshape(out.shape)

@@ -14,7 +14,11 @@ value in its low b bits, H = floor(F / 2^b + 1/2) is what stands above them, the
 m = F - 2^b H. No number has more than 24 significant bits, so float32 is exact. Exponent codes are unsigned:
 floor(T) mod 32.
 
-The bodies want whole units of eight values and eight codes: `padded_rows` gives the rows a weight must have.
+These two want whole units of eight values and eight codes: `padded_rows` gives the rows a weight must have.
+
+TCQDequantizeLinear(packed, scale, levels, ...) is `decode_tcq` of runtime_ops/trellis.py. Its windows of 12
+bits reach into up to three bytes, also of the next unit: T = (2^16 B_j + 2^8 B_{j+1} + B_{j+2}) / 2^(12 - s)
+is the sum of two matrix products, of the units and of their successors; floor(T) mod 2^12 is the window.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import onnx
 from onnx import parser
 
 from runtime_ops.gse import EXPONENT_BITS
+from runtime_ops.trellis import WINDOW, tcq_levels
 
 __all__ = [
     "DOMAIN",
@@ -36,16 +41,19 @@ __all__ = [
     "LEAST_OPSET",
     "PACKED_OP",
     "SIMULATED_OP",
+    "TCQ_OP",
     "affine_tables",
     "function",
     "gse_tables",
     "padded_rows",
+    "tcq_tables",
 ]
 
 Array = npt.NDArray[Any]
 DOMAIN = "ai.onnxq"
 GSE_OP = "GSEDequantizeLinear"
 PACKED_OP = "PackedDequantizeLinear"
+TCQ_OP = "TCQDequantizeLinear"
 SIMULATED_OP = "GSEQuantizeDequantize"
 LEAST_OPSET = 14
 
@@ -94,6 +102,32 @@ PackedDequantizeLinear <bits, group_size, shape>
     scales_spread = Gather <axis = 1> (scales, index)
     product = Mul (shifted, scales_spread)
     y = Reshape (product, dims)
+}"""
+)
+
+_TCQ = (
+    _HEAD
+    + """
+TCQDequantizeLinear <bits, shape>
+    (packed, scale, levels, zero, one, last, far, count, columns, dims, unpack, unpack_next, modulus) => (y)
+{
+    bytes = Cast <to = 1> (packed)
+    units = Slice (bytes, zero, last)
+    following = Slice (bytes, one, far)
+    own_part = MatMul (units, unpack)
+    next_part = MatMul (following, unpack_next)
+    windows = Add (own_part, next_part)
+    floors = Cast <to = 6> (windows)
+    index = Mod (floors, modulus)
+    table = Cast <to = 1> (levels)
+    looked_up = Gather (table, index)
+    chain = Reshape (looked_up, last)
+    cut = Slice (chain, zero, count)
+    by_column = Reshape (cut, columns)
+    scales = Cast <to = 1> (scale)
+    scaled = Mul (by_column, scales)
+    rows = Transpose <perm = [1, 0]> (scaled)
+    y = Reshape (rows, dims)
 }"""
 )
 
@@ -199,7 +233,7 @@ def function(op: str, opset: int) -> onnx.FunctionProto:
             reduce = "magnitude = ReduceMax <keepdims = 1> (magnitudes, two)"
         text = _SIMULATED.format(opset=opset, powers=_powers(), reduce=reduce)
     else:
-        text = {GSE_OP: _GSE, PACKED_OP: _PACKED}[op].replace("{opset}", str(opset))
+        text = {GSE_OP: _GSE, PACKED_OP: _PACKED, TCQ_OP: _TCQ}[op].replace("{opset}", str(opset))
     return parser.parse_function(text)
 
 
@@ -264,3 +298,31 @@ def gse_tables(bits: int, group_size: int, exponent_base: int, shape: Sequence[i
 def affine_tables(bits: int, group_size: int, shape: Sequence[int]) -> Mapping[str, Array]:
     """Input name -> array, of the inputs of PackedDequantizeLinear behind `zero_point`, in order."""
     return {**_geometry_tables(shape, group_size), **_mantissa_tables(bits)}
+
+
+def _trellis_windows(bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """[bits, 8] each: bytes of a unit and of the next one -> T of each value, as the module's note has it."""
+    table = np.zeros((2 * bits, 8), np.float32)
+    for value in range(8):
+        first, shift = divmod(value * bits, 8)
+        for byte in range(3):
+            table[first + byte, value] = 2.0 ** (16 - 8 * byte - (24 - WINDOW - shift))
+    return table[:bits], table[bits:]
+
+
+def tcq_tables(bits: int, shape: Sequence[int]) -> dict[str, Array]:
+    """Input name -> array, of the inputs of TCQDequantizeLinear behind `scale`, in order."""
+    unpack, unpack_next = _trellis_windows(bits)
+    return {
+        "levels": tcq_levels(),
+        "zero": np.asarray([0], np.int64),
+        "one": np.asarray([1], np.int64),
+        "last": np.asarray([-1], np.int64),
+        "far": np.asarray([np.iinfo(np.int64).max], np.int64),
+        "count": np.asarray([math.prod(shape)], np.int64),
+        "columns": np.asarray([-1, shape[0]], np.int64),
+        "dims": np.asarray([-1, *shape[1:]], np.int64),
+        "unpack": unpack,
+        "unpack_next": unpack_next,
+        "modulus": np.asarray(1 << WINDOW, np.int32),
+    }

@@ -1,9 +1,9 @@
 """The C++ library: found beside the package, loaded when first needed, typed.
 
-It holds the decoders (called here through ctypes, no ONNX Runtime involved) and the custom operators
-GSEDequantizeLinear and PackedDequantizeLinear, which `register` hands to a session. `runtime_ops.build` makes
-it. Where it is missing everything still runs, slower: numpy decodes, and a file's own functions stand in for
-the operators.
+It holds the decoders and the search of a trellis (called here through ctypes, no ONNX Runtime involved) and
+the custom operators GSEDequantizeLinear and PackedDequantizeLinear, which `register` hands to a session.
+`runtime_ops.build` makes it. Where it is missing everything still runs, slower: numpy decodes and searches,
+and a file's own functions stand in for the operators.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ __all__ = [
     "load_library",
     "native_available",
     "register",
+    "trellis_native",
 ]
 
 Float = npt.NDArray[np.float32]
-_ABI = 1
+_ABI = 2
 _LINE = 64
 _BUILD_HINT = "`python -m runtime_ops.build` builds it"
 
@@ -88,6 +89,18 @@ def _load(path: Path) -> ctypes.CDLL:
     output = (pointer, size, number)  # out, out_count, isa
     library.onnxq_decode_gse.argtypes = (*packed, pointer, size, *geometry, number, *output)
     library.onnxq_decode_affine.argtypes = (*packed, pointer, pointer, size, *geometry, *output)
+    # values, weights, count, levels, bits, start, end, path, isa
+    library.onnxq_trellis_path.argtypes = (
+        pointer,
+        pointer,
+        size,
+        pointer,
+        number,
+        number,
+        number,
+        pointer,
+        number,
+    )
     for name in ("onnxq_error", "onnxq_isa_name"):
         getattr(library, name).argtypes = (number,)
         getattr(library, name).restype = ctypes.c_char_p
@@ -280,6 +293,41 @@ def decode_affine_native(
     )
     _check(library, code)
     return out
+
+
+def trellis_native(
+    values: Float,
+    weights: Float,
+    levels: Float,
+    bits: int,
+    start: int | None,
+    end: int | None,
+    *,
+    isa: str | None = None,
+) -> npt.NDArray[np.uint16]:
+    """The path of `runtime_ops.trellis.trellis_path`, in C++: one stretch, weights at most 1.
+
+    Raises ValueError for malformed input, LibraryMissingError where there is no library.
+    """
+    library = load_library()
+    values, weights, levels = (
+        _contiguous(array, np.float32, name)
+        for array, name in ((values, "values"), (weights, "weights"), (levels, "levels"))
+    )
+    path = np.empty(values.size, np.uint16)
+    code = library.onnxq_trellis_path(
+        values.ctypes.data,
+        weights.ctypes.data,
+        values.size,
+        levels.ctypes.data,
+        bits,
+        -1 if start is None else start,
+        -1 if end is None else end,
+        path.ctypes.data,
+        _isa_number(library, isa),
+    )
+    _check(library, code)
+    return path
 
 
 def register(session_options: Any) -> None:

@@ -35,7 +35,7 @@ def weight_text(weights: str, granularity: str | None) -> str:
         part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")
     ]
     if granularity is None:
-        plain = named or weights in ("float", "none") or weights.startswith("gse")
+        plain = named or weights in ("float", "none") or weights.startswith(("gse", "tcq"))
         return weights if plain else f"{weights}:channel"
     if named and named[0] != granularity:
         raise UserError(
@@ -128,7 +128,7 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     "--weights",
     default="int8",
     show_default=True,
-    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), float ...",
+    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), tcq2 to tcq5, float ...",
 )
 @click.option("--granularity", metavar="G", help="channel (default), tensor or blockN, as in block32.")
 @click.option(

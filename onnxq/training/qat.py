@@ -30,7 +30,7 @@ def weight_quantizer(layer: Layer, weight: torch.Tensor, scheme: Scheme, kind: W
     """The module of one layer. Raises PolicyError for a scheme that is not trained."""
     if scheme.format == "gse":
         return Gse(scheme.bits, scheme.block_size, layer.channel_axis, scheme.encoder)
-    if not scheme.signed or not scheme.symmetric or scheme.bits > 8:
+    if not scheme.is_integer or not scheme.signed or not scheme.symmetric or scheme.bits > 8:
         raise PolicyError(
             f"layer '{layer.name}': weights in {scheme} are not trained; use signed symmetric integers up "
             "to 8 bits, "

@@ -2,11 +2,12 @@
 // Functions return 0 or a code that onnxq_error explains. Pointers must hold what the counts beside them say.
 #include "decode.h"
 #include "export.h"
+#include "trellis.h"
 
 using namespace onnxq;
 
 // Raised whenever a signature or the meaning of an argument changes.
-ONNXQ_EXPORT int onnxq_abi_version(void) { return 1; }
+ONNXQ_EXPORT int onnxq_abi_version(void) { return 2; }
 
 ONNXQ_EXPORT const char* onnxq_error(int code) { return status_text(code); }
 
@@ -34,4 +35,9 @@ ONNXQ_EXPORT int onnxq_decode_affine(const uint8_t* packed, size_t packed_bytes,
   AffineWeight weight{{}, packed, packed_bytes, scale, zero_point, groups};
   const Status status = make_layout(bits, rows, row_size, group_size, &weight.layout);
   return status == kOk ? decode(weight, out, out_count, isa) : status;
+}
+
+ONNXQ_EXPORT int onnxq_trellis_path(const float* values, const float* weights, size_t count, const float* levels,
+                                    int bits, int start, int end, uint16_t* path, int isa) {
+  return trellis_path({values, weights, count, levels, bits, start}, end, path, isa);
 }

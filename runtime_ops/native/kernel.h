@@ -20,6 +20,9 @@
 namespace onnxq {
 namespace {
 
+// More than any sum of costs: an infinity less an infinity would be no number.
+constexpr float kUnreachable = 1e30f;
+
 // Code `index` of a stream, one or two bytes; never reads a byte that holds none of its bits.
 inline unsigned raw_code(const uint8_t* stream, uint64_t index, int bits) {
   const uint64_t bit = index * static_cast<unsigned>(bits);
@@ -211,9 +214,58 @@ void decode_form(Form form, const Stream& stream, uint64_t first, size_t count, 
   }
 }
 
+// Plain loops that compilers turn into vectors of this file's instruction set. No sum is reordered and nothing is
+// contracted, so that every set finds the same path.
+template <int kBits>
+void trellis_forward(const Chain& chain, float* __restrict least, float* __restrict costs) {
+  constexpr size_t kPrefixes = kStates >> kBits, kBranches = size_t{1} << kBits;
+  const float* const __restrict levels = chain.levels;
+  for (size_t t = 0; t < chain.count; ++t, least += kPrefixes) {
+    if (t == 0) {
+      for (size_t p = 0; p < kPrefixes; ++p) least[p] = chain.start < 0 ? 0.0f : kUnreachable;
+      if (chain.start >= 0) least[static_cast<size_t>(chain.start) & (kPrefixes - 1)] = 0.0f;
+    } else {
+      memcpy(least, costs, kPrefixes * sizeof(float));
+      for (size_t h = 1; h < kBranches; ++h) {
+        const float* const other = costs + h * kPrefixes;
+        for (size_t p = 0; p < kPrefixes; ++p) least[p] = other[p] < least[p] ? other[p] : least[p];
+      }
+    }
+    float lowest[16];  // sixteen at a time, since one running minimum would be a chain of dependent steps
+    memcpy(lowest, least, sizeof lowest);
+    for (size_t p = 16; p < kPrefixes; p += 16) {
+      for (size_t i = 0; i < 16; ++i) lowest[i] = least[p + i] < lowest[i] ? least[p + i] : lowest[i];
+    }
+    float bottom = lowest[0];
+    for (size_t i = 1; i < 16; ++i) bottom = lowest[i] < bottom ? lowest[i] : bottom;
+    for (size_t p = 0; p < kPrefixes; ++p) least[p] -= bottom;
+    const float value = chain.values[t], weight = chain.weights[t];
+    for (size_t p = 0; p < kPrefixes; ++p) {
+      const float before = least[p];
+      for (size_t b = p * kBranches; b < (p + 1) * kBranches; ++b) {
+        const float error = value - levels[b];
+        costs[b] = before + error * error * weight;
+      }
+    }
+  }
+}
+
+inline void trellis_pass(const Chain& chain, float* least, float* costs) {
+  switch (chain.bits) {
+    case 2:
+      return trellis_forward<2>(chain, least, costs);
+    case 3:
+      return trellis_forward<3>(chain, least, costs);
+    case 4:
+      return trellis_forward<4>(chain, least, costs);
+    default:
+      return trellis_forward<5>(chain, least, costs);
+  }
+}
+
 template <class V>
 constexpr Kernel kernel_of() {
-  return {fill_powers<V>, fill_affine<V>, decode_form<V>};
+  return {fill_powers<V>, fill_affine<V>, decode_form<V>, trellis_pass};
 }
 
 }  // namespace

@@ -61,6 +61,19 @@ enum class Form {
   kFused,    // m * scale - zero, where zero = zero point * scale
 };
 
+// A stretch of a trellis (runtime_ops/trellis.py): kWindow bits a state, `bits` new ones a value.
+constexpr int kWindow = 12;
+constexpr size_t kStates = size_t{1} << kWindow;
+
+struct Chain {
+  const float* values;
+  const float* weights;
+  size_t count;
+  const float* levels;  // kStates of them
+  int bits;
+  int start;  // the window before the first value, or -1
+};
+
 struct Kernel {
   // 2^(base + code) of the exponent codes [first, first + count); `first` is a multiple of 8.
   void (*fill_powers)(const uint8_t* exponents, size_t bytes, uint64_t first, size_t count, int base,
@@ -71,6 +84,9 @@ struct Kernel {
   // Groups [first, first + count), whose scales and zeros begin at scales[0] and zeros[0].
   void (*decode)(Form form, const Stream& stream, uint64_t first, size_t count, const float* scales,
                  const float* zeros);
+  // Viterbi's forward pass. least: [count, kStates >> bits], the smallest cost of what lies before a value by the
+  // upper bits of its window, less the smallest of all; costs: [kStates], of the last value.
+  void (*trellis)(const Chain& chain, float* least, float* costs);
 };
 
 // Null where this build has not got the instruction set.

@@ -32,6 +32,10 @@ const char* status_text(int status) {
       return "this instruction set is unknown, or this processor or library has not got it";
     case kNullPointer:
       return "a pointer is null";
+    case kBadTrellisBits:
+      return "a trellis has 2 to 5 bits";
+    case kNoMemory:
+      return "there is no memory for the paths of so many values";
     default:
       return "unknown error";
   }

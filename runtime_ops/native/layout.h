@@ -29,6 +29,8 @@ enum Status : int {
   kOutputTooShort,
   kBadIsa,
   kNullPointer,
+  kBadTrellisBits,
+  kNoMemory,
   kStatusCount,
 };
 

@@ -130,6 +130,14 @@ def test_quantize_says_when_bits_are_padded(invoke: Invoke, work: Path) -> None:
     assert "int6:channel in int8:channel" in ok(invoke("info", "tiny.int6.onnx")).stdout
 
 
+def test_quantize_tcq_and_decode(invoke: Invoke, work: Path) -> None:
+    ok(invoke("quantize", "tiny.onnx", "--weights", "tcq4", "--activations", "float"))
+    assert "tcq4 / float" in ok(invoke("info", "tiny.tcq4.onnx")).stdout
+    ok(invoke("decode", "tiny.tcq4.onnx"))
+    facts = json.loads(ok(invoke("info", "tiny.tcq4.decode.onnx", "--json")).stdout)
+    assert {layer["weights"] for layer in facts["layers"]} == {"float"}
+
+
 def test_quantize_gse_and_decode(invoke: Invoke, work: Path) -> None:
     ok(invoke("quantize", "tiny.onnx", "--weights", "gse6:block16", "--activations", "float"))
     shown = ok(invoke("info", "tiny.gse6.onnx")).stdout

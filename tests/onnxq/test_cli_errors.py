@@ -266,6 +266,11 @@ def test_static_without_data(refused: Refused) -> None:
     [
         (("--weights", "int9"), "2 to 8 or 16 bits"),
         (("--weights", "gse9"), "a GSE scheme has 2 to 8 bits"),
+        (("--weights", "tcq6"), "a TCQ scheme has 2 to 5 bits, not 6"),
+        (("--weights", "tcq3:block32"), "one scale per channel, and nothing else"),
+        (("--weights", "utcq3"), "one scale per channel, and nothing else"),
+        (("--weights", "tcq3", "--standard"), "no form in ONNX's own types"),
+        (("--activations", "tcq3"), "a trellis holds weights, no activations"),
         (("--weights", "gse6:channel"), "groups that share an exponent"),
         (("--weights", "gse6", "--granularity", "tensor"), "groups that share an exponent"),
         (("--weights", "int8:tensor", "--granularity", "channel"), "contradict each other"),

@@ -49,7 +49,7 @@ def test_values_are_those_of_the_model_with_one_layer_quantized(rounding: Litera
     front of the Add has nothing to make up for."""
     model, data = network(), samples()
     layers, rounder = find_layers(model), DataRounder(data, threads=1)
-    schemes = [Scheme.parse(text) for text in ("int3:channel", "gse4:block8")]
+    schemes = [Scheme.parse(text) for text in ("int3:channel", "gse4:block8", "tcq3")]
     variants = [Variant.of(layer.name, LayerPolicy(s)) for layer in layers for s in schemes]
     settings = Settings(precision=0)
     plain = measure_sensitivities(model, layers, data, variants, settings)

@@ -17,7 +17,7 @@ from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.rounder import DAMPING, DataRounder
 from passes.base import Context, PassResult
 from passes.errors import DataError, PolicyError, UnsupportedModelError
-from passes.layers import Layer
+from passes.layers import Layer, find_layers
 from passes.model import Model, serialize
 from passes.policy import Scheme
 from passes.quantize import Quantize
@@ -74,6 +74,8 @@ def error(model: Model, other: Model, x: Array) -> float:
         "int4:tensor",
         "uint4:channel:asym",
         "int8:tensor",
+        "tcq2",
+        "tcq4",
     ],
 )
 def test_nearer_to_float_than_nearest_on_other_images(weights: str) -> None:
@@ -236,6 +238,14 @@ def test_what_is_left_to_plain_rounding_is_told() -> None:
     result = quantized(net.model(z), np.zeros((4, 4, 6, 6), np.float32) + 1, weights="int4:channel")
     reasons = {note.node: note.reason for note in result.notes if "nearest" in note.reason}
     assert list(reasons) == ["transposed"]
+
+
+def test_a_trellis_is_not_learned_and_that_is_told() -> None:
+    model, x = network(), images()
+    learned = quantized(model, x, weights="tcq3", rounding="adaround")
+    assert sum("not learned" in note.reason for note in learned.notes) == len(find_layers(model))
+    plain = quantized(model, x, weights="tcq3").model
+    assert serialize(learned.model) == serialize(plain)
 
 
 def test_without_data_it_is_an_error_of_one_sentence() -> None:

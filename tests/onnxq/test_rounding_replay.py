@@ -122,7 +122,7 @@ def test_only_what_is_alive_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["gse4:block32", "gse3:block8", "int4:channel", "int3:channel", "int8:tensor"]
+    "scheme", ["gse4:block32", "gse3:block8", "int4:channel", "int3:channel", "int8:tensor", "tcq3"]
 )
 def test_each_layer_is_nearer_to_float_than_with_plain_rounding(scheme: str) -> None:
     """The sum over positions of the squared output error, on the data that it was rounded on."""

@@ -79,7 +79,7 @@ def measure(model: Model, data: Samples, variants: list[Variant], **options: Any
 
 
 def test_weights_of_every_layer_equal_the_plain_way(model: Model, data: Samples) -> None:
-    schemes = ("gse2", "gse6:block16", "int4:channel", "int5:block32")
+    schemes = ("gse2", "gse6:block16", "int4:channel", "int5:block32", "tcq3")
     variants = [Variant.of(layer.name, choice(s)) for layer in find_layers(model) for s in schemes]
     found = measure(model, data, variants)
     assert list(found) == [variant.key for variant in variants]

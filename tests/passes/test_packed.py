@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxq.evaluation import load_session
 from passes.base import Context
 from passes.decoding import Decode, decode_weights, has_packed_weights
-from passes.errors import InvalidModelError, UnsupportedModelError
+from passes.errors import InvalidModelError, PolicyError, UnsupportedModelError
 from passes.layers import find_layers
 from passes.model import Model, check, serialize
 from passes.policy import LayerPolicy, Policy, Scheme
@@ -36,6 +36,8 @@ SCHEMES = [
     "int5:block8:asym",
     "uint6:asym",
     "int7:tensor",
+    "tcq2",
+    "tcq5",
 ]
 
 
@@ -226,6 +228,24 @@ def test_integer_kernels_keep_their_types() -> None:
     result = Quantize(weights="int6:channel", activations="uint8")(network("conv"), context)
     assert not has_packed_weights(result.model.proto)
     assert any("stored in 8 bits" in note.reason for note in result.notes)
+
+
+def test_a_trellis_stands_beside_integer_activations() -> None:
+    """Its weights are float for the kernels, and its bias stays float."""
+    context = Context(ranges=lambda _, wanted: {name: (-1.0, 2.0) for name, _ in wanted})
+    made = Quantize(weights="tcq4", activations="uint8")(network("conv"), context).model
+    check(made)
+    assert [f.name for f in made.proto.functions] == ["TCQDequantizeLinear"]
+    assert "QuantizeLinear" in {node.op_type for node in made.proto.graph.node}
+    left, right = (session.run(None, feeds(made))[0] for session in (stock(made), load_session(made)))
+    np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+def test_a_trellis_that_cannot_be() -> None:
+    with pytest.raises(PolicyError, match="no form in ONNX's own types; drop standard"):
+        weight_only("tcq3", standard=True)(network("conv"))
+    with pytest.raises(PolicyError, match="holds weights, no activations"):
+        Quantize(weights="tcq3", activations="tcq4")(network("conv"))
 
 
 def test_loss_of_the_exponent_window_is_told() -> None:

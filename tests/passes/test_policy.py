@@ -60,6 +60,8 @@ def test_policies_round_trip_as_json(policy: Policy) -> None:
         ("uint8:tensor:asym", Scheme("int", 8, symmetric=False, signed=False)),
         ("int8:channel", Scheme("int", 8, "channel")),
         ("int8:dynamic", Scheme("int", 8, dynamic=True)),
+        ("tcq3", Scheme("tcq", 3, "channel")),
+        ("TCQ3:channel", Scheme("tcq", 3, "channel")),
     ],
 )
 def test_scheme_texts(text: str, scheme: Scheme) -> None:
@@ -71,6 +73,9 @@ def test_scheme_texts(text: str, scheme: Scheme) -> None:
     [
         ("quick", "'quick' is no scheme"),
         ("int9", "2 to 8 or 16 bits, not 9"),
+        ("tcq1", "2 to 5 bits, not 1"),
+        ("tcq4:tensor", "one scale per channel"),
+        ("tcq4:paper", "only GSE"),
         ("int1", "2 to 8 or 16 bits, not 1"),
         ("int8:fast", "'fast' is none of"),
         ("int4:block0", "block size"),

@@ -223,6 +223,15 @@ def test_dynamic(kind: str, weights: str) -> None:
     assert not Quantize(weights=weights, activations="uint8:dynamic")(result.model).modified
 
 
+def test_a_trellis_has_no_integer_kernel() -> None:
+    net = Net()
+    model = net.model(net.conv(net.input("x", ["N", 4, 8, 8]), 4, 4))
+    result = Quantize(weights="tcq4", activations="uint8:dynamic")(model)
+    assert [note.kind for note in result.notes] == ["refused"]
+    assert "not tcq4" in result.notes[0].reason
+    assert sqnr(run(model)[0], run(result.model)[0]) > 15
+
+
 def test_dynamic_refusals_are_told_and_get_weights_only() -> None:
     net = Net()
     x = net.input("x", ["N", 4, 8, 8])

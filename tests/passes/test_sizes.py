@@ -18,6 +18,7 @@ from tests.nets import Net
 SCHEMES = [
     *(f"gse{bits}:block{size}" for bits in (2, 3, 5, 6, 8) for size in (8, 32)),
     *(f"int{bits}:channel" for bits in (3, 4, 5, 8)),
+    *(f"tcq{bits}" for bits in (2, 3, 4, 5)),
     "int4:block16", "int8", "int16:channel", "float",
 ]  # fmt: skip
 

@@ -22,12 +22,15 @@ from runtime_ops.functions import (
     LEAST_OPSET,
     PACKED_OP,
     SIMULATED_OP,
+    TCQ_OP,
     affine_tables,
     function,
     gse_tables,
     padded_rows,
+    tcq_tables,
 )
 from runtime_ops.gse import Encoder, decode_affine, encode_gse, quantize_groups
+from runtime_ops.trellis import TCQ_BITS, chain_bytes, decode_tcq, tcq_levels
 
 Array = npt.NDArray[Any]
 SHAPES = [(8, 16, 1, 1), (16, 1, 3, 3), (32, 1, 5, 5), (10, 64), (10, 45), (16, 3, 3, 3)]
@@ -75,6 +78,19 @@ def test_weights(bits: int, size: int) -> None:
         inputs = {"packed": streams["packed"], "scale": scale, "zero_point": zero}
         wanted = decode_affine(streams["packed"], scale, zero, bits, size, dims)
         for found in both(PACKED_OP, {**inputs, **affine_tables(bits, size, dims)}, dims, opset, **attrs):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("bits", TCQ_BITS)
+def test_trellises(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    for shape in SHAPES:
+        packed = rng.integers(0, 256, chain_bytes(math.prod(shape), bits)).astype(np.uint8).reshape(-1, bits)
+        scale = rng.uniform(-1, 1, shape[0]).astype(np.float16)
+        wanted = decode_tcq(packed, scale, tcq_levels(), bits, shape)
+        inputs: dict[str, Array] = {"packed": packed, "scale": scale, **tcq_tables(bits, shape)}
+        opset = (LEAST_OPSET, 17, 21)[bits % 3]
+        for found in both(TCQ_OP, inputs, shape, opset, bits=bits, shape=shape):
             np.testing.assert_array_equal(found, wanted)
 
 

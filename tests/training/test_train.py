@@ -239,6 +239,7 @@ def test_a_broken_checkpoint_is_an_error(work: Path) -> None:
         (("--epochs", "0"), "--epochs 0"),
         (("--device", "cuda:7"), "--device cuda:7"),
         (("--method", "qat", "--weights", "uint4:asym"), "uint4"),
+        (("--method", "qat", "--weights", "tcq3"), "tcq3"),
         (("--method", "qat", "--activations", "uint8:dynamic"), "not trained"),
         (("--method", "smpq", "--bops", "0.01", "--activations", "8"), "--bops 0.01"),
         (("--augment", "turn"), "--augment turn"),

@@ -1,0 +1,71 @@
+#include "trellis.h"
+
+#include <memory>
+#include <new>
+
+namespace onnxq {
+namespace {
+
+constexpr int kMinTrellisBits = 2;
+constexpr int kMaxTrellisBits = 5;
+
+const Kernel* kernel_for(Isa isa) {
+  switch (isa) {
+    case kAvx2:
+      return avx2_kernel();
+    case kAvx512:
+      return avx512_kernel();
+    case kNeon:
+      return neon_kernel();
+    default:
+      return scalar_kernel();
+  }
+}
+
+size_t best_end(const float* costs, size_t prefixes, int end) {
+  const size_t kept = static_cast<size_t>(end) & (prefixes - 1);
+  size_t best = end < 0 ? 0 : kept;
+  for (size_t window = best; window < kStates; window += end < 0 ? 1 : prefixes) {
+    if (costs[window] < costs[best]) best = window;
+  }
+  return best;
+}
+
+}  // namespace
+
+Status trellis_path(const Chain& chain, int end, uint16_t* path, int isa) {
+  if (chain.bits < kMinTrellisBits || chain.bits > kMaxTrellisBits) return kBadTrellisBits;
+  if (chain.count == 0) return kOk;
+  if (chain.values == nullptr || chain.weights == nullptr || chain.levels == nullptr || path == nullptr) {
+    return kNullPointer;
+  }
+  Isa found;
+  const Status status = resolve_isa(isa, &found);
+  if (status != kOk) return status;
+  const size_t prefixes = kStates >> chain.bits, branches = size_t{1} << chain.bits;
+  if (chain.count > static_cast<size_t>(-1) / sizeof(float) / kStates) return kTooLarge;
+  const std::unique_ptr<float[]> least(new (std::nothrow) float[chain.count * prefixes]);
+  const std::unique_ptr<float[]> costs(new (std::nothrow) float[kStates]);
+  if (!least || !costs) return kNoMemory;
+  kernel_for(found)->trellis(chain, least.get(), costs.get());
+  size_t window = best_end(costs.get(), prefixes, end);
+  for (size_t t = chain.count; t-- > 0;) {
+    path[t] = static_cast<uint16_t>(window);
+    if (t == 0) break;
+    const float* const before = least.get() + (t - 1) * prefixes;
+    const size_t kept = window >> chain.bits;
+    float lowest = 0.0f;
+    for (size_t h = 0; h < branches; ++h) {
+      const size_t state = h * prefixes + kept;
+      const float error = chain.values[t - 1] - chain.levels[state];
+      const float cost = before[state >> chain.bits] + error * error * chain.weights[t - 1];
+      if (h == 0 || cost < lowest) {
+        lowest = cost;
+        window = state;
+      }
+    }
+  }
+  return kOk;
+}
+
+}  // namespace onnxq
