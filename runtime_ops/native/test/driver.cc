@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../decode.h"
+#include "../trellis.h"
 #include "reference.h"
 
 namespace {
@@ -87,6 +88,31 @@ void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t 
   }
 }
 
+// The windows that belong together, and no path that another instruction set found better.
+void check_trellis(int bits, size_t count, int start, int end) {
+  auto values = filled<float>(count), weights = filled<float>(count), levels = filled<float>(kStates);
+  for (size_t i = 0; i < count; ++i) values[i] = static_cast<float>(static_cast<int>(rng() % 400) - 200);
+  for (size_t i = 0; i < count; ++i) weights[i] = static_cast<float>(rng() % 1000) / 1000.0f;
+  for (size_t i = 0; i < kStates; ++i) levels[i] = static_cast<float>(static_cast<int>(rng() % 255) - 127);
+  const Chain chain{values.get(), weights.get(), count, levels.get(), bits, start};
+  std::vector<uint16_t> first;
+  const size_t keep = (kStates >> bits) - 1;
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    if (!isa_supported(isa)) continue;
+    auto path = filled<uint16_t>(count);
+    bool right = trellis_path(chain, end, path.get(), isa) == kOk;
+    for (size_t t = 0; t < count; ++t) {
+      const bool known = t != 0 || start >= 0;
+      const size_t before = t != 0 ? path[t - 1] : static_cast<size_t>(start);
+      right = right && path[t] < kStates && (!known || (before & keep) == static_cast<size_t>(path[t] >> bits));
+    }
+    if (end >= 0) right = right && (path[count - 1] & keep) == (static_cast<size_t>(end) & keep);
+    if (first.empty()) first.assign(path.get(), path.get() + count);
+    right = right && std::memcmp(first.data(), path.get(), count * sizeof(uint16_t)) == 0;
+    expect(right, "trellis", isa, bits, 1, static_cast<int64_t>(count), 1);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -108,6 +134,10 @@ int main() {
     check(bits, 5003, 9, 8, 0);
     check(bits, 5003, 25, 16, 0);
     check(bits, 1024, 1024, 32, 0);
+  }
+  for (int bits = 2; bits <= 5; ++bits) {
+    for (const size_t count : {1, 2, 3, 17, 100}) check_trellis(bits, count, -1, -1);
+    for (const size_t count : {17, 100}) check_trellis(bits, count, 4095, 1234);
   }
   std::printf("%ld checks, %ld wrong; instruction sets:", cases, failures);
   for (int isa = 0; isa < kIsaCount; ++isa) {
