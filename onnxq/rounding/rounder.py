@@ -123,7 +123,9 @@ class DataRounder:
             if held_out.count and task.method != "bias":
                 own = choose_dampings(plain, moments, held_out.moments(centred), _TARGETS, _METRICS)
             chosen[task.output] = own
-            replay.rounded(round_task(plain, moments, own, self.sweeps))
+            # Here a layer only has to err about as it will: one search of a trellis is enough.
+            sweeps = 0 if task.scheme.format == "tcq" else self.sweeps
+            replay.rounded(round_task(plain, moments, own, sweeps))
             self._tell(len(chosen), 2 * len(tasks))
         return chosen
 
