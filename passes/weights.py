@@ -211,8 +211,12 @@ def shape_gse(array: npt.NDArray[Any], axis: int, scheme: Scheme, gse: GSETensor
 
 
 def half_scale(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Scales as float16 holds them; what is too small becomes 0."""
-    return np.minimum(scale, np.finfo(np.float16).max).astype(np.float16).astype(np.float64)
+    """Scales as float16 holds them, those of nothing but zeros 0.
+
+    The least one may be denormal: a coarse scale is better than none.
+    """
+    held = np.clip(scale, 2.0**-24, np.finfo(np.float16).max).astype(np.float16).astype(np.float64)
+    return np.where(scale > 0, held, 0.0)
 
 
 def shape_trellis(

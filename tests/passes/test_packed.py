@@ -248,6 +248,15 @@ def test_a_trellis_that_cannot_be() -> None:
         Quantize(weights="tcq3", activations="tcq4")(network("conv"))
 
 
+@pytest.mark.parametrize(("size", "error"), [(1e-6, 0.2), (1e-4, 0.06), (1e4, 0.06)])
+def test_a_trellis_holds_small_weights_and_rows_of_zeros(size: float, error: float) -> None:
+    array = (np.random.default_rng(0).standard_normal((6, 64)) * size).astype(np.float32)
+    array[2] = 0
+    decoded = encode_weight(array, Scheme.parse("tcq5"), 0).decoded
+    assert (decoded[2] == 0).all()
+    assert np.linalg.norm(decoded - array) < error * np.linalg.norm(array)
+
+
 def test_loss_of_the_exponent_window_is_told() -> None:
     net = Net()
     array = net.rng.standard_normal((16, 32)).astype(np.float32)
