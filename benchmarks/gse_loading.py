@@ -1,10 +1,10 @@
-"""What GSE weights cost when a session is created and when it runs: EfficientNet-Lite0 in GSE-6.
+"""What bit streams cost when a session is created and when it runs: EfficientNet-Lite0, by default in GSE-6.
 
-    python benchmarks/gse_loading.py
+    python benchmarks/gse_loading.py [--weights tcq3]
 
 Ways in turns, in one process, one thread, each from a file: the float export as it came, the same model with
-BatchNorm folded (what GSE-6 decodes to), GSE-6 in stock ONNX Runtime (the file's own function), GSE-6 with
-the C++ library registered, and through onnxq.load_session. Ratios of medians.
+BatchNorm folded (what the streams decode to), the streams in stock ONNX Runtime (the file's own function),
+with the C++ library registered, and through onnxq.load_session. Ratios of medians.
 """
 
 from __future__ import annotations
@@ -50,20 +50,21 @@ def medians(ways: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=31)
+    parser.add_argument("--weights", default="gse6")
     args = parser.parse_args()
     model = imagenet.prepared()
-    made = Quantize(weights="gse6", activations="float")(model).model
+    made = Quantize(weights=args.weights, activations="float")(model).model
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(made, folder / "gse6.onnx")
+        save(made, folder / "streams.onnx")
         save(Decode()(made).model, folder / "float.onnx")
         ways: dict[str, Callable[[], Any]] = {
             "float, as exported": lambda: stock(imagenet.MODEL),
             "float, BatchNorm folded": lambda: stock(folder / "float.onnx"),
             "float, BatchNorm folded, load_session": lambda: load_session(folder / "float.onnx", threads=1),
-            "GSE-6, stock ONNX Runtime": lambda: stock(folder / "gse6.onnx"),
-            "GSE-6, library registered": lambda: stock(folder / "gse6.onnx", library=True),
-            "GSE-6, load_session": lambda: load_session(folder / "gse6.onnx", threads=1),
+            f"{args.weights}, stock ONNX Runtime": lambda: stock(folder / "streams.onnx"),
+            f"{args.weights}, library registered": lambda: stock(folder / "streams.onnx", library=True),
+            f"{args.weights}, load_session": lambda: load_session(folder / "streams.onnx", threads=1),
         }
         created = medians(ways, args.turns)
         feed = {"input": np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)}

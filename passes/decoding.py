@@ -21,10 +21,9 @@ from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
 from passes.model import Model, every_graph
 from passes.quantize import POLICY_KEY
-from runtime_ops.decode import decode_packed_affine, decode_packed_gse, into
+from runtime_ops.decode import decode_packed_affine, decode_packed_gse, decode_packed_tcq
 from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP, TCQ_OP
 from runtime_ops.library import empty_floats
-from runtime_ops.trellis import decode_tcq
 
 __all__ = ["Decode", "decode_weights", "has_packed_weights"]
 
@@ -66,7 +65,8 @@ def _decoded(
         packed = _array(held[node.input[0]], np.uint8)
         if node.op_type == TCQ_OP:
             scale, levels = _array(held[node.input[1]], np.float16), _array(held[node.input[2]], np.int8)
-            return into(out, decode_tcq(packed, scale, levels, numbers["bits"], shape)).reshape(shape)
+            values = decode_packed_tcq(packed, scale, levels, numbers["bits"], shape, out)
+            return values.reshape(shape)
         geometry = (numbers["bits"], numbers["group_size"])
         if node.op_type == GSE_OP:
             exponents = _array(held[node.input[1]], np.uint8)

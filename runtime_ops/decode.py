@@ -1,6 +1,6 @@
 """Bit streams to floats, as fast as this machine can: the C++ library where it is there, else numpy.
 
-Both give the same bits. Trellises (runtime_ops/trellis.py) are decoded by numpy alone.
+Both give the same bits.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_ops.gse import decode_affine, decode_gse
-from runtime_ops.library import decode_affine_native, decode_gse_native, native_available
+from runtime_ops.library import (
+    decode_affine_native,
+    decode_gse_native,
+    decode_tcq_native,
+    native_available,
+)
+from runtime_ops.trellis import decode_tcq
 
-__all__ = ["decode_packed_affine", "decode_packed_gse", "into"]
+__all__ = ["decode_packed_affine", "decode_packed_gse", "decode_packed_tcq"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
@@ -32,7 +38,7 @@ def decode_packed_gse(
     """`decode_gse` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
     if native_available():
         return decode_gse_native(packed, exponents, bits, group_size, exponent_base, shape, out=out)
-    return into(out, decode_gse(packed, exponents, bits, group_size, exponent_base, shape))
+    return _into(out, decode_gse(packed, exponents, bits, group_size, exponent_base, shape))
 
 
 def decode_packed_affine(
@@ -47,11 +53,24 @@ def decode_packed_affine(
     """`decode_affine` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
     if native_available():
         return decode_affine_native(packed, scale, zero_point, bits, group_size, shape, out=out)
-    return into(out, decode_affine(packed, scale, zero_point, bits, group_size, shape))
+    return _into(out, decode_affine(packed, scale, zero_point, bits, group_size, shape))
 
 
-def into(out: Float | None, values: Float) -> Float:
-    """The values, written to `out` where there is one."""
+def decode_packed_tcq(
+    packed: Array,
+    scale: Array,
+    levels: Array,
+    bits: int,
+    shape: Sequence[int],
+    out: Float | None = None,
+) -> Float:
+    """`decode_tcq` of runtime_ops/trellis.py, into `out` if one is given. Raises ValueError for bad input."""
+    if native_available():
+        return decode_tcq_native(packed, scale, levels, bits, shape, out=out)
+    return _into(out, decode_tcq(packed, scale, levels, bits, shape))
+
+
+def _into(out: Float | None, values: Float) -> Float:
     if out is None:
         return values
     out[...] = values.reshape(out.shape)

@@ -24,6 +24,7 @@ __all__ = [
     "LibraryMissingError",
     "decode_affine_native",
     "decode_gse_native",
+    "decode_tcq_native",
     "empty_floats",
     "isas",
     "library_path",
@@ -89,6 +90,8 @@ def _load(path: Path) -> ctypes.CDLL:
     output = (pointer, size, number)  # out, out_count, isa
     library.onnxq_decode_gse.argtypes = (*packed, pointer, size, *geometry, number, *output)
     library.onnxq_decode_affine.argtypes = (*packed, pointer, pointer, size, *geometry, *output)
+    # packed, scale, levels, bits, rows, row_size, out, out_count
+    library.onnxq_decode_tcq.argtypes = (*packed, pointer, pointer, number, wide, wide, pointer, size)
     # values, weights, count, levels, bits, start, end, path, isa
     library.onnxq_trellis_path.argtypes = (
         pointer,
@@ -290,6 +293,42 @@ def decode_affine_native(
         out.ctypes.data,
         out.size,
         _isa_number(library, isa),
+    )
+    _check(library, code)
+    return out
+
+
+def decode_tcq_native(
+    packed: npt.NDArray[np.uint8],
+    scale: npt.NDArray[np.float16],
+    levels: npt.NDArray[np.int8],
+    bits: int,
+    shape: Sequence[int],
+    *,
+    out: Float | None = None,
+) -> Float:
+    """The same as `runtime_ops.trellis.decode_tcq`, in C++; into `out` where one is given.
+
+    Raises ValueError for malformed input, LibraryMissingError where there is no library.
+    """
+    library = load_library()
+    _fits(bits=bits)
+    packed = _contiguous(packed, np.uint8, "packed")
+    levels = _contiguous(levels, np.int8, "levels")
+    scales = np.ascontiguousarray(_contiguous(scale, np.float16, "scale"), np.float32)
+    rows, row_size, out = _prepare(shape, out)
+    if scales.size != rows or levels.size != 1 << 12:
+        raise ValueError(f"scale must hold {rows} numbers and levels {1 << 12}")
+    code = library.onnxq_decode_tcq(
+        packed.ctypes.data,
+        packed.size,
+        scales.ctypes.data,
+        levels.ctypes.data,
+        bits,
+        rows,
+        row_size,
+        out.ctypes.data,
+        out.size,
     )
     _check(library, code)
     return out

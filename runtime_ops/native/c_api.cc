@@ -41,3 +41,9 @@ ONNXQ_EXPORT int onnxq_trellis_path(const float* values, const float* weights, s
                                     int bits, int start, int end, uint16_t* path, int isa) {
   return trellis_path({values, weights, count, levels, bits, start}, end, path, isa);
 }
+
+ONNXQ_EXPORT int onnxq_decode_tcq(const uint8_t* packed, size_t packed_bytes, const float* scale,
+                                  const int8_t* levels, int bits, int64_t rows, int64_t row_size, float* out,
+                                  size_t out_count) {
+  return decode(TrellisWeight{packed, packed_bytes, scale, levels, bits, rows, row_size}, out, out_count);
+}

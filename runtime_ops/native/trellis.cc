@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kMinTrellisBits = 2;
 constexpr int kMaxTrellisBits = 5;
+constexpr size_t kColumns = 16;
 
 const Kernel* kernel_for(Isa isa) {
   switch (isa) {
@@ -62,6 +63,37 @@ Status trellis_path(const Chain& chain, int end, uint16_t* path, int isa) {
       if (h == 0 || cost < lowest) {
         lowest = cost;
         window = state;
+      }
+    }
+  }
+  return kOk;
+}
+
+Status decode(const TrellisWeight& weight, float* out, size_t out_count) {
+  if (weight.bits < kMinTrellisBits || weight.bits > kMaxTrellisBits) return kBadTrellisBits;
+  Layout layout;  // for its checks of the shape
+  const Status status = make_layout(weight.bits, weight.rows, weight.columns, 1, &layout);
+  if (status != kOk) return status;
+  if (weight.packed == nullptr || weight.scale == nullptr || weight.levels == nullptr || out == nullptr) {
+    return kNullPointer;
+  }
+  const auto bits = static_cast<size_t>(weight.bits);
+  const auto values = static_cast<size_t>(layout.values);
+  if (weight.packed_bytes < ((values + 7) / 8 + 1) * bits) return kPackedTooShort;
+  if (out_count < values) return kOutputTooShort;
+  float levels[kStates];
+  for (size_t i = 0; i < kStates; ++i) levels[i] = static_cast<float>(weight.levels[i]);
+  const auto rows = static_cast<size_t>(weight.rows), columns = static_cast<size_t>(weight.columns);
+  // A few columns at a time, so that what is written lies together.
+  for (size_t first = 0; first < columns; first += kColumns) {
+    const size_t stop = columns - first < kColumns ? columns : first + kColumns;
+    for (size_t row = 0; row < rows; ++row) {
+      const float scale = weight.scale[row];
+      for (size_t column = first; column < stop; ++column) {
+        const size_t bit = (column * rows + row) * bits;
+        const uint8_t* const byte = weight.packed + bit / 8;
+        const unsigned word = static_cast<unsigned>(byte[0]) << 16 | static_cast<unsigned>(byte[1]) << 8 | byte[2];
+        out[row * columns + column] = levels[(word >> (24 - kWindow - bit % 8)) & (kStates - 1)] * scale;
       }
     }
   }

@@ -1,4 +1,4 @@
-// Encoding for a trellis: the best path through its states. runtime_ops/trellis.py is the reference.
+// Trellises: the best path through the states, and the values of a stream. runtime_ops/trellis.py is the reference.
 #pragma once
 
 #include "decode.h"
@@ -9,5 +9,19 @@ namespace onnxq {
 // path: chain.count windows of least weighted squared error. end: a window whose successors the last one must
 // keep, or -1. Takes count * (kStates >> bits) floats of memory. Every instruction set finds the same path.
 Status trellis_path(const Chain& chain, int end, uint16_t* path, int isa);
+
+// A weight of `rows` channels and `columns` weights each, whose chain runs down the columns. scale: one a row.
+struct TrellisWeight {
+  const uint8_t* packed;
+  size_t packed_bytes;
+  const float* scale;
+  const int8_t* levels;  // kStates of them
+  int bits;
+  int64_t rows;
+  int64_t columns;
+};
+
+// out: [rows, columns].
+Status decode(const TrellisWeight& weight, float* out, size_t out_count);
 
 }  // namespace onnxq

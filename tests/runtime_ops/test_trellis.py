@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import runtime_ops.trellis
-from runtime_ops.library import isas, trellis_native
+from runtime_ops.library import decode_tcq_native, isas, trellis_native
 from runtime_ops.rounding import damped, upper_factor
 from runtime_ops.trellis import (
     TCQ_BITS,
@@ -146,6 +146,21 @@ def test_the_library_finds_the_same_path(bits: int, start: int | None, end: int 
         np.testing.assert_array_equal(
             trellis_native(values, weights, LEVELS, bits, start, end, isa=isa), wanted, err_msg=isa
         )
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("bits", TCQ_BITS)
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (8, 3, 3, 3), (40, 17), (7, 64)])
+def test_the_library_decodes_the_same(bits: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(bits)
+    packed = rng.integers(0, 256, chain_bytes(int(np.prod(shape)), bits)).astype(np.uint8)
+    scale = rng.standard_normal(shape[0]).astype(np.float16)
+    wanted = decode_tcq(packed, scale, tcq_levels(), bits, shape)
+    np.testing.assert_array_equal(decode_tcq_native(packed, scale, tcq_levels(), bits, shape), wanted)
+    with pytest.raises(ValueError, match="too few bytes"):
+        decode_tcq_native(packed[:-1], scale, tcq_levels(), bits, shape)
+    with pytest.raises(ValueError, match="scale must hold"):
+        decode_tcq_native(packed, np.append(scale, scale[:1]), tcq_levels(), bits, shape)
 
 
 @pytest.mark.usefixtures("native")

@@ -88,6 +88,29 @@ void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t 
   }
 }
 
+void check_stream(int bits, int64_t rows, int64_t columns) {
+  const auto count = static_cast<size_t>(rows * columns), bytes = ((count + 7) / 8 + 1) * static_cast<size_t>(bits);
+  const auto packed = filled<uint8_t>(bytes);
+  const auto levels = filled<int8_t>(kStates);
+  auto scale = filled<float>(static_cast<size_t>(rows)), out = filled<float>(count);
+  for (int64_t row = 0; row < rows; ++row) scale[static_cast<size_t>(row)] = static_cast<float>(row + 1);
+  const TrellisWeight weight{packed.get(), bytes, scale.get(), levels.get(), bits, rows, columns};
+  bool right = decode(weight, out.get(), count) == kOk;
+  for (size_t t = 0; t < count; ++t) {
+    size_t window = 0;
+    for (size_t bit = t * static_cast<size_t>(bits), i = 0; i < kWindow; ++i, ++bit) {
+      window = window << 1 | ((packed[bit / 8] >> (7 - bit % 8)) & 1u);
+    }
+    const size_t row = t % static_cast<size_t>(rows), column = t / static_cast<size_t>(rows);
+    const float value = static_cast<float>(levels[window]) * scale[row];
+    right = right && out[row * static_cast<size_t>(columns) + column] == value;
+  }
+  TrellisWeight bad = weight;
+  --bad.packed_bytes;
+  right = right && decode(bad, out.get(), count) == kPackedTooShort;
+  expect(right && decode(weight, out.get(), count - 1) == kOutputTooShort, "stream", kScalar, bits, rows, columns, 1);
+}
+
 // The windows that belong together, and no path that another instruction set found better.
 void check_trellis(int bits, size_t count, int start, int end) {
   auto values = filled<float>(count), weights = filled<float>(count), levels = filled<float>(kStates);
@@ -138,6 +161,9 @@ int main() {
   for (int bits = 2; bits <= 5; ++bits) {
     for (const size_t count : {1, 2, 3, 17, 100}) check_trellis(bits, count, -1, -1);
     for (const size_t count : {17, 100}) check_trellis(bits, count, 4095, 1234);
+    for (const int64_t rows : {1, 3, 8, 33}) {
+      for (const int64_t columns : {1, 2, 15, 16, 17, 65}) check_stream(bits, rows, columns);
+    }
   }
   std::printf("%ld checks, %ld wrong; instruction sets:", cases, failures);
   for (int isa = 0; isa < kIsaCount; ++isa) {
