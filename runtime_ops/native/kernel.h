@@ -17,6 +17,15 @@
 
 #include "kernel_types.h"
 
+// A short loop that is written out is no loop any more that a compiler would make a vector of.
+#if defined(__clang__)
+#define ONNXQ_KEEP_LOOP _Pragma("clang loop unroll(disable)")
+#elif defined(__GNUC__)
+#define ONNXQ_KEEP_LOOP _Pragma("GCC unroll 1")
+#else
+#define ONNXQ_KEEP_LOOP
+#endif
+
 namespace onnxq {
 namespace {
 
@@ -218,35 +227,44 @@ void decode_form(Form form, const Stream& stream, uint64_t first, size_t count, 
 // contracted, so that every set finds the same path.
 template <int kBits>
 void trellis_forward(const Chain& chain, float* __restrict least, float* __restrict costs) {
-  constexpr size_t kPrefixes = kStates >> kBits, kBranches = size_t{1} << kBits;
+  constexpr size_t kPrefixes = kStates >> kBits, kBranches = size_t{1} << kBits, kSteps = kPrefixes / kBranches;
   const float* const __restrict levels = chain.levels;
-  for (size_t t = 0; t < chain.count; ++t, least += kPrefixes) {
-    if (t == 0) {
-      for (size_t p = 0; p < kPrefixes; ++p) least[p] = chain.start < 0 ? 0.0f : kUnreachable;
-      if (chain.start >= 0) least[static_cast<size_t>(chain.start) & (kPrefixes - 1)] = 0.0f;
-    } else {
-      memcpy(least, costs, kPrefixes * sizeof(float));
-      for (size_t h = 1; h < kBranches; ++h) {
-        const float* const other = costs + h * kPrefixes;
-        for (size_t p = 0; p < kPrefixes; ++p) least[p] = other[p] < least[p] ? other[p] : least[p];
+  for (size_t p = 0; p < kPrefixes; ++p) least[p] = chain.start < 0 ? 0.0f : kUnreachable;
+  if (chain.start >= 0) least[static_cast<size_t>(chain.start) & (kPrefixes - 1)] = 0.0f;
+  for (size_t t = 0; t + 1 < chain.count; ++t) {
+    const float* const __restrict before = least + t * kPrefixes;
+    float* const __restrict after = least + (t + 1) * kPrefixes;
+    const float value = chain.values[t], weight = chain.weights[t];
+    // The windows whose lower bits are q * kBranches + b, by their upper bits h; their prefix is h * kSteps + q.
+    for (size_t q = 0; q < kSteps; ++q) {
+      float best[kBranches];
+      for (size_t b = 0; b < kBranches; ++b) best[b] = kUnreachable;
+      for (size_t h = 0; h < kBranches; ++h) {
+        const float* const level = levels + h * kPrefixes + q * kBranches;
+        const float reached = before[h * kSteps + q];
+        ONNXQ_KEEP_LOOP
+        for (size_t b = 0; b < kBranches; ++b) {
+          const float error = value - level[b];
+          const float cost = reached + error * error * weight;
+          best[b] = cost < best[b] ? cost : best[b];
+        }
       }
+      memcpy(after + q * kBranches, best, sizeof best);
     }
     float lowest[16];  // sixteen at a time, since one running minimum would be a chain of dependent steps
-    memcpy(lowest, least, sizeof lowest);
+    memcpy(lowest, after, sizeof lowest);
     for (size_t p = 16; p < kPrefixes; p += 16) {
-      for (size_t i = 0; i < 16; ++i) lowest[i] = least[p + i] < lowest[i] ? least[p + i] : lowest[i];
+      for (size_t i = 0; i < 16; ++i) lowest[i] = after[p + i] < lowest[i] ? after[p + i] : lowest[i];
     }
     float bottom = lowest[0];
     for (size_t i = 1; i < 16; ++i) bottom = lowest[i] < bottom ? lowest[i] : bottom;
-    for (size_t p = 0; p < kPrefixes; ++p) least[p] -= bottom;
-    const float value = chain.values[t], weight = chain.weights[t];
-    for (size_t p = 0; p < kPrefixes; ++p) {
-      const float before = least[p];
-      for (size_t b = p * kBranches; b < (p + 1) * kBranches; ++b) {
-        const float error = value - levels[b];
-        costs[b] = before + error * error * weight;
-      }
-    }
+    for (size_t p = 0; p < kPrefixes; ++p) after[p] -= bottom;
+  }
+  const float* const __restrict before = least + (chain.count - 1) * kPrefixes;
+  const float value = chain.values[chain.count - 1], weight = chain.weights[chain.count - 1];
+  for (size_t window = 0; window < kStates; ++window) {
+    const float error = value - levels[window];
+    costs[window] = before[window >> kBits] + error * error * weight;
   }
 }
 
