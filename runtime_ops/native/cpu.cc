@@ -89,25 +89,25 @@ bool prefers_avx2() { return false; }
 
 const char* const kNames[kIsaCount] = {"scalar", "avx2", "avx512", "neon"};
 
-bool compiled_in(int isa) {
+}  // namespace
+
+const Kernel* kernel_of(Isa isa) {
   switch (isa) {
-    case kScalar:
-      return true;
     case kAvx2:
-      return avx2_kernel() != nullptr;
+      return avx2_kernel();
     case kAvx512:
-      return avx512_kernel() != nullptr;
+      return avx512_kernel();
+    case kNeon:
+      return neon_kernel();
     default:
-      return neon_kernel() != nullptr;
+      return scalar_kernel();
   }
 }
-
-}  // namespace
 
 const char* isa_name(int isa) { return isa >= 0 && isa < kIsaCount ? kNames[isa] : nullptr; }
 
 bool isa_supported(int isa) {
-  if (isa < 0 || isa >= kIsaCount || !compiled_in(isa)) return false;
+  if (isa < 0 || isa >= kIsaCount || kernel_of(static_cast<Isa>(isa)) == nullptr) return false;
   return isa == kScalar || processor_has(isa);
 }
 

@@ -11,16 +11,7 @@ constexpr size_t kStretch = 512;  // groups; a multiple of 8
 const Kernel* kernel_for(Isa isa, const Layout& layout) {
   // A group shorter than a vector of AVX-512 fills one of AVX2 better, and every processor with one has both.
   if (isa == kAvx512 && layout.group_size < 16 && avx2_kernel() != nullptr) isa = kAvx2;
-  switch (isa) {
-    case kAvx2:
-      return avx2_kernel();
-    case kAvx512:
-      return avx512_kernel();
-    case kNeon:
-      return neon_kernel();
-    default:
-      return scalar_kernel();
-  }
+  return kernel_of(isa);
 }
 
 template <class Weight>

@@ -13,6 +13,9 @@ enum Isa : int { kBestIsa = -1, kScalar = 0, kAvx2, kAvx512, kNeon, kIsaCount };
 const char* isa_name(int isa);  // null outside [0, kIsaCount)
 bool isa_supported(int isa);    // compiled in, and this processor has it
 
+struct Kernel;
+const Kernel* kernel_of(Isa isa);  // null where this build has not got it
+
 // kBestIsa becomes what the environment variable ONNXQ_ISA names, else the best one of this processor.
 // Returns kBadIsa where that or a wished one is not available.
 Status resolve_isa(int wished, Isa* isa);

@@ -10,19 +10,6 @@ constexpr int kMinTrellisBits = 2;
 constexpr int kMaxTrellisBits = 5;
 constexpr size_t kColumns = 16;
 
-const Kernel* kernel_for(Isa isa) {
-  switch (isa) {
-    case kAvx2:
-      return avx2_kernel();
-    case kAvx512:
-      return avx512_kernel();
-    case kNeon:
-      return neon_kernel();
-    default:
-      return scalar_kernel();
-  }
-}
-
 size_t best_end(const float* costs, size_t prefixes, int end) {
   const size_t kept = static_cast<size_t>(end) & (prefixes - 1);
   size_t best = end < 0 ? 0 : kept;
@@ -48,7 +35,7 @@ Status trellis_path(const Chain& chain, int end, uint16_t* path, int isa) {
   const std::unique_ptr<float[]> least(new (std::nothrow) float[chain.count * prefixes]);
   const std::unique_ptr<float[]> costs(new (std::nothrow) float[kStates]);
   if (!least || !costs) return kNoMemory;
-  kernel_for(found)->trellis(chain, least.get(), costs.get());
+  kernel_of(found)->trellis(chain, least.get(), costs.get());
   size_t window = best_end(costs.get(), prefixes, end);
   for (size_t t = chain.count; t-- > 0;) {
     path[t] = static_cast<uint16_t>(window);
