@@ -18,7 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from runtime_ops.bitpack import packed_bytes
-from runtime_ops.library import empty_floats, isas, library_status, load_library
+from runtime_ops.kernels import empty_floats
+from runtime_ops.library import isas, library_status, load_library
 
 INSTRUCTION_SETS = ["scalar", "avx2", "avx512", "neon"]
 

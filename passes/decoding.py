@@ -23,7 +23,7 @@ from passes.model import Model, every_graph
 from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse, decode_packed_tcq
 from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP, TCQ_OP
-from runtime_ops.library import empty_floats
+from runtime_ops.kernels import empty_floats
 
 __all__ = ["Decode", "decode_weights", "has_packed_weights"]
 

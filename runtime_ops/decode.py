@@ -12,12 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime_ops.gse import decode_affine, decode_gse
-from runtime_ops.library import (
-    decode_affine_native,
-    decode_gse_native,
-    decode_tcq_native,
-    native_available,
-)
+from runtime_ops.kernels import decode_affine_native, decode_gse_native, decode_tcq_native
+from runtime_ops.library import native_available
 from runtime_ops.trellis import decode_tcq
 
 __all__ = ["decode_packed_affine", "decode_packed_gse", "decode_packed_tcq"]

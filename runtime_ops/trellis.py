@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from runtime_ops.library import native_available, trellis_native
+from runtime_ops.kernels import trellis_native
+from runtime_ops.library import native_available
 
 __all__ = [
     "TCQ_BITS",

@@ -1,4 +1,4 @@
-// The C interface for ctypes (runtime_ops/library.py): decoding without an ONNX Runtime session.
+// The C interface for ctypes (runtime_ops/kernels.py): without an ONNX Runtime session.
 // Functions return 0 or a code that onnxq_error explains. Pointers must hold what the counts beside them say.
 #include "decode.h"
 #include "export.h"

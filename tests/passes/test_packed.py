@@ -22,7 +22,8 @@ from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from passes.weights import encode_weight
 from runtime_ops.gse import gse_bits
-from runtime_ops.library import decode_gse_native, isas, native_available, register
+from runtime_ops.kernels import decode_gse_native
+from runtime_ops.library import isas, native_available, register
 from tests.nets import Net, feeds, run
 
 Array = npt.NDArray[Any]

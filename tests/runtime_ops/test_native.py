@@ -12,14 +12,8 @@ import pytest
 from runtime_ops import library
 from runtime_ops.bitpack import packed_bytes
 from runtime_ops.gse import decode_affine, decode_gse
-from runtime_ops.library import (
-    LibraryMissingError,
-    decode_affine_native,
-    decode_gse_native,
-    isas,
-    library_path,
-    library_status,
-)
+from runtime_ops.kernels import decode_affine_native, decode_gse_native
+from runtime_ops.library import LibraryMissingError, isas, library_path, library_status
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 import runtime_ops.trellis
-from runtime_ops.library import decode_tcq_native, isas, trellis_native
+from runtime_ops.kernels import decode_tcq_native, trellis_native
+from runtime_ops.library import isas
 from runtime_ops.rounding import damped, upper_factor
 from runtime_ops.trellis import (
     TCQ_BITS,
