@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ __all__ = ["LayerFacts", "describe", "layer_facts"]
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
 _MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Slice", "Squeeze", "Unsqueeze", "Flatten"}
 # What makes a float weight of codes.
-_DECODERS = {"DequantizeLinear", GSE_OP, PACKED_OP, TCQ_OP}
+_STREAMS = {GSE_OP, PACKED_OP, TCQ_OP}
+_DECODERS = {"DequantizeLinear", *_STREAMS}
 _BITS = {
     "int2": 2,
     "uint2": 2,
@@ -260,10 +262,17 @@ def _values(values: Any, skip: set[str]) -> list[dict[str, Any]]:
     return found
 
 
+def _parameters(model: Model, layers: Sequence[LayerFacts]) -> int:
+    """Numbers in initializers; of a bit stream those that it decodes to, its tables not counted."""
+    graphs = list(every_graph(model.proto.graph))
+    streams = {name for g in graphs for node in g.node if node.op_type in _STREAMS for name in node.input}
+    plain: int = sum(math.prod(t.dims) for g in graphs for t in g.initializer if t.name not in streams)
+    return plain + sum(layer.parameters for layer in layers if layer.weight in streams)
+
+
 def describe(model: Model, size: int) -> dict[str, Any]:
     """The model as plain JSON. size: bytes of the file, external data included."""
     graph = model.proto.graph
-    held = [tensor for g in every_graph(graph) for tensor in g.initializer]
     ops = Counter(
         f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
         for g in every_graph(graph)
@@ -280,7 +289,7 @@ def describe(model: Model, size: int) -> dict[str, Any]:
         "inputs": _values(graph.input, {tensor.name for tensor in graph.initializer}),
         "outputs": _values(graph.output, set()),
         "ops": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
-        "parameters": sum(math.prod(tensor.dims) for tensor in held),
+        "parameters": _parameters(model, layers),
         "macs": sum(known) if known else None,
         "metadata": {
             k.removeprefix("onnxq."): v for k, v in model.metadata.items() if k.startswith("onnxq.")

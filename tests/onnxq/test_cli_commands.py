@@ -134,7 +134,9 @@ def test_quantize_tcq_and_decode(invoke: Invoke, work: Path) -> None:
     ok(invoke("quantize", "tiny.onnx", "--weights", "tcq4", "--activations", "float"))
     assert "tcq4 / float" in ok(invoke("info", "tiny.tcq4.onnx")).stdout
     ok(invoke("decode", "tiny.tcq4.onnx"))
+    streams = json.loads(ok(invoke("info", "tiny.tcq4.onnx", "--json")).stdout)
     facts = json.loads(ok(invoke("info", "tiny.tcq4.decode.onnx", "--json")).stdout)
+    assert streams["parameters"] == facts["parameters"]
     assert {layer["weights"] for layer in facts["layers"]} == {"float"}
 
 
