@@ -184,7 +184,7 @@ def quantize(
     onnxq quantize model.onnx --data images/ --preprocess imagenet
     onnxq quantize model.onnx --weights int4 --granularity block32 --activations float
     onnxq quantize model.onnx --weights gse6 --activations float
-    onnxq quantize model.onnx --weights gse4:block32 --activations float --rounding gptq --data D
+    onnxq quantize model.onnx --weights tcq4 --activations float --rounding gptq --data D
     onnxq quantize model.onnx --activations dynamic --exclude last
     """
     from onnxq.cli.output import output_path, stamped, write_model
