@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from importlib import metadata
 
+import hypothesis
 import pytest
+
+# No test is about time: a busy machine must not fail one.
+hypothesis.settings.register_profile("onnxq", deadline=None)
+hypothesis.settings.load_profile("onnxq")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
