@@ -18,15 +18,14 @@ import onnx
 from onnx import numpy_helper
 
 from passes.model import Model, every_graph, is_large
-from runtime_ops.functions import GSE_OP, PACKED_OP, SIMULATED_OP, TCQ_OP
+from runtime_ops.functions import GSE_OP, SIMULATED_OP, STREAM_OPS, TCQ_OP
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
 
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
 _MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Slice", "Squeeze", "Unsqueeze", "Flatten"}
 # What makes a float weight of codes.
-_STREAMS = {GSE_OP, PACKED_OP, TCQ_OP}
-_DECODERS = {"DequantizeLinear", *_STREAMS}
+_DECODERS = {"DequantizeLinear", *STREAM_OPS}
 _BITS = {
     "int2": 2,
     "uint2": 2,
@@ -265,7 +264,7 @@ def _values(values: Any, skip: set[str]) -> list[dict[str, Any]]:
 def _parameters(model: Model, layers: Sequence[LayerFacts]) -> int:
     """Numbers in initializers; of a bit stream those that it decodes to, its tables not counted."""
     graphs = list(every_graph(model.proto.graph))
-    streams = {name for g in graphs for node in g.node if node.op_type in _STREAMS for name in node.input}
+    streams = {name for g in graphs for node in g.node if node.op_type in STREAM_OPS for name in node.input}
     plain: int = sum(math.prod(t.dims) for g in graphs for t in g.initializer if t.name not in streams)
     return plain + sum(layer.parameters for layer in layers if layer.weight in streams)
 

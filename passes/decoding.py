@@ -22,7 +22,7 @@ from passes.errors import InvalidModelError
 from passes.model import Model, every_graph
 from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse, decode_packed_tcq
-from runtime_ops.functions import DOMAIN, GSE_OP, PACKED_OP, TCQ_OP
+from runtime_ops.functions import DOMAIN, GSE_OP, STREAM_OPS, TCQ_OP
 from runtime_ops.kernels import empty_floats
 
 __all__ = ["Decode", "decode_weights", "has_packed_weights"]
@@ -32,7 +32,7 @@ _BEHIND = ("Slice", "Cast", "Transpose")
 
 
 def _is_packed(node: onnx.NodeProto) -> bool:
-    return node.domain == DOMAIN and node.op_type in (GSE_OP, PACKED_OP, TCQ_OP)
+    return node.domain == DOMAIN and node.op_type in STREAM_OPS
 
 
 def has_packed_weights(proto: onnx.ModelProto) -> bool:

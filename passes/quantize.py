@@ -44,7 +44,7 @@ from passes.packed import LEAST_OPSET, is_packed
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
 from passes.weights import container_bits, required_opset
-from runtime_ops.functions import GSE_OP, PACKED_OP, TCQ_OP
+from runtime_ops.functions import STREAM_OPS
 
 __all__ = ["POLICY_KEY", "Quantize", "activation_scheme", "required_policy_opset", "weight_scheme"]
 
@@ -222,7 +222,7 @@ def _dequantized_constant(tensor: gs.Tensor) -> bool:
     maker = producer(tensor)
     while maker is not None and maker.op in ("Reshape", "Transpose", "Slice", "Cast"):
         maker = producer(maker.inputs[0])
-    coded = maker is not None and maker.op in ("DequantizeLinear", GSE_OP, PACKED_OP, TCQ_OP)
+    coded = maker is not None and maker.op in ("DequantizeLinear", *STREAM_OPS)
     return maker is not None and coded and is_constant(maker.inputs[0])
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "LEAST_OPSET",
     "PACKED_OP",
     "SIMULATED_OP",
+    "STREAM_OPS",
     "TCQ_OP",
     "affine_tables",
     "function",
@@ -54,6 +55,8 @@ DOMAIN = "ai.onnxq"
 GSE_OP = "GSEDequantizeLinear"
 PACKED_OP = "PackedDequantizeLinear"
 TCQ_OP = "TCQDequantizeLinear"
+# What makes a float weight of a bit stream.
+STREAM_OPS = frozenset({GSE_OP, PACKED_OP, TCQ_OP})
 SIMULATED_OP = "GSEQuantizeDequantize"
 LEAST_OPSET = 14
 

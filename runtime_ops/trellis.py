@@ -86,6 +86,12 @@ def tcq_levels() -> npt.NDArray[np.int8]:
 
 
 @functools.cache
+def _single_levels() -> Float:
+    """The levels in float32, as a search reads them: it is called for every column of a weight."""
+    return tcq_levels().astype(np.float32)
+
+
+@functools.cache
 def level_spread() -> float:
     """Root of the mean square of the levels: a row of weights with that spread has a scale of 1."""
     return float(np.sqrt(np.mean(np.square(tcq_levels().astype(np.float64)))))
@@ -182,7 +188,7 @@ def trellis_path(
     for first in range(0, wanted.size, _SEGMENT):
         part = slice(first, min(first + _SEGMENT, wanted.size))
         closed = end if part.stop == wanted.size else None
-        path[part] = find(wanted[part], costs[part], tcq_levels().astype(np.float32), bits, start, closed)
+        path[part] = find(wanted[part], costs[part], _single_levels(), bits, start, closed)
         start = int(path[part.stop - 1])
     return path
 

@@ -97,9 +97,8 @@ class _Chain:
         return represent(np.where(sound, above / np.where(sound, below, 1.0), found.scale))
 
     def descended(self, found: TrellisRows, sweeps: int) -> TrellisRows:
-        """Column after column to its best path given all others."""
-        if self.hessian is None:
-            return found
+        """Column after column to its best path given all others, in a metric."""
+        assert self.hessian is not None
         windows, values, scale = found.windows.copy(), found.values.copy(), found.scale
         gradient = (self.target - values) @ self.hessian
         columns = windows.shape[-1]
