@@ -19,8 +19,9 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.s_tir import dlight
-from tvm.target.codegen import llvm_get_system_cpu
+from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu
 
+from onnxq.runners.host_cpu import cpu_flags, hidden_features
 from onnxq.runners.tvm_schedule import Tiled
 
 __all__ = ["compiled", "exported", "imported", "named_target"]
@@ -69,7 +70,7 @@ def named_target(kind: str, *, cores: int, mcpu: str, local: bool) -> Any:
         if mcpu:
             cpu["mcpu"] = mcpu
         elif local and "mtriple" not in cpu and "mcpu" not in cpu:
-            cpu["mcpu"] = llvm_get_system_cpu()
+            cpu.update(_this_machine())
         if cores:
             cpu["num-cores"] = cores
     if host is None and description["kind"] != "llvm":
@@ -79,6 +80,14 @@ def named_target(kind: str, *, cores: int, mcpu: str, local: bool) -> Any:
         if host
         else tvm.target.Target(description)
     )
+
+
+def _this_machine() -> dict[str, Any]:
+    """The CPU of this machine, less the instructions that its hypervisor hides."""
+    mcpu = str(llvm_get_system_cpu())
+    known = map(str, llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": mcpu})))
+    hidden = [f"-{name}" for name in hidden_features(known, cpu_flags())]
+    return {"mcpu": mcpu, **({"mattr": hidden} if hidden else {})}
 
 
 @relax.expr_functor.mutator
