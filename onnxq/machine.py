@@ -6,7 +6,15 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["INTERESTING_FLAGS", "cpu_flags", "cpu_name", "default_threads", "vnni_warning"]
+__all__ = [
+    "INTERESTING_FLAGS",
+    "all_flags",
+    "cpu_flags",
+    "cpu_name",
+    "default_threads",
+    "saturates",
+    "vnni_warning",
+]
 
 INTERESTING_FLAGS = (
     "avx2",
@@ -41,22 +49,32 @@ def cpu_name() -> str:
     return _field("model name", "Hardware") or platform.processor() or platform.machine()
 
 
+def all_flags() -> frozenset[str]:
+    """What the CPU offers, as Linux names it; empty where the system does not tell (macOS, Windows)."""
+    return frozenset(_field("flags", "Features").split())
+
+
 def cpu_flags() -> list[str]:
-    """Which of INTERESTING_FLAGS the CPU has; empty where the system does not tell (macOS, Windows)."""
-    have = set(_field("flags", "Features").split())
+    """Which of INTERESTING_FLAGS the CPU has; empty where the system does not tell."""
+    have = all_flags()
     return [flag for flag in INTERESTING_FLAGS if flag in have]
 
 
-def vnni_warning() -> str | None:
-    """A warning on x86-64 without VNNI, where 8-bit products saturate in 16 bits; None elsewhere."""
+def saturates() -> bool:
+    """Whether sums of two uint8 x int8 products saturate in 16 bits here: x86-64 without VNNI."""
     flags = cpu_flags()
-    if platform.machine().lower() not in ("x86_64", "amd64") or not flags:
-        return None
-    if {"avx512_vnni", "avx_vnni"} & set(flags):
+    known = platform.machine().lower() in ("x86_64", "amd64") and bool(flags)
+    return known and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+def vnni_warning() -> str | None:
+    """What to say where 8-bit products saturate; None elsewhere."""
+    if not saturates():
         return None
     return (
-        "this CPU has no VNNI: uint8 x int8 products may saturate here, so accuracy measured on this machine "
-        "can be lower than on the target; use --weights int7 or --activations int8 to rule it out"
+        "this CPU has no VNNI: sums of uint8 x int8 products saturate here, unless ONNX Runtime's session "
+        "option session.x64quantprecision is 1, as it is for what is measured here; set it where the file "
+        "runs on such a CPU, or use --weights int7 or --activations int8"
     )
 
 

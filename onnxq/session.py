@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from onnxq.machine import saturates
 from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
 from passes.model import Model, every_graph, is_large, load, on_disk, serialize
@@ -56,6 +57,9 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if saturates():
+        # Otherwise accuracy would be this CPU's, not the file's.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if fold_weights:
         # Otherwise ONNX Runtime keeps every DequantizeLinear of a constant and runs it each time.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

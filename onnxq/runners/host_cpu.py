@@ -7,11 +7,9 @@ it makes for one whose AVX-512 is hidden ends with an illegal instruction.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
-__all__ = ["cpu_flags", "hidden_features"]
+__all__ = ["hidden_features"]
 
-_CPUINFO = Path("/proc/cpuinfo")
 # LLVM's name -> Linux's, where they differ. Features in neither list select no instruction that is emitted.
 _RENAMED = {
     "avx512bf16": "avx512_bf16",
@@ -38,20 +36,10 @@ _ALIKE = (
 _LINUX = {**_RENAMED, **{name: name for name in _ALIKE}}
 
 
-def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
-    """The flags of this machine's first CPU as Linux names them; empty where there is no such file or line."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    lines = (line.partition(":") for line in text.splitlines())
-    return frozenset(next((flags.split() for name, _, flags in lines if name.strip() == "flags"), ()))
-
-
 def hidden_features(features: Iterable[str], flags: frozenset[str]) -> list[str]:
     """Those of LLVM's `features` of a CPU that select instructions and that `flags` lack, sorted.
 
-    flags: of `cpu_flags`; empty hides nothing, as nothing is known then.
+    flags: of `all_flags`; empty hides nothing, as nothing is known then.
     """
     if not flags:
         return []

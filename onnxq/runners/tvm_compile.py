@@ -21,7 +21,8 @@ from tvm.relax.frontend.onnx import from_onnx
 from tvm.s_tir import dlight
 from tvm.target.codegen import llvm_get_cpu_features, llvm_get_system_cpu
 
-from onnxq.runners.host_cpu import cpu_flags, hidden_features
+from onnxq.machine import all_flags
+from onnxq.runners.host_cpu import hidden_features
 from onnxq.runners.tvm_schedule import Tiled
 
 __all__ = ["compiled", "exported", "imported", "named_target"]
@@ -86,7 +87,7 @@ def _this_machine() -> dict[str, Any]:
     """The CPU of this machine, less the instructions that its hypervisor hides."""
     mcpu = str(llvm_get_system_cpu())
     known = map(str, llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": mcpu})))
-    hidden = [f"-{name}" for name in hidden_features(known, cpu_flags())]
+    hidden = [f"-{name}" for name in hidden_features(known, all_flags())]
     return {"mcpu": mcpu, **({"mattr": hidden} if hidden else {})}
 
 

@@ -47,6 +47,7 @@ def outputs(model: onnx.ModelProto) -> list[npt.NDArray[Any]]:
     """What ONNX Runtime makes of seeded inputs, symbolic dimensions being 2."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     feeds = {}

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from onnxq.machine import saturates
 from passes.base import Context
 from passes.errors import UserError
 from passes.graph import export_graph, import_graph
@@ -187,6 +188,8 @@ def test_not_finite_is_refused_naming_node_and_weight(value: float, activations:
 @pytest.mark.parametrize("activations", ["float", "uint8", "uint8:dynamic"])
 def test_quantized_layer_runs_optimised_as_unoptimised(kind: str, text: str, activations: str) -> None:
     """ONNX Runtime's fusions neither fail nor change what the file says (they do, without the shield)."""
+    if saturates() and activations == "uint8:dynamic" and text.startswith("int8"):
+        pytest.skip("unoptimised, MatMulInteger saturates on this CPU: there is nothing to compare with")
     model = _layer(kind)
     result = apply(Quantize(weights=text, activations=activations), model).model
     inputs = feeds(model)
