@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Peer", "Served", "free_port", "serve", "silent_peer", "track"]
@@ -39,9 +43,19 @@ class Served:
         self.process.wait()
 
 
+@functools.cache
+def _without_torch() -> dict[str, str]:
+    """An environment in which TVM finds no torch: importing it takes most of a server's start."""
+    folder = tempfile.TemporaryDirectory(prefix="onnxq-without-torch-")
+    atexit.register(folder.cleanup)
+    (Path(folder.name) / "torch.py").write_text("raise ImportError('left out')\n", encoding="utf-8")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([folder.name, os.environ.get("PYTHONPATH", "")])}
+
+
 def _start(arguments: list[str], port: int) -> Served:
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
+        env=_without_torch(),
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -53,6 +67,8 @@ def _start(arguments: list[str], port: int) -> Served:
 def _listening(port: int) -> bool:
     """Whether somebody listens, without connecting: a TVM server takes a bare connection for a client."""
     with socket.socket() as probe:
+        # Without it, connections of a server before this one that are not quite over would look like one.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -82,7 +98,8 @@ while wanted not in {entry["key"] for entry in tracker.summary()["server_info"]}
 
 def _wait_for_tracker(tracker: int, key: str) -> None:
     """A server listens before it tells its tracker: without this, a client may ask for it too early."""
-    subprocess.run([sys.executable, "-c", _REGISTERED, str(tracker), key], check=True)
+    command = [sys.executable, "-c", _REGISTERED, str(tracker), key]
+    subprocess.run(command, check=True, env=_without_torch())
 
 
 @contextlib.contextmanager

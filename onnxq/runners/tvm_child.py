@@ -153,6 +153,8 @@ def _streams() -> tuple[IO[bytes], IO[bytes]]:
 
 def main() -> None:
     _die_with_parent()
+    # TVM imports torch where it finds it, which takes longer than TVM itself, and nothing here needs it.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     requests, answers = _streams()
     tvm = _Tvm()
     while True:

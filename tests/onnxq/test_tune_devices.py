@@ -76,6 +76,7 @@ def records(run: Path) -> Counter[tuple[str, str]]:
 
 def check_whole(run: Path, result: TuneResult, *devices: str) -> None:
     """Everything is measured, once, on every device."""
+    assert [candidate.error for candidate in result.candidates if candidate.error] == []
     assert result.finished
     assert {candidate.status for candidate in result.candidates} == {"ok"}
     for candidate in [*result.candidates, result.baseline]:
