@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ def _without_torch() -> dict[str, str]:
 
 
 def _start(arguments: list[str], port: int) -> Served:
+    # A server that was killed may have left a worker behind, which holds the port a little longer.
+    _until(lambda: not _listening(port), "somebody else listens")
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         env=_without_torch(),
@@ -76,12 +78,19 @@ def _listening(port: int) -> bool:
     return False
 
 
-def _wait(served: Served) -> None:
+def _until(holds: Callable[[], bool], otherwise: str) -> None:
     end = time.monotonic() + _START_S
-    while not _listening(served.port):
-        assert served.process.poll() is None, "the process ended at its start"
-        assert time.monotonic() < end, "the process does not listen"
+    while not holds():
+        assert time.monotonic() < end, otherwise
         time.sleep(0.05)
+
+
+def _wait(served: Served) -> None:
+    def listens() -> bool:
+        assert served.process.poll() is None, "the process ended at its start"
+        return _listening(served.port)
+
+    _until(listens, "the process does not listen")
 
 
 # In a process of its own: TVM must not be loaded into the one that runs the tests.
