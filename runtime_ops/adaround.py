@@ -24,6 +24,8 @@ __all__ = ["Learning", "learn_codes"]
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
 _ZETA, _GAMMA = 1.1, -0.1
+# Weights that are learned at a time.
+_CACHED = 1 << 17
 _ADAM = (0.9, 0.999, 1e-8)
 
 
@@ -34,7 +36,7 @@ class Learning:
     warm_up: share of the steps without the second term. beta: its first and last exponent.
     """
 
-    steps: int = 1000
+    steps: int = 500
     rate: float = 0.02
     weight: float = 1.0
     warm_up: float = 0.2
@@ -43,11 +45,16 @@ class Learning:
 
 def _rectified(variable: Single) -> tuple[Single, Single]:
     """h(V) and its derivative."""
-    sigmoid = 1 / (1 + np.exp(-variable))
-    wide = sigmoid * np.float32(_ZETA - _GAMMA) + np.float32(_GAMMA)
-    inside = (wide > 0) & (wide < 1)
-    slope = np.where(inside, sigmoid * (1 - sigmoid) * np.float32(_ZETA - _GAMMA), np.float32(0))
-    return np.clip(wide, 0, 1), slope
+    sigmoid = np.exp(-variable)
+    sigmoid += 1
+    np.reciprocal(sigmoid, out=sigmoid)
+    wide = sigmoid * np.float32(_ZETA - _GAMMA)
+    wide += np.float32(_GAMMA)
+    held = np.clip(wide, 0, 1)
+    slope = (1 - sigmoid) * sigmoid
+    slope *= np.float32(_ZETA - _GAMMA)
+    slope *= held == wide
+    return held, slope
 
 
 def _beta(step: int, learning: Learning) -> float:
@@ -67,26 +74,50 @@ def learn_codes(
     below = np.floor(target / scale) + zero
     # Outside of the grid both codes are its end.
     floor = np.clip(below, lowest, highest)
-    free = ((below >= lowest) & (below < highest)).astype(np.float32)
-    step, gap = scale.astype(np.float32), (target - (floor - zero) * scale).astype(np.float32)
+    free = (below >= lowest) & (below < highest)
+    gap = target - (floor - zero) * scale
     unit = np.mean(np.square(scale) * np.einsum("nkk->nk", hessian)[:, np.newaxis])
     norm = (hessian / max(float(unit), np.finfo(np.float64).tiny)).astype(np.float32)
+    up = np.empty(target.shape, bool)
+    problems, rows, columns = target.shape
+    # No row depends on another: so many at a time that all that belongs to them stays in the cache.
+    many = max(_CACHED // columns, 1)
+    for first in range(0, problems, max(many // rows, 1)):
+        some = slice(first, first + max(many // rows, 1))
+        for start in range(0, rows, many):
+            part = some, slice(start, start + many)
+            step, own = scale[part].astype(np.float32), free[part]
+            up[part] = own & _learn(gap[part].astype(np.float32), norm[some], step, own, learning)
+    codes: Float = floor + up
+    return codes
+
+
+def _learn(
+    gap: Single, norm: Single, step: Single, free: npt.NDArray[np.bool_], learning: Learning
+) -> npt.NDArray[np.bool_]:
+    """Whether each weight takes the code above; gap: W1 less the value of the code below, norm: H / c."""
     share = np.clip(gap / step, 0.01, 0.99)
     variable = -np.log(np.float32(_ZETA - _GAMMA) / (share - np.float32(_GAMMA)) - 1)
     first, second = np.zeros_like(variable), np.zeros_like(variable)
     slow, fast, tiny = _ADAM
+    movable = step * free
     for at in range(learning.steps):
         h, slope = _rectified(variable)
-        difference = gap - step * h * free
-        gradient = -2 * (difference @ norm) * step * free * slope
+        gradient = (gap - movable * h) @ norm
+        gradient *= movable
+        gradient *= np.float32(-2)
         beta = _beta(at, learning)
         if beta:
             middle = 2 * h - 1
-            pull = np.sign(middle) * np.abs(middle) ** np.float32(beta - 1)
-            gradient -= np.float32(2 * learning.weight * beta) * pull * slope
+            pull = np.copysign(np.abs(middle) ** np.float32(beta - 1), middle)
+            pull *= np.float32(2 * learning.weight * beta)
+            gradient -= pull
+        gradient *= slope
         first += np.float32(1 - slow) * (gradient - first)
-        second += np.float32(1 - fast) * (np.square(gradient) - second)
+        gradient *= gradient
+        second += np.float32(1 - fast) * (gradient - second)
         rate = learning.rate * np.sqrt(1 - fast ** (at + 1)) / (1 - slow ** (at + 1))
-        variable -= np.float32(rate) * first / (np.sqrt(second) + np.float32(tiny))
-    codes: Float = floor + ((_rectified(variable)[0] >= 0.5) * free).astype(np.float64)
-    return codes
+        root = np.sqrt(second)
+        root += np.float32(tiny)
+        variable -= np.float32(rate) * first / root
+    return _rectified(variable)[0] >= np.float32(0.5)
