@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.lapack import dtrtri
 
 from runtime_ops.adaround import Learning, learn_codes
 
@@ -92,7 +93,13 @@ def upper_factor(hessian: Float) -> Float:
     """U, upper triangular, with H^-1 = U^T U, for H [N, K, K]. LinAlgError where H is not positive."""
     # Cholesky of the matrix read backwards gives H = A A^T with A upper triangular, and U = A^-1.
     lower = np.linalg.cholesky(hessian[:, ::-1, ::-1])
-    result: Float = np.triu(np.linalg.inv(np.ascontiguousarray(lower[:, ::-1, ::-1])))
+    upper = np.ascontiguousarray(lower[:, ::-1, ::-1])
+    result: Float
+    if upper.shape[-1] < _LAZY:  # many small ones at once: of depthwise convolutions
+        result = np.triu(np.linalg.inv(upper))
+    else:
+        # LAPACK reads columns first: to it, the transpose is what lies there, and it is lower triangular.
+        result = np.stack([dtrtri(each.T, lower=1)[0].T for each in upper])
     return result
 
 
