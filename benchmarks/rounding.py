@@ -1,7 +1,7 @@
 """Rounding that looks at the data beside rounding to nearest, on EfficientNet-Lite0 and the shipped networks.
 
     python benchmarks/rounding.py [--network lite0|resnet20|mobilenetv4_small] [--weights gse4:block32,...]
-        [--rounding nearest,gptq,adaround] [--activations float] [--damping 1.0|auto] [--held-out]
+        [--rounding nearest,gptq,adaround,brecq] [--activations float] [--damping 1.0|auto] [--held-out]
 
 Each model is quantized in a process of its own, which says what it cost, and saved. Every accuracy is
 measured from the saved file in stock ONNX Runtime (with session.disable_quant_qdq where only weights are
@@ -32,6 +32,7 @@ from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, input_specs, materialise, open_dataset
 from onnxq.evaluation.metrics import Metrics, Score
 from onnxq.rounding.rounder import DAMPING, DataRounder
+from onnxq.training import BlockRounder
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load, save
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -70,11 +71,14 @@ def child(args: argparse.Namespace) -> None:
     damping = None if args.damping == "auto" else float(args.damping)
     context = Context(
         ranges=lambda at, tensors: ranges(at.proto, tensors),
-        rounder=DataRounder(calibration, damping=damping, threads=args.threads),
+        rounder=BlockRounder(DataRounder(calibration, damping=damping, threads=args.threads), args.steps),
     )
     started, wall = time.process_time(), time.perf_counter()
     step = Quantize(weights=args.weights, activations=args.activations, rounding=args.rounding)
-    save(step(model, context).model, args.child)
+    result = step(model, context)
+    save(result.model, args.child)
+    for note in result.notes if args.rounding == "brecq" else ():
+        print(note, file=sys.stderr)
     cost = {
         "cpu": time.process_time() - started,
         "wall": time.perf_counter() - wall,
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--activations", default="float")
     parser.add_argument("--damping", default=str(DAMPING))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4000, help="of brecq, for each block")
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -136,7 +141,9 @@ def main() -> None:
     print(f"{args.network}, {len(evaluation)} images, float top-1 {reference.values['top1']:.4f}")
     print("| weights | rounding | top-1 | points vs float | agree | logit MSE | SQNR dB | MB | CPU s | MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    options = [f"--{key}={getattr(args, key)}" for key in ("network", "activations", "damping", "threads")]
+    options = [
+        f"--{key}={getattr(args, key)}" for key in ("network", "activations", "damping", "threads", "steps")
+    ]
     options += ["--held-out"] if args.held_out else []
     # BLAS threads that wait for a busy core count as CPU time.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": str(args.threads)}

@@ -33,7 +33,7 @@ from passes.weights import EncodedWeight, encode_layer, write_weight
 
 __all__ = ["Insertion", "Rounding"]
 
-Rounding = Literal["nearest", "analytic", "bias", "gptq", "adaround"]
+Rounding = Literal["nearest", "analytic", "bias", "gptq", "adaround", "brecq"]
 
 
 class Insertion:
@@ -77,6 +77,8 @@ class Insertion:
             if choice.is_float:
                 continue
             held = rounded.get(layer.name)
+            if held is not None and held.note:
+                self.context.note("info", layer.name, held.note)
             index = weight_index(node)
             if held is not None and held.bias is not None and index is not None:
                 set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)

@@ -43,7 +43,7 @@ __all__ = [
 
 Float = npt.NDArray[np.float64]
 # What a layer's rounding may be, but for nearest.
-Method = Literal["bias", "gptq", "adaround"]
+Method = Literal["bias", "gptq", "adaround", "brecq"]
 _TRIES = 4
 
 
@@ -78,7 +78,8 @@ class RoundingTask:
     array: the weight (a Gemm's alpha is in it). bias: float64 [C] with beta in it, zeros where there is
     none yet; None where none can be added. input_scale: of quantized activations, for the int32 range of the
     bias; None where the bias stays float. half: scales that float16 holds (bit streams). method: gptq;
-    adaround, which learns the codes on top of it; or bias, which keeps the plain rounding of the given weight
+    adaround, which learns the codes on top of it; brecq, which learns those of a block together on top of
+    that; or bias, which keeps the plain rounding of the given weight
     and corrects the bias alone (empirical bias correction).
     """
 
@@ -94,10 +95,14 @@ class RoundingTask:
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """The weight as codes, and the bias that belongs to it (None where none can be added)."""
+    """The weight as codes, and the bias that belongs to it (None where none can be added).
+
+    note: what there is to say about how it came about.
+    """
 
     encoded: EncodedWeight
     bias: Float | None
+    note: str = ""
 
 
 # (model at that point, what is to be rounded, in graph order) -> layer name -> result; layers that are left

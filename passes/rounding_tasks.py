@@ -59,7 +59,7 @@ def rounding_tasks(
         if reason is not None:
             context.note("info", layer.name, f"{reason}: rounded to nearest")
             continue
-        if choice.weights.format == "tcq" and method == "adaround":
+        if choice.weights.format == "tcq" and method in ("adaround", "brecq"):
             context.note("info", layer.name, "a trellis is not learned: rounded as by gptq")
         fold_gemm_factors(graph, node, index)
         array = values(node.inputs[index])

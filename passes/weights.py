@@ -47,6 +47,7 @@ __all__ = [
     "encode_layer",
     "encode_weight",
     "half_scale",
+    "recoded",
     "required_opset",
     "shape_gse",
     "shape_integers",
@@ -255,6 +256,16 @@ def shape_integers(
     if array.dtype == np.float16:
         real = real.astype(np.float16).astype(np.float32)
     return _shaped(array, axis, scheme, coded, real, held, middle if middle.any() else None)
+
+
+def recoded(
+    held: EncodedWeight, array: npt.NDArray[Any], scheme: Scheme, codes: npt.NDArray[Any]
+) -> EncodedWeight:
+    """`held` with other codes [C, K] on the same scales; GSE or integers. array: the weight it is of."""
+    if held.gse is None:
+        return shape_integers(array, held.channel_axis, scheme, codes, held.rows.scale, held.rows.zero_point)
+    gse = replace(held.gse, mantissas=codes.astype(np.int8))
+    return shape_gse(array, held.channel_axis, scheme, gse)
 
 
 def encode_layer(

@@ -1,4 +1,4 @@
-"""Progress of a tune: a bar with the best so far on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of a tune and of rounding by data: a bar on a terminal, plain lines elsewhere; on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxq.cli.bar import EVERY_S, TerminalBar
 if TYPE_CHECKING:
     from onnxq.tuning import Event
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "RoundingProgress"]
 
 _PHASES = {"prepare": "preparing", "rank": "analysing", "measure": "measuring", "confirm": "confirming"}
 
@@ -56,3 +56,30 @@ class Progress(TerminalBar):
         # Some searches do not know how many candidates there will be.
         count = f"{event.done}/{event.total}" if event.total else f"{event.done}"
         click.echo(f"{phase} {count} {event.text}{best}", err=True)
+
+
+class RoundingProgress(TerminalBar):
+    """A context manager with the two callbacks of the rounders."""
+
+    def __init__(self) -> None:
+        super().__init__("{task.description:<14}", "")
+        self._phase, self._last = "", time.monotonic()
+
+    def layers(self, done: int, total: int) -> None:
+        self._tell("rounding", done, total)
+
+    def blocks(self, done: int, total: int) -> None:
+        self._tell("learning", done, total)
+
+    def _tell(self, phase: str, done: int, total: int) -> None:
+        if self.bar is None:
+            # Nothing for what is over before anybody wonders.
+            if time.monotonic() - self._last >= EVERY_S:
+                self._last = time.monotonic()
+                click.echo(f"{phase} {done}/{total}", err=True)
+            return
+        if phase != self._phase:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self._phase, self.task = phase, self.bar.add_task(phase, total=total)
+        self.bar.update(self.task, completed=done, total=total)

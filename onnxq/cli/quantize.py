@@ -20,6 +20,7 @@ from onnxq.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from onnxq.cli.progress import RoundingProgress
     from passes import Model, PassResult, Sequential
 
 __all__ = ["activation_text", "quantize", "weight_text"]
@@ -83,7 +84,9 @@ def _needs_data(settings: dict[str, Any]) -> bool:
     return any(scheme.is_static for scheme in schemes)
 
 
-def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _lent(
+    model: Model, settings: dict[str, Any], threads: int, told: RoundingProgress
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What the context lends to the passes, and what to remember about the data."""
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.terminal import warn
@@ -113,9 +116,13 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
     lent: dict[str, Any] = {"ranges": range_provider(dataset, settings["calibration"], threads)}
     if settings["rounding"] not in ("nearest", "analytic"):
         from onnxq.rounding import DataRounder, parse_damping
+        from onnxq.training import BlockRounder
 
         damping = parse_damping(settings["damping"])
-        lent["rounder"] = DataRounder(dataset, damping=damping, seed=settings["seed"], threads=threads)
+        layers = DataRounder(
+            dataset, damping=damping, seed=settings["seed"], threads=threads, progress=told.layers
+        )
+        lent["rounder"] = BlockRounder(layers, settings["brecq_steps"], told.blocks)
     return lent, {"data_sha256": dataset.fingerprint()}
 
 
@@ -140,13 +147,22 @@ def _lent(model: Model, settings: dict[str, Any], threads: int) -> tuple[dict[st
 @calibration_option
 @click.option(
     "--rounding",
-    type=click.Choice(["nearest", "analytic", "bias", "gptq", "adaround"]),
+    type=click.Choice(["nearest", "analytic", "bias", "gptq", "adaround", "brecq"]),
     default="nearest",
     show_default=True,
     help="analytic: biases corrected by what folded BatchNormalization says. By calibration data: bias,"
-    " biases alone; gptq, weights and biases, for 6 bits and below; adaround, learned on top of it, slower.",
+    " biases alone; gptq, weights and biases, for 6 bits and below; adaround, learned on top of it, slower;"
+    " brecq, learned by blocks of layers on top of that, slowest (needs torch).",
 )
 @damping_option("auto")
+@click.option(
+    "--brecq-steps",
+    type=click.IntRange(min=1),
+    default=4000,
+    show_default=True,
+    metavar="N",
+    help="Of rounding brecq: steps of its learning for each block.",
+)
 @click.option(
     "--exclude",
     metavar="SEL",
@@ -188,6 +204,7 @@ def quantize(
     onnxq quantize model.onnx --activations dynamic --exclude last
     """
     from onnxq.cli.output import output_path, stamped, write_model
+    from onnxq.cli.progress import RoundingProgress
     from onnxq.cli.rewrite import rewritten
     from onnxq.hub import resolve
     from passes.base import Context
@@ -199,9 +216,9 @@ def quantize(
     loaded = load(path)
     suffix = "quantized" if settings["policy"] else settings["weights"].split(":")[0]
     target = output_path(output, path, suffix)
-    lent, remembered = _lent(loaded, settings, resolve_threads(threads))
-    context = Context(**lent)
-    result = rewritten(loaded, recipe, context)
+    with RoundingProgress() as told:
+        lent, remembered = _lent(loaded, settings, resolve_threads(threads), told)
+        result = rewritten(loaded, recipe, Context(**lent))
     config = {key: value for key, value in settings.items() if key != "policy"}
     config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}
     size = write_model(stamped(result.model, "quantize", config), target)

@@ -223,6 +223,7 @@ def apply(
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
     from onnxq.rounding import DataRounder, parse_damping
+    from onnxq.training import BlockRounder
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass, load_recipe
@@ -238,9 +239,10 @@ def apply(
         samples = min(limit or calibration_samples, calibration_samples)
         dataset = open_for(loaded, spec, preprocess, samples, seed)
         context.ranges = range_provider(dataset, calibration, resolve_threads(threads))
-        context.rounder = DataRounder(
+        layers = DataRounder(
             dataset, damping=parse_damping(damping), seed=seed, threads=resolve_threads(threads)
         )
+        context.rounder = BlockRounder(layers)
         settings |= {"data": dataset.fingerprint(), "calibration": calibration, "damping": damping}
     result = rewritten(loaded, parsed, context)
     finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)

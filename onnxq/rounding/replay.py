@@ -20,7 +20,9 @@ from onnxq.session import load_session
 from passes.model import Model
 from passes.rounding import RoundedLayer, RoundingTask
 
-__all__ = ["Replay", "rounded_node"]
+__all__ = ["Replay", "rounded_names", "rounded_node"]
+
+Rounded = Sequence[tuple[RoundingTask, RoundedLayer]]
 
 _FLOAT, _ROUNDED = "float:", "rounded:"
 
@@ -40,11 +42,13 @@ class Replay:
         threads: int | None,
         budget: int,
         alone: bool = False,
+        to_end: bool = False,
     ) -> None:
         """feeds: chunks of the calibration data. budget: bytes of activations that are held in memory; the
         rest lies in temporary files.
 
-        alone: only the float stream, for layers that are looked at one by one.
+        alone: only the float stream, for layers that are looked at one by one. to_end: the last task's step
+        goes on to the outputs of the graph, for `ahead`.
         """
         self.model, self.tasks, self.threads, self.alone = model, list(tasks), threads, alone
         self.store = Store(budget)
@@ -56,20 +60,37 @@ class Replay:
                 if not alone:
                     self.store.put(_ROUNDED + name, self.chunks, array)
             self.chunks += 1
-        self._steps = cut_steps(model, [task.output for task in self.tasks])
-        self._found: RoundedLayer | None = None
+        self._steps = cut_steps(model, [task.output for task in self.tasks], to_end)
+        self._at = -1
+        self._found: Rounded = ()
 
     def __iter__(self) -> Iterator[tuple[RoundingTask, onnx.NodeProto]]:
         makers = {node.output[0]: node for node in self.model.proto.graph.node if node.output}
-        before: RoundingTask | None = None
-        for task, step in zip(self.tasks, self._steps, strict=True):
-            self._advance(step, before)
-            before, self._found = task, None
+        for at, task in enumerate(self.tasks):
+            self._at = at
+            self._advance(self._steps[at])
+            self._found = ()
             yield task, makers[task.output]
 
-    def rounded(self, found: RoundedLayer) -> None:
-        """What the layer that was given last computes with from here on."""
+    def rounded(self, *found: tuple[RoundingTask, RoundedLayer]) -> None:
+        """What layers from the one that was given last to the next one compute with from here on."""
         self._found = found
+
+    def ahead(self, *found: tuple[RoundingTask, RoundedLayer]) -> Iterator[list[NDArray[Any]]]:
+        """Chunk by chunk, what the part from the given task to the next one writes: of the rounded stream
+        with these layers, of the float stream without any."""
+        step, stream = self._steps[self._at + 1], _ROUNDED if found else _FLOAT
+        session = self._session(step, *_replaced(step.nodes, found), stream)
+        for chunk in range(self.chunks):
+            feeds = {name: self.store.get(stream + name, chunk) for name in step.reads}
+            yield list(session.run(list(step.writes), feeds))
+
+    def part(self, *found: tuple[RoundingTask, RoundedLayer]) -> Model:
+        """The part that `ahead` runs, its inputs typed as the stored tensors and named as in the graph."""
+        step = self._steps[self._at + 1]
+        nodes, extra = _replaced(step.nodes, found)
+        reads = [self._value(_FLOAT, name) for name in step.reads]
+        return step_model(self.model, nodes, reads, step.writes, extra)
 
     def inputs(self, tensor: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """(float, rounded) activations of a tensor that is alive, chunk by chunk; the same one twice where
@@ -77,6 +98,10 @@ class Replay:
         for chunk in range(self.chunks):
             real = self.store.get(_FLOAT + tensor, chunk)
             yield real, real if self.alone else self.store.get(_ROUNDED + tensor, chunk)
+
+    def read(self, chunk: int) -> list[NDArray[Any]]:
+        """What `part` reads of the rounded stream, in the order of its inputs."""
+        return [self.store.get(_ROUNDED + name, chunk) for name in self._steps[self._at + 1].reads]
 
     def added(self, task: RoundingTask) -> str | None:
         """The tensor that the output's only reader, an Add, puts on it; None where it is not alive yet."""
@@ -87,15 +112,12 @@ class Replay:
         alive = len(others) == 1 and self.store.holds(_FLOAT + others[0])
         return others[0] if alive else None
 
-    def _advance(self, step: Step, before: RoundingTask | None) -> None:
-        """Run a step in both streams; `before`: the layer that it begins with."""
+    def _advance(self, step: Step) -> None:
+        """Run a step in both streams, the rounded one with the layers that were given back."""
         if step.writes:
             self._run(step, step.nodes, (), _FLOAT)
         if step.writes and not self.alone:
-            if before is not None and self._found is not None:
-                self._run(step, *_replaced(step.nodes, before, self._found), _ROUNDED)
-            else:
-                self._run(step, step.nodes, (), _ROUNDED)
+            self._run(step, *_replaced(step.nodes, self._found), _ROUNDED)
         for name in step.last_use:
             self.store.drop(_FLOAT + name)
             self.store.drop(_ROUNDED + name)
@@ -103,14 +125,18 @@ class Replay:
     def _run(
         self, step: Step, nodes: Sequence[onnx.NodeProto], extra: Sequence[onnx.TensorProto], stream: str
     ) -> None:
-        reads = [self._value(stream, name) for name in step.reads]
-        session = load_session(
-            step_model(self.model, nodes, reads, step.writes, extra), threads=self.threads, arena=False
-        )
+        session = self._session(step, nodes, extra, stream)
         for chunk in range(self.chunks):
             feeds = {name: self.store.get(stream + name, chunk) for name in step.reads}
             for name, array in zip(step.writes, session.run(list(step.writes), feeds), strict=True):
                 self.store.put(stream + name, chunk, array)
+
+    def _session(
+        self, step: Step, nodes: Sequence[onnx.NodeProto], extra: Sequence[onnx.TensorProto], stream: str
+    ) -> Any:
+        reads = [self._value(stream, name) for name in step.reads]
+        model = step_model(self.model, nodes, reads, step.writes, extra)
+        return load_session(model, threads=self.threads, arena=False)
 
     def _value(self, stream: str, name: str) -> onnx.ValueInfoProto:
         """Type of a stored tensor, with the dimensions that all chunks share."""
@@ -121,22 +147,28 @@ class Replay:
 
 
 def _replaced(
-    nodes: Sequence[onnx.NodeProto], task: RoundingTask, found: RoundedLayer
+    nodes: Sequence[onnx.NodeProto], found: Rounded
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes with the layer's weight and bias as they were rounded, and these two as initializers."""
+    """The nodes with the layers' weights and biases as they were rounded, and these as initializers."""
+    by_output = {task.output: (task, held) for task, held in found}
     changed: list[onnx.NodeProto] = []
     extra: list[onnx.TensorProto] = []
     for node in nodes:
-        if task.output not in node.output:
+        task, held = by_output.get(node.output[0] if node.output else "", (None, None))
+        if task is None or held is None:
             changed.append(node)
             continue
-        names = [f"{task.output}/rounded_weight", f"{task.output}/rounded_bias"]
-        extra.append(numpy_helper.from_array(found.encoded.decoded.astype(task.array.dtype), names[0]))
-        if found.bias is not None:
-            extra.append(numpy_helper.from_array(found.bias.astype(task.array.dtype), names[1]))
-        bias = None if found.bias is None else names[1]
-        changed.append(rounded_node(node, task.layer.weight, names[0], bias))
+        weight, bias = rounded_names(task)
+        extra.append(numpy_helper.from_array(held.encoded.decoded.astype(task.array.dtype), weight))
+        if held.bias is not None:
+            extra.append(numpy_helper.from_array(held.bias.astype(task.array.dtype), bias))
+        changed.append(rounded_node(node, task.layer.weight, weight, None if held.bias is None else bias))
     return changed, extra
+
+
+def rounded_names(task: RoundingTask) -> tuple[str, str]:
+    """Of the initializers that hold a layer's rounded weight and its bias."""
+    return f"{task.output}/rounded_weight", f"{task.output}/rounded_bias"
 
 
 def rounded_node(node: onnx.NodeProto, old: str, weight: str, bias: str | None) -> onnx.NodeProto:

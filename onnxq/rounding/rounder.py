@@ -79,6 +79,8 @@ class DataRounder:
         """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
         if not tasks:
             return {}
+        if any(task.method == "brecq" for task in tasks):
+            raise UserError("rounding brecq learns in torch: lend the passes onnxq.training.BlockRounder")
         damping = self.damping
         if damping is None and all(task.method == "bias" for task in tasks):
             damping = DAMPING  # biases alone have no use for it: no pass to choose it
@@ -96,12 +98,12 @@ class DataRounder:
         total: int | None = None,
     ) -> dict[str, RoundedLayer]:
         """Each layer rounded on all chunks with its damping, by the name of its output."""
-        replay = self._replay(model, tasks)
+        replay = self.replay(model, tasks)
         found: dict[str, RoundedLayer] = {}
         for task, node in replay:
             fit, _ = self._moments(replay, task, node)
             held = round_task(task, fit.moments(task.bias is not None), dampings[task.output], self.sweeps)
-            replay.rounded(held)
+            replay.rounded((task, held))
             found[task.layer.name] = held
             self._tell(done + len(found), len(tasks) if total is None else total)
         return found
@@ -111,7 +113,7 @@ class DataRounder:
 
         With fewer chunks than one to hold out, the default.
         """
-        replay = self._replay(model, tasks)
+        replay = self.replay(model, tasks)
         chosen: dict[str, float | Dampings] = {}
         for task, node in replay:
             fit, held_out = self._moments(replay, task, node, hold=_HOLD)
@@ -125,7 +127,7 @@ class DataRounder:
             chosen[task.output] = own
             # Here a layer only has to err about as it will: one search of a trellis is enough.
             sweeps = 0 if task.scheme.format == "tcq" else self.sweeps
-            replay.rounded(round_task(plain, moments, own, sweeps))
+            replay.rounded((task, round_task(plain, moments, own, sweeps)))
             self._tell(len(chosen), 2 * len(tasks))
         return chosen
 
@@ -141,7 +143,7 @@ class DataRounder:
         """
         if not tasks:
             return
-        replay = self._replay(model, [several[0] for several in tasks], alone=True)
+        replay = self.replay(model, [several[0] for several in tasks], alone=True)
         by_output = {several[0].output: several for several in tasks}
         for done, (first, node) in enumerate(replay, start=1):
             members, centred = by_output[first.output], first.bias is not None
@@ -163,7 +165,10 @@ class DataRounder:
         if self.progress is not None:
             self.progress(done, total)
 
-    def _replay(self, model: Model, tasks: Sequence[RoundingTask], alone: bool = False) -> Replay:
+    def replay(
+        self, model: Model, tasks: Sequence[RoundingTask], alone: bool = False, to_end: bool = False
+    ) -> Replay:
+        """The data set on its way through the model, stopping at the layers of `tasks`."""
         specs = input_specs(model.proto)
         batch = fit_batch(FIT_BATCH, specs)
         fixed = any(fit_batch(size, specs) != size for size in (1, 2))
@@ -173,7 +178,7 @@ class DataRounder:
                 f"{batch}; limit them to a multiple or export with a dynamic batch"
             )
         feeds = (part.inputs for part in self.dataset.batches(batch))
-        return Replay(model, tasks, feeds, self.threads, self.budget, alone)
+        return Replay(model, tasks, feeds, self.threads, self.budget, alone, to_end)
 
     def _moments(
         self, replay: Replay, task: RoundingTask, node: onnx.NodeProto, hold: int = 0

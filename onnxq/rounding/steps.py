@@ -31,10 +31,11 @@ class Step:
     last_use: tuple[str, ...]
 
 
-def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
+def cut_steps(model: Model, outputs: Sequence[str], to_end: bool = False) -> list[Step]:
     """Steps for the layers that write `outputs`, given in graph order; the last one ends before its layer.
 
     The list has as many entries as there are layers: after step i the i-th layer's input is known.
+    to_end: one entry more, from the last layer to the outputs of the graph.
     """
     graph = model.proto.graph
     fixed = {tensor.name for tensor in graph.initializer}
@@ -50,13 +51,16 @@ def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
             flowing.append(node)
     position = {name: at for at, node in enumerate(flowing) for name in node.output}
     starts = [position[name] for name in outputs]
-    bounds = list(zip([0, *starts[:-1]], starts, strict=True))
-    needed = _needed(flowing, starts)
-    last_read: dict[str, int] = {}
+    finals = [value.name for value in graph.output if to_end and value.name not in fixed]
+    stops = [*starts, len(flowing)] if to_end else starts
+    bounds = list(zip([0, *stops[:-1]], stops, strict=True))
+    needed = _needed(flowing, starts, finals)
+    last_read: dict[str, int] = dict.fromkeys(finals, len(bounds))
     for step, (begin, end) in enumerate(bounds):
         for at in range(begin, end + 1):  # the layer's own input must be there when the step is done
-            if at in needed:
-                last_read.update(dict.fromkeys(read_by(flowing[at]), step))
+            if at in needed and at < len(flowing):
+                for name in read_by(flowing[at]):
+                    last_read[name] = max(step, last_read.get(name, -1))
     steps: list[Step] = []
     alive = dict.fromkeys(fed)
     for step, (begin, end) in enumerate(bounds):
@@ -64,7 +68,7 @@ def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
         made = {name for node in own for name in node.output if name}
         read = [name for name in alive if any(name in set(read_by(node)) for node in own)]
         # A layer's input is read in the next step too, when the layer itself runs.
-        upcoming = set(read_by(flowing[end]))
+        upcoming = set(read_by(flowing[end])) if end < len(flowing) else set(finals)
         kept = [name for name in made if last_read.get(name, -1) > step or name in upcoming]
         writes = tuple(sorted(kept))
         alive.update(dict.fromkeys(writes))
@@ -76,12 +80,12 @@ def cut_steps(model: Model, outputs: Sequence[str]) -> list[Step]:
     return steps
 
 
-def _needed(flowing: Sequence[onnx.NodeProto], starts: Iterable[int]) -> set[int]:
-    """Positions of nodes that lead to a layer, the layers included."""
+def _needed(flowing: Sequence[onnx.NodeProto], starts: Iterable[int], finals: Iterable[str]) -> set[int]:
+    """Positions of nodes that lead to a layer or to one of the tensors `finals`, the layers included."""
     layers = set(starts)
-    wanted: set[str] = set()
+    wanted = set(finals)
     needed: set[int] = set()
-    for at in range(max(layers, default=-1), -1, -1):
+    for at in range(len(flowing) - 1 if wanted else max(layers, default=-1), -1, -1):
         node = flowing[at]
         if at in layers or wanted & set(node.output):
             needed.add(at)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnxq.training.config import TrainConfig, require_torch
 from onnxq.training.plots import draw
+from onnxq.training.reconstruction import BlockRounder
 
 if TYPE_CHECKING:
     from onnxq.data import Dataset
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from onnxq.training.trainer import Event
     from passes.model import Model
 
-__all__ = ["TrainConfig", "draw", "require_torch", "start"]
+__all__ = ["BlockRounder", "TrainConfig", "draw", "require_torch", "start"]
 
 
 def start(

@@ -103,7 +103,7 @@ def test_inputs_are_those_of_a_full_run(budget: int) -> None:
         held = RoundedLayer(encoded, np.full(task.layer.out_channels, 0.1))
         if task.layer.name != "left":  # a layer that nobody rounds stays as it is
             found[task.layer.name] = held
-            replay.rounded(held)
+            replay.rounded((task, held))
     assert len(found) == 5
 
 

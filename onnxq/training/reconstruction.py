@@ -1,0 +1,118 @@
+"""Rounding block by block (`rounding=brecq`; BRECQ, arXiv:2102.05426): behind learned rounding of each layer,
+the layers of a block are learned together, for the block's output.
+
+One chunk in five is not learned on. A block stays as it was where learning made its output no better there
+(with few images learning fits them and no others), or where torch does not know an operator in it; its layers
+say so in a note.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.rounding import DataRounder
+from onnxq.rounding.blocks import blocks_of
+from onnxq.rounding.replay import Replay
+from onnxq.rounding.store import Store
+from onnxq.training.config import require_torch
+from passes.errors import UnsupportedModelError
+from passes.model import Model
+from passes.rounding import RoundedLayer, RoundingTask
+
+__all__ = ["BlockRounder"]
+
+Layers = list[tuple[RoundingTask, RoundedLayer]]
+# One chunk in so many is held out.
+_HOLD = 5
+_TARGET = "target:"
+
+
+@dataclass(frozen=True)
+class BlockRounder:
+    """Lend it to passes as `Context.rounder`: rounds as `layers` does, by blocks where a task asks for it.
+
+    steps: of Adam for each block, each on one chunk of images. progress: called with (blocks done, blocks).
+    """
+
+    layers: DataRounder
+    steps: int = 4000
+    progress: Callable[[int, int], None] | None = None
+
+    def __call__(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, RoundedLayer]:
+        """Layer name -> rounded weight and bias. Raises UserError without torch or for unusable data."""
+        if not any(task.method == "brecq" for task in tasks):
+            return self.layers(model, tasks)
+        require_torch()
+        own = [dataclasses.replace(task, method="adaround") for task in tasks]
+        found = self.layers(model, own)
+        blocks = blocks_of(model, own)
+        replay = self.layers.replay(model, [block[0] for block in blocks], to_end=True)
+        for done, ((_, _), block) in enumerate(zip(replay, blocks, strict=True), start=1):
+            before = [(task, found[task.layer.name]) for task in block]
+            after = self._better(replay, before, done)
+            replay.rounded(*after)
+            found.update((task.layer.name, held) for task, held in after)
+            if self.progress is not None:
+                self.progress(done, len(blocks))
+        return found
+
+    def _better(self, replay: Replay, before: Layers, seed: int) -> Layers:
+        """The layers of a block learned together, or as they were."""
+        from onnxq.training.soft_rounding import learn_block, learned_alike
+
+        if not any(learned_alike(task.scheme) for task, _ in before):
+            return before
+        held_out = [number for number in range(replay.chunks) if number % _HOLD == _HOLD - 1]
+        held_out = held_out or list(range(replay.chunks))
+        fit = [number for number in range(replay.chunks) if number not in held_out] or held_out
+        wanted = Store(self.layers.budget)
+        for number, arrays in enumerate(replay.ahead()):
+            for index, array in enumerate(arrays):
+                wanted.put(f"{_TARGET}{index}", number, array)
+        count = len(arrays)
+
+        def target(number: int) -> list[npt.NDArray[np.float32]]:
+            return [wanted.get(f"{_TARGET}{index}", number) for index in range(count)]
+
+        def chunk(number: int) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]:
+            return replay.read(number), target(number)
+
+        if any(array.dtype.kind != "f" for array in arrays):
+            return _noted(before, "not learned by blocks: its block ends in whole numbers")
+        old = _errors(replay.ahead(*before), target)
+        try:
+            after = learn_block(
+                replay.part(*before),
+                before,
+                chunk,
+                fit,
+                float(np.mean([old[number] for number in fit])),
+                self.steps,
+                self.layers.seed + seed,
+                self.layers.threads,
+            )
+        except UnsupportedModelError as error:
+            return _noted(before, f"not learned by blocks: {error}")
+        new = _errors(replay.ahead(*after), target)
+        ratio = sum(new[number] for number in held_out) / max(sum(old[number] for number in held_out), 1e-30)
+        told = f"error of its block's output on held-out data times {ratio:.3f} by learning it as a whole"
+        return _noted(after, told) if ratio < 1 else _noted(before, f"{told}: kept as it was")
+
+
+def _errors(
+    found: Iterator[list[npt.NDArray[np.float32]]], target: Callable[[int], list[npt.NDArray[np.float32]]]
+) -> list[float]:
+    """By chunk: mean squared error, summed over what the block writes."""
+    return [
+        sum(float(np.mean(np.square(one - other))) for one, other in zip(arrays, target(number), strict=True))
+        for number, arrays in enumerate(found)
+    ]
+
+
+def _noted(layers: Layers, note: str) -> Layers:
+    return [(task, dataclasses.replace(held, note=note)) for task, held in layers]
