@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--activations", default="float")
     parser.add_argument("--damping", default=str(DAMPING))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4000, help="of brecq, for each block")
+    parser.add_argument("--steps", type=int, default=1000, help="of brecq, for each block")
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

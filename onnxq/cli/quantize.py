@@ -158,7 +158,7 @@ def _lent(
 @click.option(
     "--brecq-steps",
     type=click.IntRange(min=1),
-    default=4000,
+    default=1000,
     show_default=True,
     metavar="N",
     help="Of rounding brecq: steps of its learning for each block.",

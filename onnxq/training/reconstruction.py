@@ -40,7 +40,7 @@ class BlockRounder:
     """
 
     layers: DataRounder
-    steps: int = 4000
+    steps: int = 1000
     progress: Callable[[int, int], None] | None = None
 
     def __call__(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, RoundedLayer]:
