@@ -15,7 +15,7 @@
 8. placement=inputs quantizes what layers read and nothing else, as papers on quantization-aware training do:
    nothing fuses, so that weights keep their bit streams and biases stay float.
 
-9. rounding=gptq, adaround or bias: weights and biases come from the rounder that the application lends
+9. rounding=gptq, adaround, brecq or bias: weights and biases come from the rounder that the application lends
    (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
@@ -82,7 +82,8 @@ class Quantize(Pass):
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
     GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; analytic
     (nearest, with biases corrected by what BatchNormalization says, passes/analytic.py); with calibration
-    data, bias (nearest, with biases corrected), gptq, or adaround (learned on top of gptq).
+    data, bias (nearest, with biases corrected), gptq, adaround (learned on top of gptq), or
+    brecq (by blocks of layers, on top of that).
     placement: of activations, see rule 8.
     Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
     that does not fit, PassError through the protocol.
