@@ -9,8 +9,9 @@ say so in a note.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +27,10 @@ from passes.rounding import RoundedLayer, RoundingTask
 
 __all__ = ["BlockRounder"]
 
+Array = npt.NDArray[Any]
 Layers = list[tuple[RoundingTask, RoundedLayer]]
 # One chunk in so many is held out.
 _HOLD = 5
-_TARGET = "target:"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class BlockRounder:
         found = self.layers(model, own)
         blocks = blocks_of(model, own)
         replay = self.layers.replay(model, [block[0] for block in blocks], to_end=True)
-        for done, ((_, _), block) in enumerate(zip(replay, blocks, strict=True), start=1):
+        for done, (_, block) in enumerate(zip(replay, blocks, strict=True), start=1):
             before = [(task, found[task.layer.name]) for task in block]
             after = self._better(replay, before, done)
             replay.rounded(*after)
@@ -67,51 +68,58 @@ class BlockRounder:
 
         if not any(learned_alike(task.scheme) for task, _ in before):
             return before
-        held_out = [number for number in range(replay.chunks) if number % _HOLD == _HOLD - 1]
-        held_out = held_out or list(range(replay.chunks))
-        fit = [number for number in range(replay.chunks) if number not in held_out] or held_out
-        wanted = Store(self.layers.budget)
-        for number, arrays in enumerate(replay.ahead()):
-            for index, array in enumerate(arrays):
-                wanted.put(f"{_TARGET}{index}", number, array)
-        count = len(arrays)
-
-        def target(number: int) -> list[npt.NDArray[np.float32]]:
-            return [wanted.get(f"{_TARGET}{index}", number) for index in range(count)]
-
-        def chunk(number: int) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]:
-            return replay.read(number), target(number)
-
-        if any(array.dtype.kind != "f" for array in arrays):
+        wanted = _Wanted(replay, self.layers.budget)
+        if not wanted.real:
             return _noted(before, "not learned by blocks: its block ends in whole numbers")
-        old = _errors(replay.ahead(*before), target)
+        fit, held_out = _split(replay.chunks)
+        old = wanted.errors(before)
         try:
             after = learn_block(
                 replay.part(*before),
                 before,
-                chunk,
+                lambda number: (replay.read(number), wanted[number]),
                 fit,
-                float(np.mean([old[number] for number in fit])),
+                float(old[fit].mean()),
                 self.steps,
                 self.layers.seed + seed,
                 self.layers.threads,
             )
         except UnsupportedModelError as error:
             return _noted(before, f"not learned by blocks: {error}")
-        new = _errors(replay.ahead(*after), target)
-        ratio = sum(new[number] for number in held_out) / max(sum(old[number] for number in held_out), 1e-30)
+        ratio = wanted.errors(after)[held_out].sum() / max(old[held_out].sum(), 1e-30)
         told = f"error of its block's output on held-out data times {ratio:.3f} by learning it as a whole"
         return _noted(after, told) if ratio < 1 else _noted(before, f"{told}: kept as it was")
 
 
-def _errors(
-    found: Iterator[list[npt.NDArray[np.float32]]], target: Callable[[int], list[npt.NDArray[np.float32]]]
-) -> list[float]:
-    """By chunk: mean squared error, summed over what the block writes."""
-    return [
-        sum(float(np.mean(np.square(one - other))) for one, other in zip(arrays, target(number), strict=True))
-        for number, arrays in enumerate(found)
-    ]
+class _Wanted:
+    """What a block writes in the float network, by chunk. budget: bytes of it that are held in memory."""
+
+    def __init__(self, replay: Replay, budget: int) -> None:
+        self._replay, self._store = replay, Store(budget)
+        for number, arrays in enumerate(replay.ahead()):
+            for index, array in enumerate(arrays):
+                self._store.put(str(index), number, array)
+        self._names = [str(index) for index in range(len(arrays))]
+        self.real = all(array.dtype.kind == "f" for array in arrays)
+
+    def __getitem__(self, number: int) -> list[Array]:
+        return [self._store.get(name, number) for name in self._names]
+
+    def errors(self, layers: Layers) -> npt.NDArray[np.float64]:
+        """Mean squared error of every chunk, summed over what the block writes, with these layers."""
+        found = []
+        for number, arrays in enumerate(self._replay.ahead(*layers)):
+            pairs = zip(arrays, self[number], strict=True)
+            found.append(sum(float(np.mean(np.square(one - other))) for one, other in pairs))
+        return np.array(found)
+
+
+def _split(chunks: int) -> tuple[list[int], list[int]]:
+    """Chunks to learn on and chunks to judge by; the same where there are too few of them to part."""
+    held_out = list(range(_HOLD - 1, chunks, _HOLD))
+    if not held_out:
+        return list(range(chunks)), list(range(chunks))
+    return [number for number in range(chunks) if number not in held_out], held_out
 
 
 def _noted(layers: Layers, note: str) -> Layers:
