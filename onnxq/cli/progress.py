@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -63,7 +63,8 @@ class RoundingProgress(TerminalBar):
 
     def __init__(self) -> None:
         super().__init__("{task.description:<14}", "")
-        self._phase, self._last = "", time.monotonic()
+        self._tasks: dict[str, Any] = {}
+        self._last = time.monotonic()
 
     def layers(self, done: int, total: int) -> None:
         self._tell("rounding", done, total)
@@ -78,8 +79,6 @@ class RoundingProgress(TerminalBar):
                 self._last = time.monotonic()
                 click.echo(f"{phase} {done}/{total}", err=True)
             return
-        if phase != self._phase:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self._phase, self.task = phase, self.bar.add_task(phase, total=total)
-        self.bar.update(self.task, completed=done, total=total)
+        if phase not in self._tasks:
+            self._tasks[phase] = self.bar.add_task(phase, total=total)
+        self.bar.update(self._tasks[phase], completed=done, total=total)

@@ -103,6 +103,16 @@ class Replay:
         """What `part` reads of the rounded stream, in the order of its inputs."""
         return [self.store.get(_ROUNDED + name, chunk) for name in self._steps[self._at + 1].reads]
 
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Names of what `part` writes."""
+        return self._steps[self._at + 1].writes
+
+    def replace(self, tensor: str, chunk: int, array: NDArray[Any]) -> None:
+        """Another rounded activation of a tensor that is alive; of no other tensor anything happens."""
+        if self.store.holds(_ROUNDED + tensor):
+            self.store.put(_ROUNDED + tensor, chunk, array)
+
     def added(self, task: RoundingTask) -> str | None:
         """The tensor that the output's only reader, an Add, puts on it; None where it is not alive yet."""
         readers = [node for node in self.model.proto.graph.node if task.output in node.input]

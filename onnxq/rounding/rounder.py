@@ -41,6 +41,10 @@ _METRICS_ALONE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 DAMPING = 1.0
 
 
+# (replay, the layer that was reached, layers rounded so far by name)
+Arrived = Callable[[Replay, RoundingTask, dict[str, RoundedLayer]], None]
+
+
 def parse_damping(text: str) -> float | None:
     """`auto` (None, chosen layer by layer) or a number above 0. Raises UserError for anything else."""
     if text == "auto":
@@ -75,8 +79,14 @@ class DataRounder:
     budget: int = DEFAULT_BUDGET
     progress: Callable[[int, int], None] | None = None
 
-    def __call__(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, RoundedLayer]:
-        """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used."""
+    def __call__(
+        self, model: Model, tasks: Sequence[RoundingTask], arrived: Arrived = lambda *_: None
+    ) -> dict[str, RoundedLayer]:
+        """Layer name -> rounded weight and bias. Raises DataError for data that cannot be used.
+
+        arrived: called when the inputs of a layer are known and before it is rounded, with what was found so
+        far, which it may change, as it may the activations that the rounded network has there.
+        """
         if not tasks:
             return {}
         if any(task.method == "brecq" for task in tasks):
@@ -85,15 +95,18 @@ class DataRounder:
         if damping is None and all(task.method == "bias" for task in tasks):
             damping = DAMPING  # biases alone have no use for it: no pass to choose it
         if damping is not None:
-            return self._rounded(model, tasks, dict.fromkeys((task.output for task in tasks), damping))
+            return self._rounded(
+                model, tasks, dict.fromkeys((task.output for task in tasks), damping), arrived
+            )
         chosen = self._chosen(model, tasks)
-        return self._rounded(model, tasks, chosen, done=len(tasks), total=2 * len(tasks))
+        return self._rounded(model, tasks, chosen, arrived, done=len(tasks), total=2 * len(tasks))
 
     def _rounded(
         self,
         model: Model,
         tasks: Sequence[RoundingTask],
         dampings: Mapping[str, float | Dampings],
+        arrived: Arrived,
         done: int = 0,
         total: int | None = None,
     ) -> dict[str, RoundedLayer]:
@@ -101,6 +114,7 @@ class DataRounder:
         replay = self.replay(model, tasks)
         found: dict[str, RoundedLayer] = {}
         for task, node in replay:
+            arrived(replay, task, found)
             fit, _ = self._moments(replay, task, node)
             held = round_task(task, fit.moments(task.bias is not None), dampings[task.output], self.sweeps)
             replay.rounded((task, held))

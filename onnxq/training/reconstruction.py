@@ -50,19 +50,12 @@ class BlockRounder:
             return self.layers(model, tasks)
         require_torch()
         own = [dataclasses.replace(task, method="adaround") for task in tasks]
-        found = self.layers(model, own)
-        blocks = blocks_of(model, own)
-        replay = self.layers.replay(model, [block[0] for block in blocks], to_end=True)
-        for done, (_, block) in enumerate(zip(replay, blocks, strict=True), start=1):
-            before = [(task, found[task.layer.name]) for task in block]
-            after = self._better(replay, before, done)
-            replay.rounded(*after)
-            found.update((task.layer.name, held) for task, held in after)
-            if self.progress is not None:
-                self.progress(done, len(blocks))
+        walk = _Walk(self, model, own)
+        found = self.layers(model, own, walk.arrived)
+        walk.finish(found)
         return found
 
-    def _better(self, replay: Replay, before: Layers, seed: int) -> Layers:
+    def better(self, replay: Replay, before: Layers, seed: int) -> Layers:
         """The layers of a block learned together, or as they were."""
         from onnxq.training.soft_rounding import learn_block, learned_alike
 
@@ -89,6 +82,40 @@ class BlockRounder:
         ratio = wanted.errors(after)[held_out].sum() / max(old[held_out].sum(), 1e-30)
         told = f"error of its block's output on held-out data times {ratio:.3f} by learning it as a whole"
         return _noted(after, told) if ratio < 1 else _noted(before, f"{told}: kept as it was")
+
+
+class _Walk:
+    """The blocks of a network, each learned when the layers behind it are reached."""
+
+    def __init__(self, rounder: BlockRounder, model: Model, tasks: Sequence[RoundingTask]) -> None:
+        self._rounder, self._blocks = rounder, blocks_of(model, tasks)
+        self._replay = rounder.layers.replay(model, [block[0] for block in self._blocks], to_end=True)
+        self._stops = iter(self._replay)
+        self._done = -1
+
+    def arrived(self, layers: Replay, task: RoundingTask, found: dict[str, RoundedLayer]) -> None:
+        """Where a block begins: the one before it is learned, and what it gives now goes on."""
+        if not any(task.output == block[0].output for block in self._blocks):
+            return
+        if self._done >= 0:
+            before = dict(found)
+            after = self.finish(found)
+            if any(held.encoded is not before[task.layer.name].encoded for task, held in after):
+                for number, arrays in enumerate(self._replay.ahead(*after)):
+                    for name, array in zip(self._replay.writes, arrays, strict=True):
+                        layers.replace(name, number, array)
+            self._replay.rounded(*after)
+        next(self._stops)
+        self._done += 1
+
+    def finish(self, found: dict[str, RoundedLayer]) -> Layers:
+        """The block that was begun last, learned if that is better; its layers are changed in `found`."""
+        before = [(task, found[task.layer.name]) for task in self._blocks[self._done]]
+        after = self._rounder.better(self._replay, before, self._done)
+        found.update((task.layer.name, held) for task, held in after)
+        if self._rounder.progress is not None:
+            self._rounder.progress(self._done + 1, len(self._blocks))
+        return after
 
 
 class _Wanted:
