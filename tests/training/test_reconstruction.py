@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from onnxq.cli import cli
 from onnxq.rounding import DataRounder
 from onnxq.rounding.blocks import blocks_of
+from onnxq.rounding.replay import Replay
 from onnxq.training import BlockRounder
 from passes.base import Context
 from passes.errors import UserError
@@ -27,14 +28,15 @@ from passes.policy import Policy, Scheme
 from passes.quantize import Quantize
 from passes.rounding import RoundedLayer, RoundingTask
 from passes.rounding_tasks import rounding_tasks
-from passes.weights import encode_layer
-from tests.nets import Net, Samples, feeds, run
-from tests.onnxq.test_rounding_replay import branching, tasks_of
+from passes.weights import encode_layer, recoded
+from tests.nets import Net, Samples, feeds, run, tensors
+from tests.onnxq.test_rounding_replay import branching, changed, tasks_of
 
 pytest.importorskip("torch")
 from onnxq.training.soft_rounding import learn_block
 
 Array = npt.NDArray[Any]
+Layers = list[tuple[RoundingTask, RoundedLayer]]
 
 
 def two_layers(seed: int) -> Model:
@@ -129,7 +131,7 @@ def test_whole_networks(weights: str) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_block_that_got_no_better_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_got_no_better_stays() -> None:
     model = branching()
     x = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)
     layers = DataRounder(Samples("x", x), threads=1)
@@ -169,3 +171,37 @@ def test_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "error of its block's output on held-out data times" in done.output
     onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
+
+
+def test_layers_behind_a_learned_block_see_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = branching()
+    x = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)
+
+    class Blank(BlockRounder):
+        """Learns that all weights of the first block are 0."""
+
+        def better(self, replay: Replay, before: Layers, seed: int) -> Layers:
+            if seed:
+                return before
+            return [
+                (task, replace(held, encoded=recoded(held.encoded, task.array, task.scheme, zeros(held))))
+                for task, held in before
+            ]
+
+    def zeros(held: RoundedLayer) -> Array:
+        return np.zeros(held.encoded.rows.codes.shape)
+
+    seen: list[Array] = []
+    moments = DataRounder._moments
+
+    def watched(self: DataRounder, replay: Replay, task: RoundingTask, *rest: Any, **more: Any) -> Any:
+        if task.layer.name == "left":
+            seen.extend(rounded for _, rounded in replay.inputs("sum_out"))
+        return moments(self, replay, task, *rest, **more)
+
+    monkeypatch.setattr(DataRounder, "_moments", watched)
+    tasks = tasks_of(model)
+    found = Blank(DataRounder(Samples("x", x), threads=1))(model, [replace(t, method="brecq") for t in tasks])
+    first = {name: found[name] for name in ("stem", "depthwise", "project")}
+    wanted = tensors(changed(model, tasks, first), ["sum_out"], {"x": x})["sum_out"]
+    np.testing.assert_allclose(np.concatenate(seen), wanted, atol=1e-5)
