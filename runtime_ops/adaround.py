@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Learning", "learn_codes"]
+__all__ = ["GAMMA", "ZETA", "Learning", "annealed", "learn_codes"]
 
 Float = npt.NDArray[np.float64]
 Single = npt.NDArray[np.float32]
-_ZETA, _GAMMA = 1.1, -0.1
+ZETA, GAMMA = 1.1, -0.1
 # Weights that are learned at a time.
 _CACHED = 1 << 17
 _ADAM = (0.9, 0.999, 1e-8)
@@ -48,23 +48,25 @@ def _rectified(variable: Single) -> tuple[Single, Single]:
     sigmoid = np.exp(-variable)
     sigmoid += 1
     np.reciprocal(sigmoid, out=sigmoid)
-    wide = sigmoid * np.float32(_ZETA - _GAMMA)
-    wide += np.float32(_GAMMA)
+    wide = sigmoid * np.float32(ZETA - GAMMA)
+    wide += np.float32(GAMMA)
     held = np.clip(wide, 0, 1)
     slope = (1 - sigmoid) * sigmoid
-    slope *= np.float32(_ZETA - _GAMMA)
+    slope *= np.float32(ZETA - GAMMA)
     slope *= held == wide
     return held, slope
 
 
-def _beta(step: int, learning: Learning) -> float:
-    """Cosine from the first exponent to the last, behind the warm-up; 0 during it."""
-    start = learning.warm_up * learning.steps
-    if step < start:
+def annealed(done: float, learning: Learning) -> float:
+    """beta: cosine from the first exponent to the last, behind the warm-up; 0 during it.
+
+    done: share of the steps that are over.
+    """
+    if done < learning.warm_up:
         return 0.0
     first, last = learning.beta
-    done = (step - start) / max(learning.steps - start, 1)
-    return float(last + 0.5 * (first - last) * (1 + np.cos(done * np.pi)))
+    share = (done - learning.warm_up) / (1 - learning.warm_up)
+    return float(last + 0.5 * (first - last) * (1 + np.cos(share * np.pi)))
 
 
 def learn_codes(
@@ -97,7 +99,7 @@ def _learn(
 ) -> npt.NDArray[np.bool_]:
     """Whether each weight takes the code above; gap: W1 less the value of the code below, norm: H / c."""
     share = np.clip(gap / step, 0.01, 0.99)
-    variable = -np.log(np.float32(_ZETA - _GAMMA) / (share - np.float32(_GAMMA)) - 1)
+    variable = -np.log(np.float32(ZETA - GAMMA) / (share - np.float32(GAMMA)) - 1)
     first, second = np.zeros_like(variable), np.zeros_like(variable)
     slow, fast, tiny = _ADAM
     movable = step * free
@@ -106,7 +108,7 @@ def _learn(
         gradient = (gap - movable * h) @ norm
         gradient *= movable
         gradient *= np.float32(-2)
-        beta = _beta(at, learning)
+        beta = annealed(at / learning.steps, learning)
         if beta:
             middle = 2 * h - 1
             pull = np.copysign(np.abs(middle) ** np.float32(beta - 1), middle)

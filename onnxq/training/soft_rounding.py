@@ -13,7 +13,6 @@ the error of the layer-wise rounding 1e-5 for each weight: with more, weights ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -27,14 +26,14 @@ from passes.model import Model
 from passes.policy import Scheme
 from passes.rounding import RoundedLayer, RoundingTask
 from passes.weights import recoded, weight_format
+from runtime_ops.adaround import GAMMA, ZETA, Learning, annealed
 
 __all__ = ["learn_block", "learned_alike"]
 
 Tensor = torch.Tensor
 Arrays = Sequence[npt.NDArray[np.float32]]
 # Chosen on calibration images of ResNet-20, a part of them held out (benchmarks/RESULTS.md).
-_RATE, _BIAS_RATE = 0.1, 1e-3
-_WARM_UP, _BETAS = 0.2, (20.0, 2.0)
+_LEARNING, _BIAS_RATE = Learning(rate=0.1), 1e-3
 _EACH = 1e-5
 _LAST_RATE = 0.1
 
@@ -65,10 +64,10 @@ class _Soft(nn.Module):
         self.shape, self.axis = moved.shape, axis
         self.value, self.step = _single(value), _single(self.toward * step)
         self.free = _single(self.toward != 0)
-        self.v = nn.Parameter(_single(-np.log(1.2 / (share + 0.1) - 1)))
+        self.v = nn.Parameter(_single(-np.log((ZETA - GAMMA) / (share - GAMMA) - 1)))
 
     def h(self) -> Tensor:
-        return torch.clamp(torch.sigmoid(self.v) * 1.2 - 0.1, 0, 1)
+        return torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
 
     def forward(self, _weight: Tensor) -> Tensor:
         soft = torch.addcmul(self.value, self.step, self.h())
@@ -95,14 +94,6 @@ def _range(scheme: Scheme) -> tuple[int, int]:
     return fmt.lowest, fmt.highest
 
 
-def _beta(done: float) -> float:
-    """Cosine from the first exponent to the last; 0 during the warm-up. done: share of the steps."""
-    if done < _WARM_UP:
-        return 0.0
-    first, last = _BETAS
-    return last + 0.5 * (first - last) * (1 + math.cos((done - _WARM_UP) / (1 - _WARM_UP) * math.pi))
-
-
 def learn_block(
     part: Model,
     layers: Sequence[tuple[RoundingTask, RoundedLayer]],
@@ -123,7 +114,7 @@ def learn_block(
         torch.set_num_threads(threads)
     network = Network(part).eval().requires_grad_(False)
     soft = {task.output: _Soft(task, held) for task, held in layers if learned_alike(task.scheme)}
-    groups = [{"params": [item.v for item in soft.values()], "lr": _RATE}]
+    groups = [{"params": [item.v for item in soft.values()], "lr": _LEARNING.rate}]
     for task, held in layers:
         weight, bias = rounded_names(task)
         if task.output in soft:
@@ -139,7 +130,7 @@ def learn_block(
         reads, wanted = chunk(int(generator.choice(chunks)))
         found = network(*map(torch.from_numpy, reads))
         loss = scale * _squared(found if isinstance(found, tuple) else (found,), wanted)
-        beta = _beta(at / steps)
+        beta = annealed(at / steps, _LEARNING)
         if beta:
             loss = loss + sum(item.undecided(beta) for item in soft.values())
         optimizer.zero_grad()
