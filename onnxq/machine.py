@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -29,6 +30,7 @@ INTERESTING_FLAGS = (
 )
 
 
+@functools.cache  # asked for by every session
 def _cpuinfo() -> str:
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8")

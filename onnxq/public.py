@@ -10,7 +10,6 @@ from onnxq.data import Dataset, Preprocess, input_specs
 from onnxq.data import open_dataset as _open_dataset
 from onnxq.evaluation import Score, evaluate_file
 from onnxq.rounding import DataRounder
-from onnxq.training import BlockRounder
 from passes.base import Context, RangeProvider
 from passes.model import Model
 
@@ -47,6 +46,9 @@ def range_provider(
 def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> Context:
     """A context for passes that lends them what `dataset` shows, activation ranges and data-aware rounding:
     `Quantize(weights="gse4", activations="float", rounding="gptq")(model, calibrate(data))`."""
+    # Imported late: training's pictures load matplotlib.
+    from onnxq.training import BlockRounder
+
     rounder = BlockRounder(DataRounder(dataset, damping=None, threads=threads))
     return Context(ranges=range_provider(dataset, method, threads), rounder=rounder)
 

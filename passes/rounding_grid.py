@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from passes.layers import Layer
 from passes.policy import Scheme
-from passes.weights import EncodedWeight, encode_layer, shape_gse, shape_integers, weight_format
+from passes.weights import EncodedWeight, code_range, encode_layer, shape_gse, shape_integers
 from runtime_ops.gse import EXPONENT_BITS, GSETensor
 from runtime_ops.rounding import Grid, Rounded
 
@@ -77,6 +77,7 @@ class RowFormat:
     def grid(self) -> Grid:
         """The candidates of every group of columns, the plain encoder's first."""
         scheme = self.scheme
+        low, high = code_range(scheme)
         if self.plain.gse is not None:
             gse = self.plain.gse
             codes = [
@@ -84,10 +85,7 @@ class RowFormat:
             ]
             scales = np.stack([np.ldexp(1.0, code + gse.exponent_base) for code in codes])
             zeros = np.zeros_like(scales)
-            low, high = -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
         else:
-            fmt = weight_format(scheme)
-            low, high = fmt.lowest, fmt.highest
             scales, zeros = self._symmetric() if scheme.symmetric else self._asymmetric(low, high)
         return Grid(
             _layout(scales, self.groups),

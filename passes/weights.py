@@ -43,6 +43,7 @@ from runtime_ops.trellis_rounding import round_trellis
 __all__ = [
     "EncodedWeight",
     "channels_back",
+    "code_range",
     "container_bits",
     "encode_layer",
     "encode_weight",
@@ -101,6 +102,14 @@ def weight_format(scheme: Scheme) -> IntegerFormat:
     return IntegerFormat(
         scheme.bits, scheme.signed, narrow=scheme.symmetric and scheme.signed and scheme.bits >= 8
     )
+
+
+def code_range(scheme: Scheme) -> tuple[int, int]:
+    """Lowest and highest code of integers or GSE."""
+    if scheme.format == "gse":
+        return -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
+    fmt = weight_format(scheme)
+    return fmt.lowest, fmt.highest
 
 
 def container_bits(bits: int) -> int:

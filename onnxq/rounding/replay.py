@@ -79,18 +79,11 @@ class Replay:
     def ahead(self, *found: tuple[RoundingTask, RoundedLayer]) -> Iterator[list[NDArray[Any]]]:
         """Chunk by chunk, what the part from the given task to the next one writes: of the rounded stream
         with these layers, of the float stream without any."""
-        step, stream = self._steps[self._at + 1], _ROUNDED if found else _FLOAT
-        session = self._session(step, *_replaced(step.nodes, found), stream)
-        for chunk in range(self.chunks):
-            feeds = {name: self.store.get(stream + name, chunk) for name in step.reads}
-            yield list(session.run(list(step.writes), feeds))
+        return self._outputs(self._steps[self._at + 1], found, _ROUNDED if found else _FLOAT)
 
     def part(self, *found: tuple[RoundingTask, RoundedLayer]) -> Model:
         """The part that `ahead` runs, its inputs typed as the stored tensors and named as in the graph."""
-        step = self._steps[self._at + 1]
-        nodes, extra = _replaced(step.nodes, found)
-        reads = [self._value(_FLOAT, name) for name in step.reads]
-        return step_model(self.model, nodes, reads, step.writes, extra)
+        return self._model(self._steps[self._at + 1], found, _ROUNDED)
 
     def inputs(self, tensor: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """(float, rounded) activations of a tensor that is alive, chunk by chunk; the same one twice where
@@ -125,28 +118,30 @@ class Replay:
     def _advance(self, step: Step) -> None:
         """Run a step in both streams, the rounded one with the layers that were given back."""
         if step.writes:
-            self._run(step, step.nodes, (), _FLOAT)
+            self._run(step, (), _FLOAT)
         if step.writes and not self.alone:
-            self._run(step, *_replaced(step.nodes, self._found), _ROUNDED)
+            self._run(step, self._found, _ROUNDED)
         for name in step.last_use:
             self.store.drop(_FLOAT + name)
             self.store.drop(_ROUNDED + name)
 
-    def _run(
-        self, step: Step, nodes: Sequence[onnx.NodeProto], extra: Sequence[onnx.TensorProto], stream: str
-    ) -> None:
-        session = self._session(step, nodes, extra, stream)
-        for chunk in range(self.chunks):
-            feeds = {name: self.store.get(stream + name, chunk) for name in step.reads}
-            for name, array in zip(step.writes, session.run(list(step.writes), feeds), strict=True):
+    def _run(self, step: Step, found: Rounded, stream: str) -> None:
+        for chunk, arrays in enumerate(self._outputs(step, found, stream)):
+            for name, array in zip(step.writes, arrays, strict=True):
                 self.store.put(stream + name, chunk, array)
 
-    def _session(
-        self, step: Step, nodes: Sequence[onnx.NodeProto], extra: Sequence[onnx.TensorProto], stream: str
-    ) -> Any:
+    def _outputs(self, step: Step, found: Rounded, stream: str) -> Iterator[list[NDArray[Any]]]:
+        """Chunk by chunk, what a step writes."""
+        session = load_session(self._model(step, found, stream), threads=self.threads, arena=False)
+        for chunk in range(self.chunks):
+            feeds = {name: self.store.get(stream + name, chunk) for name in step.reads}
+            yield list(session.run(list(step.writes), feeds))
+
+    def _model(self, step: Step, found: Rounded, stream: str) -> Model:
+        """A step with the layers in `found`, its inputs typed as the stored tensors."""
+        nodes, extra = _replaced(step.nodes, found)
         reads = [self._value(stream, name) for name in step.reads]
-        model = step_model(self.model, nodes, reads, step.writes, extra)
-        return load_session(model, threads=self.threads, arena=False)
+        return step_model(self.model, nodes, reads, step.writes, extra)
 
     def _value(self, stream: str, name: str) -> onnx.ValueInfoProto:
         """Type of a stored tensor, with the dimensions that all chunks share."""

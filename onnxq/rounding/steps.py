@@ -55,12 +55,12 @@ def cut_steps(model: Model, outputs: Sequence[str], to_end: bool = False) -> lis
     stops = [*starts, len(flowing)] if to_end else starts
     bounds = list(zip([0, *stops[:-1]], stops, strict=True))
     needed = _needed(flowing, starts, finals)
-    last_read: dict[str, int] = dict.fromkeys(finals, len(bounds))
+    last_read: dict[str, int] = {}
     for step, (begin, end) in enumerate(bounds):
         for at in range(begin, end + 1):  # the layer's own input must be there when the step is done
-            if at in needed and at < len(flowing):
-                for name in read_by(flowing[at]):
-                    last_read[name] = max(step, last_read.get(name, -1))
+            if at in needed:
+                last_read.update(dict.fromkeys(read_by(flowing[at]), step))
+    last_read.update(dict.fromkeys(finals, len(bounds)))
     steps: list[Step] = []
     alive = dict.fromkeys(fed)
     for step, (begin, end) in enumerate(bounds):

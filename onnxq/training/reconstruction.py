@@ -97,16 +97,18 @@ class _Walk:
         """Where a block begins: the one before it is learned, and what it gives now goes on."""
         if not any(task.output == block[0].output for block in self._blocks):
             return
+        changed: tuple[str, ...] = ()
         if self._done >= 0:
             before = dict(found)
             after = self.finish(found)
-            if any(held.encoded is not before[task.layer.name].encoded for task, held in after):
-                for number, arrays in enumerate(self._replay.ahead(*after)):
-                    for name, array in zip(self._replay.writes, arrays, strict=True):
-                        layers.replace(name, number, array)
             self._replay.rounded(*after)
+            if any(held.encoded is not before[task.layer.name].encoded for task, held in after):
+                changed = self._replay.writes
         next(self._stops)
         self._done += 1
+        for name in changed:
+            for number, (_, array) in enumerate(self._replay.inputs(name)):
+                layers.replace(name, number, array)
 
     def finish(self, found: dict[str, RoundedLayer]) -> Layers:
         """The block that was begun last, learned if that is better; its layers are changed in `found`."""

@@ -25,7 +25,7 @@ from onnxq.training.network import Network
 from passes.model import Model
 from passes.policy import Scheme
 from passes.rounding import RoundedLayer, RoundingTask
-from passes.weights import recoded, weight_format
+from passes.weights import code_range, recoded
 from runtime_ops.adaround import GAMMA, ZETA, Learning, annealed
 
 __all__ = ["learn_block", "learned_alike"]
@@ -55,7 +55,7 @@ class _Soft(nn.Module):
             np.repeat(item.astype(np.float64), rows.group_size, axis=1)[:, :columns]
             for item in (rows.scale, rows.zero_point)
         )
-        low, high = _range(task.scheme)
+        low, high = code_range(task.scheme)
         moved = np.moveaxis(np.asarray(task.array, np.float64), axis, 0)
         value = (self.codes - zero) * step
         lack = moved.reshape(self.codes.shape) - value
@@ -87,13 +87,6 @@ def _single(array: npt.NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
-def _range(scheme: Scheme) -> tuple[int, int]:
-    if scheme.format == "gse":
-        return -(1 << (scheme.bits - 1)), (1 << (scheme.bits - 1)) - 1
-    fmt = weight_format(scheme)
-    return fmt.lowest, fmt.highest
-
-
 def learn_block(
     part: Model,
     layers: Sequence[tuple[RoundingTask, RoundedLayer]],
@@ -107,7 +100,7 @@ def learn_block(
     """The layers with codes and biases learned.
 
     part: the block with the layers in it (Replay.part). chunk: of a number in `chunks` what the block reads
-    in the rounded network, and what it should write. error: of the layers as they are, `squared_error`.
+    in the rounded network, and what it should write. error: mean squared, of the layers as they are.
     Raises UnsupportedModelError for what torch does not know here.
     """
     if threads is not None:
@@ -119,7 +112,7 @@ def learn_block(
         weight, bias = rounded_names(task)
         if task.output in soft:
             network.quantize_weight(weight, soft[task.output])
-        if held.bias is not None and np.any(held.bias):
+        if held.bias is not None:
             own = network.parameter_of(bias).requires_grad_(True)
             groups.append({"params": [own], "lr": _BIAS_RATE * float(own.detach().abs().mean())})
     optimizer = torch.optim.Adam(groups)
@@ -149,7 +142,7 @@ def _squared(found: Iterable[Tensor], wanted: Arrays) -> Tensor:
 
 def _settled(task: RoundingTask, held: RoundedLayer, soft: _Soft | None, network: Network) -> RoundedLayer:
     bias = held.bias
-    if bias is not None and np.any(bias):
+    if bias is not None:
         bias = network.parameter_of(rounded_names(task)[1]).detach().numpy().astype(np.float64)
     encoded = held.encoded if soft is None else recoded(held.encoded, task.array, task.scheme, soft.settled())
     return RoundedLayer(encoded, bias, held.note)
