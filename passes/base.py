@@ -235,7 +235,8 @@ def _format_value(value: object) -> str:
     if isinstance(value, tuple):
         value = ",".join(str(item) for item in value)
     text = str(value)
-    if BARE_WORD.fullmatch(text):
+    # The reader takes a comma at the end of a bare word for a slip.
+    if BARE_WORD.fullmatch(text) and not text.endswith(","):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

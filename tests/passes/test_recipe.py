@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import passes.fold_batchnorm
@@ -56,6 +56,7 @@ def any_pass(draw: st.DrawFn) -> Pass:
 
 
 @settings(max_examples=150, deadline=None)
+@example([pass_class("quantize")(weights=",")])  # type: ignore[misc,call-arg]
 @given(st.lists(any_pass(), min_size=1, max_size=3))
 def test_text_round_trips(members: list[Pass]) -> None:
     sequence = Sequential(tuple(members))
