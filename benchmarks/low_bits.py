@@ -1,6 +1,8 @@
 """W4A8, W6A8 and W8A8 of EfficientNet-Lite0 by several roads, on one split (needs ../shared).
 
     python benchmarks/low_bits.py [--rows TEXT] [--method percentile:99.99] [--threads 1]
+    python benchmarks/low_bits.py --export FOLDER      # model.onnx and calibration.npy, for other tools
+    python benchmarks/low_bits.py --files FOLDER       # measure what they made of them
 
 Activations uint8 per tensor in all of them. Ours: weights int4 and int6 per channel, rounded to nearest
 and on the calibration images (gptq); int8 per tensor with and without `equalize`; int8 per channel by
@@ -12,12 +14,14 @@ saved file in ONNX Runtime.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from imagenet import prepared, quantize_with_onnxruntime, split
 from imagenet_accuracy import row
 
@@ -54,6 +58,13 @@ class Roads:
         quantize_with_onnxruntime(lifted, self.path, self.calibration, per_channel=per_channel, weight_bits=4)
         return load(self.path)
 
+    def export(self, folder: Path) -> None:
+        """The network and its calibration images, for tools in other environments."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save(self.model, folder / "model.onnx")
+        images = [next(iter(batch.inputs.values())) for batch in self.calibration.batches(10)]
+        np.save(folder / "calibration.npy", np.concatenate(images))
+
     def rows(self) -> dict[str, Callable[[], Model]]:
         return {
             "W4A8 ours, per channel, nearest": lambda: self.ours("int4:channel", "nearest"),
@@ -84,9 +95,18 @@ def main() -> None:
     parser.add_argument("--rows", default="")
     parser.add_argument("--method", default="percentile:99.99")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--export", type=Path)
+    parser.add_argument("--files", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     roads = Roads(args.method, args.threads)
+    if args.export:
+        roads.export(args.export)
+        return
+    makers = roads.rows()
+    if args.files:
+        found = sorted(path for path in args.files.glob("*.onnx") if path.name != "model.onnx")
+        makers = {path.stem: functools.partial(load, path) for path in found}
 
     def measure(candidate: Model, data: Dataset = roads.evaluation) -> Score:
         return evaluate(candidate, data, roads.model, threads=args.threads)
@@ -95,7 +115,7 @@ def main() -> None:
     print("| model | top-1 (400) | points vs float | agreement | SQNR dB | |")
     print("| --- | --- | --- | --- | --- | --- |")
     print(row("float", reference, reference, None), flush=True)
-    for name, make in roads.rows().items():
+    for name, make in makers.items():
         if args.rows not in name:
             continue
         start = time.process_time()
