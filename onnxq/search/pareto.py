@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pymoo.decomposition.asf import ASF
+from pymoo.decomposition.aasf import AASF
 from pymoo.indicators.hv import HV
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
@@ -24,6 +24,9 @@ __all__ = ["PICKS", "Pick", "front", "hypervolume", "pick_three"]
 PICKS = ("best-accuracy", "smallest", "balanced")
 
 _Costs = npt.NDArray[np.float64]
+
+_RHO = 0.05
+"""Weight of the sum of costs beside the worst one: a few bytes do not outweigh a point of accuracy."""
 
 _SLOWEST_RATIO = 2.0
 """Reference point of the latency ratio: a model slower than float may still be worth its size."""
@@ -152,14 +155,17 @@ def _smallest(
 def _knee(
     pool: Sequence[Candidate], open_to: Sequence[Candidate], objectives: Sequence[Objective], metric: str
 ) -> Candidate:
-    """The point of `open_to` whose worst normalised cost is least; normalised over the whole `pool`."""
+    """The point of `open_to` whose worst normalised cost is least; normalised over the whole `pool`.
+
+    Of points whose worst costs hardly differ, the one of the least sum.
+    """
     table = {member.key: _costs(member, objectives, metric) for member in pool}
     costs: _Costs = np.array([table[member.key] for member in pool])
     low, span = costs.min(axis=0), np.ptp(costs, axis=0)
     span[span == 0] = 1.0
     scaled = (np.array([table[member.key] for member in open_to]) - low) / span
     weights = np.full(len(objectives), 1.0 / len(objectives))
-    return open_to[int(np.argmin(ASF().do(scaled, weights)))]
+    return open_to[int(np.argmin(AASF(rho=_RHO).do(scaled, weights)))]
 
 
 def _best_reason(best: Candidate, base: Candidate, kind: Metric) -> str:

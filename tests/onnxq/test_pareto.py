@@ -98,6 +98,12 @@ def test_three_picks_on_a_curve() -> None:
     assert all(pick.reason.endswith(".") for pick in picks.values())
 
 
+def test_a_few_bytes_do_not_outweigh_a_point_of_accuracy() -> None:
+    curve = [make(1, 0.60, 250_000), make(2, 0.87, 300_000), make(3, 0.88, 300_050), make(4, 0.895, 380_000)]
+    curve.append(make(5, 0.899, 400_000))
+    assert pick_three(curve, _TWO, "top1", reference=FLOAT)["balanced"].candidate.index == 3
+
+
 def test_smallest_says_when_nothing_is_within_tolerance() -> None:
     curve = [make(1, 0.10, 250), make(2, 0.5, 300), make(3, 0.6, 400)]
     pick = pick_three(curve, _TWO, "top1", reference=FLOAT)["smallest"]
