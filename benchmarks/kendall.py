@@ -10,6 +10,7 @@ split: top-1 and logit MSE. Predictions come from calibration images alone. As i
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scipy.stats import kendalltau
 from onnxq.allocation.problem import Assignment, Problem
 from onnxq.allocation.shapley import value_problem
 from onnxq.evaluation import Evaluator
+from onnxq.tuning.file_size import file_bytes
 from onnxq.tuning.strategies import Allocator
 from passes import Context, Quantize
 from passes.opset import upgrade
@@ -55,7 +57,8 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args.folder, args.permutations, 10)
     problem, model = bench.problem, prepared()
-    allocator = Allocator("weights", bench.config, problem, bench.space, "top1", list)
+    weigh = functools.partial(file_bytes, model)
+    allocator = Allocator("weights", bench.config, problem, bench.space, "top1", list, weigh)
     paired, values = allocator._paired(), value_problem(problem, bench.shapley()[2])
     policies = random_policies(problem, bench.budget(SHARE))
     rows = np.arange(problem.count)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import tempfile
 import time
@@ -35,6 +36,7 @@ from onnxq.search import Journal
 from onnxq.sensitivity import Settings
 from onnxq.tuning import TuneConfig
 from onnxq.tuning.allocate import make_rounded, parted
+from onnxq.tuning.file_size import file_bytes
 from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.space import Space
 from onnxq.tuning.strategies import Allocator
@@ -74,6 +76,7 @@ class Bench:
             "sensitivities",
             lambda: self.space.problem(choices, file_bytes=saved_bytes(self.model), macs=macs(self.model)),
         )
+        self.weigh = functools.partial(file_bytes, self.model)
         # Of uniform GSE-8, whatever the schemes are.
         self.whole = sum(layer_bytes(layer, Scheme.parse("gse8")) for layer in self.layers)
 
@@ -111,7 +114,7 @@ class Bench:
             s: max((a for a in front if p.size(a) <= b), key=p.size) for s, b in largest.items()
         }
         found["ilp"] = self.timed("ilp", lambda: {s: ilp(p, b) for s, b in largest.items()})
-        allocator = Allocator("weights", self.config, p, self.space, "top1", list)
+        allocator = Allocator("weights", self.config, p, self.space, "top1", list, self.weigh)
         paired = self.timed("ilp-pairs", allocator._paired)
         found["ilp-pairs"] = {s: ilp(paired, b) for s, b in largest.items()}
         seeds = [*ilp_front(p, 8), *(a for _, a in threshold_front(p, 6)), *found["ilp-pairs"].values()]
@@ -132,7 +135,15 @@ class Bench:
         return found
 
     def shapley(self) -> tuple[dict[float, Assignment], Assignment, Any]:
-        allocator = Allocator("weights", self.config, self.problem, self.space, "top1", list)
+        allocator = Allocator(
+            "weights",
+            self.config,
+            self.problem,
+            self.space,
+            "top1",
+            list,
+            functools.partial(file_bytes, self.model),
+        )
         state = self.timed("shapley", allocator.shapley_state)
         values = value_problem(self.problem, state)
         return {s: ilp(values, self.budget(s)) for s in SHARES}, state.policy, state

@@ -108,6 +108,14 @@ class Problem:
         held = self.resources
         return all(held[name].of(assignment) <= most * (1 + 1e-9) for name, most in limits.items())
 
+    def with_uniform_sizes(self, sizes: Sequence[int]) -> Problem:
+        """The problem corrected by what the files take in which every layer has the same choice, [K] bytes.
+
+        What was predicted wrongly (names, nodes) is spread evenly over the layers.
+        """
+        missing = [size - self.size(self.uniform(index)) for index, size in enumerate(sizes)]
+        return replace(self, bytes=self.bytes + np.array(missing, np.float64) / max(self.count, 1))
+
     def policy(self, assignment: Assignment) -> Policy:
         return Policy({name: self.choices[int(k)] for name, k in zip(self.layers, assignment, strict=True)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.file_size import file_bytes, with_real_sizes
 from onnxq.tuning.measure import Measurer
 from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.prepare import Prepared
@@ -50,6 +52,7 @@ def check_limits(prepared: Prepared) -> None:
     for mode in config.modes:
         ladder = config.ladder(mode)
         problem = Problem.of(layers, ladder, lambda *_: 0.0, file_bytes=size, macs=counts)
+        problem = with_real_sizes(problem, prepared.model)
         for path in config.costs:
             problem = problem.with_costs(read_costs(path))
         ilp(problem, config.budget or math.inf, limits=config.bounds)
@@ -64,13 +67,13 @@ def make_allocator(
     measured: Callable[[], Sequence[Candidate]],
     progress: Callable[[str, int, int], None],
     *,
-    file_bytes: int,
+    float_bytes: int,
     deadline: float | None,
     share: float,
 ) -> Allocator:
     """Measures the sensitivities that are missing and writes `space-MODE.json`.
 
-    layers: those in the search. file_bytes: of the float file. share: of the time up to `deadline` that
+    layers: those in the search. float_bytes: of the float file. share: of the time up to `deadline` that
     sensitivities may take.
     """
     prepared = measurer.prepared
@@ -93,12 +96,14 @@ def make_allocator(
         progress=progress,
         deadline=None if deadline is None else now + share * (deadline - now),
     )
-    problem = space.problem(choices, file_bytes=file_bytes, macs=measurer.macs)
+    problem = space.problem(choices, file_bytes=float_bytes, macs=measurer.macs)
+    problem = with_real_sizes(problem, prepared.model)
     for path in config.costs:
         problem = problem.with_costs(read_costs(path))
     space.deadline = deadline
     write_space(folder, mode, Path(config.model).name, problem)
-    return Allocator(mode, config, problem, space, measurer.metric, measured, deadline)
+    weigh = functools.partial(file_bytes, prepared.model)
+    return Allocator(mode, config, problem, space, measurer.metric, measured, weigh, deadline)
 
 
 def parted(calibration: Dataset, model: Model, config: TuneConfig) -> tuple[Dataset, Dataset]:

@@ -19,6 +19,7 @@ from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.statistics import Sensitivity
 from onnxq.sensitivity.variants import Variant, choice_text, parse_choice
+from onnxq.tuning.file_size import with_real_sizes
 from onnxq.tuning.models import saved_bytes
 from onnxq.tuning.prepare import RecordedRanges, calibrate_once, model_hash
 from onnxq.tuning.space import Space, Terms, separately, together, write_space
@@ -133,6 +134,7 @@ def sensitivities(
             space = Space(prepared, layers, held, journal, settings, ranges=ranges, progress=progress)
             size, counts = saved_bytes(prepared), macs(prepared)
             problem = space.problem(choices, file_bytes=size, macs=counts, terms=terms)
+            problem = with_real_sizes(problem, prepared)
             parts = dict.fromkeys(part for choice in choices for part in terms(choice))
             entries = {
                 (layer.name, choice_text(part)): space.known(Variant.of(layer.name, part))

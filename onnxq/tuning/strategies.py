@@ -26,6 +26,7 @@ from onnxq.search.ranking import Proposal, coarse_to_fine
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.space import Space
 from passes.errors import UserError
+from passes.policy import Policy
 
 __all__ = ["Allocator"]
 
@@ -34,14 +35,17 @@ _FLOOR_STEPS = 5
 # Of a time budget: what sensitivities may take, and when what is left no longer pays for another method.
 _EVOLUTION_SHARE = 0.5
 _LEAST_LEFT_S = 20.0
+# Of a budget of bytes: what tables of values may add to the file after rounding on data.
+_SPARE = 5e-4
 
 
 @dataclass
 class Allocator:
     """Proposals of one mode's strategy.
 
-    measured: the candidates of the run so far. deadline: on time.monotonic's clock. cut_short: whether it was
-    the reason to leave something out. shapley: the walks of that strategy, once it has made them.
+    measured: the candidates of the run so far. weigh: bytes of a policy's file. deadline: on time.monotonic's
+    clock. cut_short: whether it was the reason to leave something out. shapley: the walks of that strategy,
+    once it has made them.
     """
 
     mode: str
@@ -50,6 +54,7 @@ class Allocator:
     space: Space
     metric: str
     measured: Callable[[], Sequence[Candidate]]
+    weigh: Callable[[Policy], int]
     deadline: float | None = None
     cut_short: bool = False
     shapley: ShapleyState | None = None
@@ -100,7 +105,10 @@ class Allocator:
         count = 10**6 if bounds else self.config.front
         sweep = (assignment for _, assignment in threshold_front(self.problem, count))
         front = [assignment for assignment in sweep if self.problem.within(assignment, bounds)]
-        kept = front[-1:] if self.config.budget else _thinned(front, self.config.front)
+        if self.config.budget:
+            kept = list(itertools.islice(filter(self._fits, reversed(front)), 1))
+        else:
+            kept = _thinned(front, self.config.front)
         yield from (("threshold", a) for a in _spread(kept))
 
     def _bounds(self) -> dict[str, float]:
@@ -121,7 +129,7 @@ class Allocator:
         """One budget, or a front, and then towards the metric floor by bisection."""
         limits = self.config.bounds
         if self.config.budget:
-            yield name, ilp(problem, self.config.budget, limits=limits)
+            yield name, self._within_budget(problem)
             return
         for over in self._axes():
             found = list(ilp_front(problem, self.config.front, over, limits))
@@ -136,6 +144,31 @@ class Allocator:
                 yield name, ilp(problem, sum(bracket) / 2, limits=limits)
             except UserError:  # the limits leave nothing of that size
                 return
+
+    def _fits(self, assignment: Assignment) -> bool:
+        """Whether the file keeps the budget, as it will be and not as predicted."""
+        budget = self.config.budget
+        return not budget or self.weigh(self.problem.policy(assignment)) <= (1 - _SPARE) * budget
+
+    def _within_budget(self, problem: Problem) -> Assignment:
+        """The best policy whose file keeps the budget. Raises UserError where there is none.
+
+        Predicted sizes lack what a mixture of formats brings along: what the last policy's lacked is taken
+        off the budget of the next.
+        """
+        limits, target = self.config.bounds, (1 - _SPARE) * self.config.budget
+        aim = target
+        while True:
+            found = ilp(problem, aim, limits=limits)
+            lacking = self.weigh(problem.policy(found)) - problem.size(found)
+            if problem.size(found) + lacking <= target:
+                break
+            aim = min(target - lacking, aim - 1)
+        # The policies before may have had more formats: what this one lacks is less.
+        if target - lacking > aim:
+            larger = ilp(problem, target - lacking, limits=limits)
+            found = larger if self._fits(larger) else found
+        return found
 
     def _axes(self) -> list[str]:
         """Resources that fronts are swept over: bytes, and bit operations where they are an objective."""
@@ -211,9 +244,10 @@ class Allocator:
             over=self._axes()[0],
             allowed=lambda assignment: self.problem.within(assignment, bounds),
         )
+        found = [entry for entry in found if self._fits(entry.assignment)]
         sizes = np.array([entry.spent for entry in found], np.float64)
         if not len(sizes):
-            yield from (("nsga2", seed) for seed in _spread(seeds))
+            yield from (("nsga2", seed) for seed in _spread(seeds) if self._fits(seed))
             return
         wanted = np.linspace(sizes[0], sizes[-1], self.config.front)
         chosen = sorted({int(np.abs(sizes - size).argmin()) for size in wanted})

@@ -195,7 +195,7 @@ class _Run:
                 self.journal,
                 lambda: self.candidates,
                 lambda what, done, total: self.emit(Event("rank", done, total, what)),
-                file_bytes=self.baseline.bytes,
+                float_bytes=self.baseline.bytes,
                 deadline=self.deadline,
                 share=_SENSITIVITY_SHARE / (len(config.modes) - position),
             )

@@ -25,6 +25,7 @@ from onnxq.tuning.sensitivities import sensitivities
 from onnxq.tuning.space import read_space
 from passes.errors import ResumeError, UserError
 from passes.model import load
+from passes.policy import Policy
 from tests.nets import Net
 
 STRATEGIES = ("threshold", "ilp", "shapley", "nsga2", "auto")
@@ -120,14 +121,13 @@ def test_group_sizes_are_compared_in_the_report(workspace: Path) -> None:
 
 
 def test_sizes_are_predicted(finished: dict[str, tuple[Path, TuneResult]]) -> None:
-    from passes.policy import Policy
-
     run, result = finished["auto"]
     problem = read_space(run)[1]
     for candidate in result.candidates:
-        predicted = problem.size(problem.assignment(Policy.from_json(candidate.policy)))
-        # A network of 3,000 weights is mostly names and the function's body.
-        assert candidate.bytes == pytest.approx(predicted, rel=0.03, abs=200_000)
+        assignment = problem.assignment(Policy.from_json(candidate.policy))
+        # A mixture brings the functions of all its formats, a uniform file only one: 2 KB each.
+        slack = 2 if len(set(assignment.tolist())) == 1 else 2048 * len(set(assignment.tolist()))
+        assert candidate.bytes == pytest.approx(problem.size(assignment), abs=slack)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -227,8 +227,6 @@ def test_one_budget_gives_one_policy_below_it(workspace: Path) -> None:
     result = tune(config(workspace, "ilp", budget=size), workspace / "budget")
     problem = read_space(workspace / "budget")[1]
     assert 1 <= len(result.candidates) <= 2  # without and with interactions
-    from passes.policy import Policy
-
     for candidate in result.candidates:
         assert problem.size(problem.assignment(Policy.from_json(candidate.policy))) <= size
     with pytest.raises(UserError, match="the smallest file of this search space"):
@@ -282,8 +280,6 @@ def test_activations_are_searched_together_with_weights(workspace: Path, strateg
     assert journal is not None
     keys = set(journal.kinds["sensitivity"])
     assert {"stem=int4:channel", "stem=float/uint3:asym", "stem=float/uint8:asym"} <= keys
-    from passes.policy import Policy
-
     for candidate in result.candidates:
         policy = Policy.from_json(candidate.policy)
         assert candidate.bops == problem.operations(problem.assignment(policy))
@@ -311,8 +307,6 @@ def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace
         run = workspace / f"limits-{strategy}"
         result = tune(config(workspace, strategy, **JOINT, **limits), run)
         problem = read_space(run)[1]
-        from passes.policy import Policy
-
         assert result.candidates
         for candidate in result.candidates:
             assignment = problem.assignment(Policy.from_json(candidate.policy))

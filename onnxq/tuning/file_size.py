@@ -1,0 +1,61 @@
+"""What a policy's file will take, before any data is looked at: the file is made, plainly rounded.
+
+Names, nodes and what layers share are bytes that no formula knows (a tenth of the file of a small network):
+the same pass writes them. Only a trellis, whose search would take most of the time, stands there empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxq.allocation.problem import Problem
+from onnxq.tuning.models import saved_bytes
+from passes.base import Context
+from passes.editing import values
+from passes.graph import import_graph
+from passes.layers import graph_layers, weight_index
+from passes.model import Model, is_large
+from passes.policy import Policy
+from passes.quantize import Quantize
+from passes.weights import EncodedWeight, shape_trellis
+
+__all__ = ["file_bytes", "with_real_sizes"]
+
+
+def file_bytes(model: Model, policy: Policy) -> int:
+    """Bytes of `model` saved under `policy`: exact but for what values decide, such as shared tables."""
+    context = Context(check=False, ranges=_any_range, encoded=_empty_trellises(model, policy))
+    return saved_bytes(Quantize.of(policy)(model, context).model)
+
+
+def with_real_sizes(problem: Problem, model: Model) -> Problem:
+    """The problem with its uniform files weighed instead of predicted.
+
+    A model of more than 2 GB keeps the prediction: there names are nothing, and files take minutes.
+    """
+    if is_large(model.proto):
+        return problem
+    policies = (problem.policy(problem.uniform(index)) for index in range(len(problem.choices)))
+    return problem.with_uniform_sizes([file_bytes(model, policy) for policy in policies])
+
+
+def _any_range(_: Model, tensors: Sequence[tuple[str, int]]) -> Mapping[str, tuple[float, float]]:
+    return {name: (-1.0, 1.0) for name, _bits in tensors}
+
+
+def _empty_trellises(model: Model, policy: Policy) -> dict[str, EncodedWeight]:
+    chosen = {name: policy[name].weights for name in policy if policy[name].weights.format == "tcq"}
+    if not chosen:
+        return {}
+    found: dict[str, EncodedWeight] = {}
+    for layer, node, _ in graph_layers(import_graph(model)):
+        index = weight_index(node)
+        if layer.name not in chosen or index is None:
+            continue
+        array, axis = values(node.inputs[index]), layer.channel_axis
+        channels = array.shape[axis]
+        windows = np.zeros((channels, array.size // channels), np.uint16)
+        found[layer.name] = shape_trellis(array, axis, chosen[layer.name], windows, np.ones(channels))
+    return found
