@@ -23,9 +23,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,7 @@ class _Writer:
     def body(
         self, nodes: Sequence[onnx.NodeProto], outputs: list[str], held: dict[str, onnx.TensorProto]
     ) -> None:
-        order = _walk(nodes, outputs, held)
+        order = _walk(nodes, outputs, held, self.names)
         uses = Counter(name for node in order for name in _reads(node) if name in held)
         used = [name for name in dict.fromkeys(n for node in order for n in _reads(node)) if name in held]
         constants: dict[str, str] = {}
@@ -232,22 +233,67 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
         yield from (name for name in outputs if name not in own)
 
 
-def _described(node: onnx.NodeProto, known: dict[str, str], held: dict[str, onnx.TensorProto]) -> str:
-    """A digest of what a node computes, from the digests of what it reads."""
-    plain = sorted((a for a in node.attribute if not a.HasField("g")), key=lambda a: a.name)
+def _alone(
+    node: onnx.NodeProto, made: Container[str], held: dict[str, onnx.TensorProto], named: Mapping[str, str]
+) -> str:
+    """What a node says by itself, the tensors that other nodes of the graph make left open."""
     writer = _Writer(set())
-    read = [known.get(name) or (_tensor(held[name]) if name in held else name) for name in node.input]
-    extra = [known.get(name, name) for name in _reads(node)][len([n for n in node.input if n]) :]
-    text = repr(
-        (node.domain, node.op_type, [writer.attribute(a) for a in plain], read, extra, len(node.output))
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    plain = sorted((a for a in node.attribute if not a.HasField("g")), key=lambda a: a.name)
+    read = [
+        "*" if name in made else _tensor(held[name]) if name in held else named.get(name, "?")
+        for name in (*node.input, *_reads(node))
+    ]
+    return repr((node.domain, node.op_type, [writer.attribute(a) for a in plain], read, len(node.output)))
+
+
+def _colours(
+    nodes: Sequence[onnx.NodeProto],
+    ordered: Sequence[int],
+    held: dict[str, onnx.TensorProto],
+    named: Mapping[str, str],
+) -> dict[int, str]:
+    """A digest for each node that is not in `ordered`: of all that tells it from others, but for names.
+
+    By colour refinement (Weisfeiler and Leman): of itself, of what it reads and of what reads it, until no
+    round tells more nodes apart.
+    """
+    makers = {
+        name: (at, slot) for at, node in enumerate(nodes) for slot, name in enumerate(node.output) if name
+    }
+    reads = [[(name, place) for place, name in enumerate(_reads(node)) if name in makers] for node in nodes]
+    readers: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
+    for at, entries in enumerate(reads):
+        for name, place in entries:
+            maker, slot = makers[name]
+            readers[maker].append((at, slot, place))
+    known = {at: f"ordered {place}" for place, at in enumerate(ordered)}
+    colours = {at: _alone(node, makers, held, named) for at, node in enumerate(nodes) if at not in known}
+    while True:
+        every = colours | known
+        told = {
+            at: (
+                colour,
+                [(every[makers[name][0]], makers[name][1], place) for name, place in reads[at]],
+                sorted((every[reader], slot, place) for reader, slot, place in readers[at]),
+            )
+            for at, colour in colours.items()
+        }
+        finer = {at: hashlib.sha256(repr(entry).encode()).hexdigest() for at, entry in told.items()}
+        if len(set(finer.values())) == len(set(colours.values())):
+            return finer
+        colours = finer
 
 
 def _walk(
-    nodes: Sequence[onnx.NodeProto], outputs: Iterable[str], held: dict[str, onnx.TensorProto]
+    nodes: Sequence[onnx.NodeProto],
+    outputs: Iterable[str],
+    held: dict[str, onnx.TensorProto],
+    named: Mapping[str, str] = MappingProxyType({}),
 ) -> list[onnx.NodeProto]:
-    """Nodes in canonical order (rule 1), each after those that it reads from."""
+    """Nodes in canonical order (rule 1), each after those that it reads from.
+
+    named: canonical names of tensors from outside, as far as they are known.
+    """
     makers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     reads = [[makers[name] for name in _reads(node) if name in makers] for node in nodes]
     order: list[int] = []
@@ -271,16 +317,9 @@ def _walk(
             visit(makers[name])
     dead = [index for index in range(len(nodes)) if index not in done]
     if dead:
-        digests: dict[str, str] = {}
-        described: dict[int, str] = {}
-        for index, node in enumerate(nodes):  # a file is in topological order
-            described[index] = _described(node, digests, held)
-            digests.update(
-                {name: f"{described[index]}.{slot}" for slot, name in enumerate(node.output) if name}
-            )
+        colours = _colours(nodes, order, held, named)
         needed = {index for reader in dead for index in reads[reader]}
-        roots = [index for index in dead if index not in needed]
-        for index in sorted(roots, key=lambda i: described[i]):
+        for index in sorted((at for at in dead if at not in needed), key=lambda at: colours[at]):
             visit(index)
     return [nodes[index] for index in order]
 

@@ -83,6 +83,22 @@ def test_names_and_order_do_not_matter(model: onnx.ModelProto, seed: int) -> Non
     assert canonical_text(Model(disguised(model, seed))) == canonical_text(Model(model))
 
 
+# (the same graph twice), nodes that no output needs: equal in what they compute, not in what reads them.
+DEAD = (
+    """a = Add(x, x)  y = Identity(a)  b = Add(x, x)  c = Relu(a)  d = Relu(b)  e = Neg(b)""",
+    """b = Add(x, x)  d = Relu(b)  e = Neg(b)  a = Add(x, x)  c = Relu(a)  y = Identity(a)""",
+    """y0 = Neg(x)  y = Identity(y0)  a = Add(x, x)  b = Add(x, x)  c = Relu(a)  d = Relu(b)  e = Exp(b)""",
+    """y0 = Neg(x)  y = Identity(y0)  b = Add(x, x)  d = Relu(b)  a = Add(x, x)  e = Exp(b)  c = Relu(a)""",
+)
+
+
+@pytest.mark.parametrize("first", [0, 2], ids=["beside a live one", "among themselves"])
+def test_dead_nodes_that_compute_the_same(first: int) -> None:
+    heading = '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (float[N] y)'
+    models = [Model(onnx.parser.parse_model(f"{heading} {{ {DEAD[first + at]} }}")) for at in (0, 1)]
+    assert canonical_text(models[0]) == canonical_text(models[1])
+
+
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,2,3,3] x) => (float[N,2,3,3] y) <float[2,2,1,1] w = {1, 2, 3, 4}> {
   a = Conv <group = 1> (x, w)
