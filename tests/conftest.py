@@ -8,7 +8,9 @@ import hypothesis
 import pytest
 
 # No test is about time: a busy machine must not fail one.
-hypothesis.settings.register_profile("onnxq", deadline=None)
+# The same examples every time, so that a failure is about the change; others: --hypothesis-profile=explore.
+hypothesis.settings.register_profile("onnxq", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("onnxq")
 
 
