@@ -110,7 +110,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
 @click.option(
     "--strategy",
     default="",
-    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on.",
+    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on and for limits.",
 )
 @click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
 @click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")

@@ -135,6 +135,8 @@ class TuneConfig:
         if twice is not None:
             raise UserError(f"--costs: two tables are called '{twice}'")
         parse_limits(self.limits, names)
+        if self.tau and self.chosen_strategy not in ("threshold", "auto"):
+            raise UserError(f"--tau: {self.chosen_strategy} knows no tau; give --strategy threshold")
         if self.chosen_strategy == "shapley":
             for mode in self.modes:
                 if len(self.ladder(mode)) < 3:
@@ -142,7 +144,7 @@ class TuneConfig:
                         "--strategy shapley: needs at least two --weights schemes that are not float"
                     )
         if self.chosen_strategy == "ranking":
-            for name in ("bops_budget", "costs", "limits"):
+            for name in ("budget", "bops_budget", "costs", "limits"):
                 if getattr(self, name):
                     option = name.replace("_", "-").replace("limits", "cost-limit")
                     raise UserError(f"--{option}: ranking knows no limits; give --strategy auto or ilp")
@@ -173,9 +175,14 @@ class TuneConfig:
 
     @property
     def chosen_strategy(self) -> str:
-        """The strategy; where none is given, `auto` for three bit widths or more, `ranking` below that."""
+        """The strategy; where none is given, `auto` for three bit widths or more and for any limit, `threshold`
+        for a tau, else `ranking`."""
         if self.strategy:
             return self.strategy
+        if self.tau:
+            return "threshold"
+        if self.budget or self.bops_budget or self.costs or self.limits:
+            return "auto"
         widths = {weight_scheme(text).bits for text in self.weights}
         several = len(widths) >= _SEVERAL or len(self.activation_texts) > 1
         return "auto" if several else "ranking"

@@ -84,3 +84,14 @@ def test_a_budget_below_every_file_is_refused_at_the_start(workspace: Path, tmp_
     with pytest.raises(UserError, match=r"--budget 0.015MB: the smallest file of this search space takes"):
         tune(config(workspace, "ilp", budget=15_000.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "strategy"), [({"budget": 1e6}, "auto"), ({"tau": 0.1}, "threshold"), ({}, "ranking")]
+)
+def test_what_is_asked_for_chooses_the_strategy(
+    workspace: Path, option: dict[str, Any], strategy: str
+) -> None:
+    """With two widths a limit was once left unread by the default strategy."""
+    settings = {"weights": ("gse4", "gse8"), "budget": 0.0, **option}
+    assert config(workspace, "", **settings).chosen_strategy == strategy
