@@ -20,6 +20,7 @@ from onnxq.cli.options import (
     smooth_options,
     splitted,
 )
+from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
     from onnxq.tuning import TuneConfig, TuneResult
@@ -46,6 +47,21 @@ def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     if config.metric_floor > 1 and config.metric in ("", "top1", "top5", "agreement"):
         raise UserError(f"--metric-floor {config.metric_floor:g}: is a fraction here, as in 0.75 for 75 %")
     return config
+
+
+def _refuse_unread(config: TuneConfig) -> None:
+    """Raises UserError for typed options that the modes, the rounding or the objectives leave unread."""
+    static = "static" in config.modes
+    refuse_unread(
+        {
+            "activations": (static, "with --mode static"),
+            "calibration": (static, "with --mode static"),
+            "damping": (config.rounding in ("gptq", "adaround"), "with --rounding gptq or adaround"),
+            "smooth_layers": (config.smooth != "none", "with --smooth output or input"),
+            "latency_every": ("latency@" in config.objectives, "with --objectives latency@DEVICE"),
+            "scheduler": (not config.workers, "without --workers, which evaluates on this machine"),
+        }
+    )
 
 
 def _folders(models: tuple[str, ...], output: str | None) -> list[Path]:
@@ -110,7 +126,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
 @click.option(
     "--strategy",
     default="",
-    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on and for limits.",
+    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on, or a limit.",
 )
 @click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
 @click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")
@@ -248,6 +264,7 @@ def tune(
     paths = [str(resolve(model, hub)) for model in models]
     settings["threads"] = threads or default_threads()
     configs = [_config(path, settings) for path in paths]
+    _refuse_unread(configs[0])
     if dry_run:
         show_plan(configs, folders, as_json)
         return

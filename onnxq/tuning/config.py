@@ -175,8 +175,8 @@ class TuneConfig:
 
     @property
     def chosen_strategy(self) -> str:
-        """The strategy; where none is given, `auto` for three bit widths or more and for any limit, `threshold`
-        for a tau, else `ranking`."""
+        """The strategy; where none is given, `auto` for three bit widths or more and for any limit,
+        `threshold` for a tau, else `ranking`."""
         if self.strategy:
             return self.strategy
         if self.tau:

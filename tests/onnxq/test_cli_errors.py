@@ -320,6 +320,42 @@ def test_options_of_tune(refused: Refused, options: tuple[str, ...], words: str)
     assert words in refused("tune", "tiny.onnx", *TUNE, "-o", "run", *options)
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (
+            "quantize --policy p.json --weights int4",
+            "--weights: nothing here reads it; it goes without",
+        ),
+        ("quantize --policy p.json --granularity tensor", "--granularity: nothing here reads it"),
+        (
+            "quantize --activations float --damping 0.3",
+            "reads it; it goes with --rounding gptq, adaround or",
+        ),
+        ("quantize --activations float --brecq-steps 9", "--brecq-steps: nothing here reads it"),
+        ("quantize --activations float --smooth-layers first", "it goes with --smooth output or input"),
+        ("tune --data data.npz -o run --damping 0.3", "it goes with --rounding gptq or adaround"),
+        ("tune --data data.npz -o run --mode weights --activations uint4", "it goes with --mode static"),
+        ("tune --data data.npz -o run --mode weights --calibration entropy", "it goes with --mode static"),
+        ("tune --data data.npz -o run --smooth-layers first", "--smooth-layers: nothing here reads it"),
+        ("tune --data data.npz -o run --latency-every 3", "it goes with --objectives latency@DEVICE"),
+        (
+            "tune --data data.npz -o run --workers 2 --scheduler tcp://h:1",
+            "it goes without --workers",
+        ),
+    ],
+)
+def test_options_that_nothing_reads(refused: Refused, typed: str, words: str) -> None:
+    command, *options = typed.split()
+    assert words in refused(command, "tiny.onnx", *options)
+
+
+def test_a_configuration_may_hold_more_than_is_read(invoke: Invoke, work: Path) -> None:
+    Path("c.json").write_text(json.dumps({"damping": "0.3", "smooth-layers": "first"}))
+    arguments = ("quantize", "tiny.onnx", "--activations", "float", "--config", "c.json", "-o", "q.onnx")
+    assert invoke(*arguments).exit_code == 0
+
+
 def test_policy_of_another_model(refused: Refused, work: Path) -> None:
     Path("p.json").write_text(json.dumps({"layers": {"elsewhere": {"weights": "int8"}}}))
     assert "first 'elsewhere'" in refused("quantize", "tiny.onnx", "--policy", "p.json")
