@@ -14,6 +14,7 @@ from onnxq.evaluation import load_session
 from onnxq.tuning import TuneConfig, tune
 from passes.errors import UserError
 from tests.nets import Net
+from tests.tuning import by_bits
 
 BUDGET = 32_000
 
@@ -38,22 +39,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(workspace: Path, strategy: str, **options: Any) -> TuneConfig:
     settings: dict[str, Any] = {
-        "model": str(workspace / "net.onnx"),
-        "data": str(workspace / "data.npz"),
         "calibration_samples": 16,
-        "objectives": "metric,bytes",
-        "metric": "mse",
         "weights": ("gse2", "tcq3", "uint4:channel", "gse6", "int8:channel"),
-        "modes": ("weights",),
-        "threads": 1,
         "permutations": 1,
-        "generations": 2,
         "front": 6,
-        "strategy": strategy,
         "budget": BUDGET,
-        **options,
     }
-    return TuneConfig(**settings)
+    return by_bits(workspace, strategy, **settings | options)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +76,3 @@ def test_a_budget_below_every_file_is_refused_at_the_start(workspace: Path, tmp_
     with pytest.raises(UserError, match=r"--budget 0.015MB: the smallest file of this search space takes"):
         tune(config(workspace, "ilp", budget=15_000.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "strategy"), [({"budget": 1e6}, "auto"), ({"tau": 0.1}, "threshold"), ({}, "ranking")]
-)
-def test_what_is_asked_for_chooses_the_strategy(
-    workspace: Path, option: dict[str, Any], strategy: str
-) -> None:
-    """With two widths a limit was once left unread by the default strategy."""
-    settings = {"weights": ("gse4", "gse8"), "budget": 0.0, **option}
-    assert config(workspace, "", **settings).chosen_strategy == strategy

@@ -27,6 +27,7 @@ from passes.errors import ResumeError, UserError
 from passes.model import load
 from passes.policy import Policy
 from tests.nets import Net
+from tests.tuning import by_bits
 
 STRATEGIES = ("threshold", "ilp", "shapley", "nsga2", "auto")
 SAMPLES = 160
@@ -52,25 +53,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(workspace: Path, strategy: str, **options: Any) -> TuneConfig:
-    settings: dict[str, Any] = {
-        "model": str(workspace / "net.onnx"),
-        "data": str(workspace / "data.npz"),
-        "calibration_samples": 40,
-        "objectives": "metric,bytes",
-        "metric": "mse",
-        "weights": ("gse2", "gse4", "gse8"),
-        "modes": ("weights",),
-        "threads": 1,
-        "front": 4,
-        "permutations": 2,
-        "generations": 2,
-        "strategy": strategy,
-        **options,
-    }
-    return TuneConfig(**settings)
-
-
 def state(run: Path, result: TuneResult) -> tuple[list[str], list[dict[str, Any]]]:
     files = [f"{path.name} {sha256_file(path)}" for path in sorted((run / "front").glob("*.onnx"))]
     return files, [member.to_json() for member in result.front]
@@ -81,7 +63,7 @@ def finished(workspace: Path) -> dict[str, tuple[Path, TuneResult]]:
     runs = {}
     for strategy in STRATEGIES:
         run = workspace / strategy
-        runs[strategy] = (run, tune(config(workspace, strategy), run))
+        runs[strategy] = (run, tune(by_bits(workspace, strategy), run))
     return runs
 
 
@@ -114,7 +96,7 @@ def test_a_strategy_ends_in_a_front_of_real_files(
 def test_group_sizes_are_compared_in_the_report(workspace: Path) -> None:
     run = workspace / "groups"
     weights = ("gse4:block8", "gse4:block32", "gse8:block8", "gse8:block32")
-    result = tune(config(workspace, "threshold", weights=weights, front=2), run)
+    result = tune(by_bits(workspace, "threshold", weights=weights, front=2), run)
     uniform = [c for c in result.candidates if c.strategy == "uniform"]
     assert len(uniform) == 4
     assert data_uri((run / "group_size-weights.png").read_bytes()) in (run / "report.html").read_text()
@@ -135,7 +117,7 @@ def test_two_runs_are_equal_to_the_byte(
     workspace: Path, finished: dict[str, tuple[Path, TuneResult]], strategy: str
 ) -> None:
     run = workspace / f"{strategy}-again"
-    assert state(run, tune(config(workspace, strategy, threads=2), run)) == state(*finished[strategy])
+    assert state(run, tune(by_bits(workspace, strategy, threads=2), run)) == state(*finished[strategy])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -159,7 +141,7 @@ def test_killed_anywhere_and_resumed_measures_nothing_twice(
     monkeypatch.setattr(Journal, "append", fragile)
     for _ in range(60):
         try:
-            result = tune(config(workspace, strategy), run)
+            result = tune(by_bits(workspace, strategy), run)
             break
         except KeyboardInterrupt:
             continue
@@ -195,7 +177,7 @@ tune(TuneConfig.from_json(json.loads(sys.argv[1])), sys.argv[2])
 def test_a_process_that_is_killed_leaves_a_run_that_goes_on(
     workspace: Path, finished: dict[str, tuple[Path, TuneResult]], strategy: str, records: int
 ) -> None:
-    run, held = workspace / f"{strategy}-sigkill", config(workspace, strategy)
+    run, held = workspace / f"{strategy}-sigkill", by_bits(workspace, strategy)
     arguments = [json.dumps(held.to_json()), str(run), str(records)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
@@ -214,7 +196,7 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_expired_budget_leaves_the_best_so_far(workspace: Path, strategy: str) -> None:
     run = workspace / f"{strategy}-short"
-    result = tune(config(workspace, strategy, time_budget=1e-6), run)
+    result = tune(by_bits(workspace, strategy, time_budget=1e-6), run)
     assert not result.finished
     assert len(result.candidates) == 1
     report = load_report(run)
@@ -224,17 +206,17 @@ def test_an_expired_budget_leaves_the_best_so_far(workspace: Path, strategy: str
 
 def test_one_budget_gives_one_policy_below_it(workspace: Path) -> None:
     size = 14_000.0
-    result = tune(config(workspace, "ilp", budget=size), workspace / "budget")
+    result = tune(by_bits(workspace, "ilp", budget=size), workspace / "budget")
     problem = read_space(workspace / "budget")[1]
     assert 1 <= len(result.candidates) <= 2  # without and with interactions
     for candidate in result.candidates:
         assert problem.size(problem.assignment(Policy.from_json(candidate.policy))) <= size
     with pytest.raises(UserError, match="the smallest file of this search space"):
-        tune(config(workspace, "ilp", budget=10.0), workspace / "too-small")
+        tune(by_bits(workspace, "ilp", budget=10.0), workspace / "too-small")
 
 
 def test_a_metric_floor_is_approached_and_told(workspace: Path) -> None:
-    held = config(workspace, "ilp", metric="agreement", metric_floor=0.9)
+    held = by_bits(workspace, "ilp", metric="agreement", metric_floor=0.9)
     data = np.load(workspace / "data.npz")
     np.save(workspace / "plain.npy", data["x"])
     import dataclasses
@@ -250,7 +232,7 @@ def test_a_metric_floor_is_approached_and_told(workspace: Path) -> None:
 
 def test_static_activations_keep_their_scheme(workspace: Path) -> None:
     options = {"modes": ("static",), "weights": ("int4:channel", "int6:channel", "int8:channel")}
-    result = tune(config(workspace, "", **options), workspace / "static")
+    result = tune(by_bits(workspace, "", **options), workspace / "static")
     assert result.finished
     assert {c.strategy for c in result.candidates} >= {"ilp", "threshold"}  # auto, for three widths
     entries = [entry for c in result.candidates for entry in c.policy["layers"].values()]
@@ -270,7 +252,7 @@ JOINT: dict[str, Any] = {
 @pytest.mark.parametrize("strategy", ["shapley", "auto"])
 def test_activations_are_searched_together_with_weights(workspace: Path, strategy: str) -> None:
     run = workspace / f"joint-{strategy}"
-    result = tune(config(workspace, strategy, **JOINT), run)
+    result = tune(by_bits(workspace, strategy, **JOINT), run)
     assert result.finished
     problem = read_space(run)[1]
     assert len(problem.choices) == 5
@@ -305,19 +287,19 @@ def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace
     limits: dict[str, Any] = {"bops_budget": most, "costs": (str(costs),), "limits": ("latency=34",)}
     for strategy in ("shapley", "auto"):
         run = workspace / f"limits-{strategy}"
-        result = tune(config(workspace, strategy, **JOINT, **limits), run)
+        result = tune(by_bits(workspace, strategy, **JOINT, **limits), run)
         problem = read_space(run)[1]
         assert result.candidates
         for candidate in result.candidates:
             assignment = problem.assignment(Policy.from_json(candidate.policy))
             assert problem.within(assignment, {"bops": most, "latency": 34.0})
     with pytest.raises(UserError, match="has no cost for int4:channel"):
-        tune(config(workspace, "ilp", **limits, weights=("int4:channel", "gse4")), workspace / "refused")
+        tune(by_bits(workspace, "ilp", **limits, weights=("int4:channel", "gse4")), workspace / "refused")
     assert not (workspace / "refused").exists()
     with pytest.raises(UserError, match="--bops-budget: ranking knows no limits"):
-        tune(config(workspace, "ranking", bops_budget=most), workspace / "refused")
+        tune(by_bits(workspace, "ranking", bops_budget=most), workspace / "refused")
     with pytest.raises(UserError, match="--cost-limit power=3: there is no resource 'power'"):
-        tune(config(workspace, "ilp", limits=("power=3",)), workspace / "refused")
+        tune(by_bits(workspace, "ilp", limits=("power=3",)), workspace / "refused")
 
 
 def test_sensitivities_of_activations_and_of_pairs(workspace: Path) -> None:
@@ -345,10 +327,14 @@ def test_sensitivities_of_activations_and_of_pairs(workspace: Path) -> None:
         sensitivities(model, data, ["int4/uint8"], activations=["uint3"])
 
 
-def test_the_default_strategy_follows_the_widths() -> None:
+def test_the_default_strategy_follows_what_is_asked_for() -> None:
     assert TuneConfig("m", "d").chosen_strategy == "ranking"
     assert TuneConfig("m", "d", weights=("int4", "int8", "int8:channel")).chosen_strategy == "ranking"
     assert TuneConfig("m", "d", weights=("gse2", "gse4", "gse6")).chosen_strategy == "auto"
+    # A limit was once left unread by the default strategy of few widths.
+    assert TuneConfig("m", "d", budget=1e6).chosen_strategy == "auto"
+    assert TuneConfig("m", "d", bops_budget=1e6).chosen_strategy == "auto"
+    assert TuneConfig("m", "d", tau=0.1).chosen_strategy == "threshold"
 
 
 def test_one_more_scheme_measures_only_that_one(workspace: Path) -> None:
