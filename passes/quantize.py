@@ -18,6 +18,8 @@
 9. rounding=gptq, adaround, brecq or bias: weights and biases come from the rounder that the application lends
    (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
+10. Layers that the policy smooths are smoothed first (passes/smooth.py), unless they are already.
+
 A weight read by several layers is encoded for each of them; the shared original stays for the others.
 """
 
@@ -43,6 +45,7 @@ from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, is_packed
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
+from passes.smooth import SMOOTH_KEY, Smooth
 from passes.weights import container_bits, required_opset
 from runtime_ops.functions import STREAM_OPS
 
@@ -150,8 +153,11 @@ class Quantize(Pass):
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         graph = import_graph(model)
+        resolved = self.resolve(graph, model)
+        given, model = model, _smoothed(model, resolved, context)
+        graph = graph if model is given else import_graph(model)
         fuses = self.placement == "fused"
-        policy = _supported(self.resolve(graph, model), graph, self.standard, context, fuses)
+        policy = _supported(resolved, graph, self.standard, context, fuses)
         done = _quantized_already(model, graph)
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
@@ -161,7 +167,7 @@ class Quantize(Pass):
                 "",
                 "every layer is float in the policy" if not done else "nothing left to quantize",
             )
-            return model, False
+            return model, model is not given
         least = required_policy_opset(policy, self.standard, fuses)
         if any(
             values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
@@ -206,6 +212,16 @@ def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = 
 
     chosen = [policy[name] for name in policy.quantized]
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
+
+
+def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
+    """Rule 10."""
+    done = json.loads(model.metadata.get(SMOOTH_KEY, "{}"))
+    for site in ("output", "input"):
+        names = tuple(name for name in policy if policy[name].smooth == site and name not in done)
+        if names:
+            model, _ = Smooth(site=site, layers=names).transform(model, context)
+    return model
 
 
 def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:

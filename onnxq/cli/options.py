@@ -164,19 +164,19 @@ def calibration_option(function: F) -> F:
     )(function)
 
 
-def smooth_options(function: F) -> F:
-    """--smooth and --smooth-layers, in this order in --help."""
+def smooth_options(*more: str) -> Callable[[F], F]:
+    """--smooth and --smooth-layers, in this order in --help. more: values besides none, output and input."""
     layers = click.option(
         "--smooth-layers", default="depthwise", show_default=True, help="Which layers to smooth, by commas."
     )
     site = click.option(
         "--smooth",
-        type=click.Choice(["none", "output", "input"]),
+        type=click.Choice(["none", "output", "input", *more]),
         default="none",
         show_default=True,
-        help="Smooth first.",
+        help="Smooth first." + " auto: layer by layer, as the search finds best." * ("auto" in more),
     )
-    return site(layers(function))
+    return lambda function: site(layers(function))
 
 
 def _checked_damping(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

@@ -189,7 +189,7 @@ def _lent(
     multiple=True,
     help="Layers that stay float: name, glob, op:Gemm, first, last, re:...",
 )
-@smooth_options
+@smooth_options()
 @click.option(
     "--standard",
     is_flag=True,

@@ -57,7 +57,7 @@ def _refuse_unread(config: TuneConfig) -> None:
             "activations": (static, "with --mode static"),
             "calibration": (static, "with --mode static"),
             "damping": (config.rounding in ("gptq", "adaround"), "with --rounding gptq or adaround"),
-            "smooth_layers": (config.smooth != "none", "with --smooth output or input"),
+            "smooth_layers": (config.smooth in ("output", "input"), "with --smooth output or input"),
             "latency_every": ("latency@" in config.objectives, "with --objectives latency@DEVICE"),
             "scheduler": (not config.workers, "without --workers, which evaluates on this machine"),
         }
@@ -175,7 +175,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     " build, far better below 6 bits), or adaround, which learns on top of it (slower still).",
 )
 @damping_option("1.0")
-@smooth_options
+@smooth_options("auto")
 @click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float in every candidate.")
 @click.option(
     "--metric", help="top1 (default for labelled data), top5, agreement (default else), sqnr or mse."

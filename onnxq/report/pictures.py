@@ -6,6 +6,7 @@ They show what GSE-MN4's figures 2, 3 and 4 show; and how SMPQ's Shapley values 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnxq.report.labels import shorten_layer_names
 __all__ = ["allocation_figure", "group_size_figure", "sensitivity_figure", "shapley_figure"]
 
 _NAMED_LAYERS = 60
+_SMOOTHED: dict[str, Any] = {"facecolor": "none", "edgecolor": "#ffffff", "hatch": "////", "linewidth": 0}
 
 
 def _name_layers(axes: object, layers: Sequence[str]) -> None:
@@ -58,9 +60,14 @@ def sensitivity_figure(model: str, layers: Sequence[str], costs: Mapping[str, Se
 
 
 def allocation_figure(
-    model: str, layers: Sequence[str], policies: Mapping[str, Sequence[int]], megabytes: Mapping[str, float]
+    model: str,
+    layers: Sequence[str],
+    policies: Mapping[str, Sequence[int]],
+    megabytes: Mapping[str, float],
+    smoothed: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Figure:
-    """Weight bits of every layer under several policies. policies: title -> bits, 32 for float."""
+    """Weight bits of every layer under several policies. policies: title -> bits, 32 for float. smoothed:
+    title -> positions of the layers that are smoothed, which are hatched."""
     figure, panels = new_figure(len(policies), height=1.6 + 1.5 * len(policies), sharex=True)
     widths = sorted({bits for row in policies.values() for bits in row})
     colours = colormaps["viridis"](np.linspace(0.05, 0.9, max(len(widths), 1)))
@@ -69,6 +76,8 @@ def allocation_figure(
         for width, colour in zip(widths, colours, strict=True):
             chosen = [index for index, value in enumerate(row) if value == width]
             axes.bar(chosen, bits[chosen], color=colour, width=0.85)
+        places = list(smoothed.get(title, ()))
+        axes.bar(places, bits[places], width=0.85, **_SMOOTHED)
         axes.set_ylim(0, max(8, int(bits.max())) + 0.5)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         axes.set_ylabel("bits")
@@ -78,6 +87,8 @@ def allocation_figure(
     _name_layers(panels[-1], layers)
     labels = ["float" if width == 32 else f"{width} bits" for width in widths]
     patches = [Patch(color=colour, label=label) for label, colour in zip(labels, colours, strict=True)]
+    if any(smoothed.values()):
+        patches.append(Patch(label="smoothed", **{**_SMOOTHED, "edgecolor": "#6b6b6b"}))
     add_legend(figure, *panels, handles=patches)
     return figure
 

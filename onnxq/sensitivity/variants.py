@@ -28,7 +28,6 @@ from passes.model import Model, every_graph
 from passes.packed import is_packed
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
 from passes.quantize import Quantize, activation_scheme, weight_scheme
-from passes.smooth import Smooth
 from passes.weights import encode_layer
 
 __all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node", "parse_choice"]
@@ -251,12 +250,8 @@ class VariantBuilder:
         return next(islice(iter_segments(self.model, cuts), 1 if first else 0, None)).proto
 
     def _by_passes(self, variant: Variant) -> Change:
-        model = self.model
-        for name, choice in variant.choices:
-            if choice.smooth != "none":
-                model = Smooth(site=choice.smooth, layers=(name,))(model, Context(check=False)).model
         context = Context(check=False, ranges=self.ranges)
-        quantized = Quantize.of(Policy(dict(variant.choices)))(model, context).model
+        quantized = Quantize.of(Policy(dict(variant.choices)))(self.model, context).model
         parts = split(quantized, self._anchors)
         if len(parts) != len(self._segments):
             # The passes removed a cut: nothing is known to be float any more.

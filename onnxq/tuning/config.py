@@ -13,7 +13,7 @@ from onnxq.files import canonical_json, sha256_bytes
 from onnxq.rounding import parse_damping
 from onnxq.search.objectives import metric_named, parse_objectives
 from passes.errors import UserError
-from passes.policy import FLOAT, LayerPolicy
+from passes.policy import FLOAT, LayerPolicy, Scheme
 from passes.quantize import activation_scheme, weight_scheme
 
 __all__ = ["MODES", "TuneConfig"]
@@ -21,8 +21,14 @@ __all__ = ["MODES", "TuneConfig"]
 MODES = ("static", "dynamic", "weights")
 STRATEGIES = ("auto", "ilp", "nsga2", "ranking", "shapley", "threshold")
 ROUNDINGS = ("nearest", "bias", "gptq", "adaround")
+SMOOTHINGS = ("none", "input", "output", "auto")
 # With fewer bit widths to choose from, excluding layers is all that there is to search.
 _SEVERAL = 3
+
+
+def _smooths(weights: Scheme) -> bool:
+    """Whether smoothing changes anything: where all channels have one scale."""
+    return weights.is_integer and weights.granularity == "tensor"
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class TuneConfig:
     any. costs: files of cost tables (onnxq/allocation/resources.py). limits: `latency=3.5`, of such a table.
     activations: of static candidates; several, by commas, are searched together with the weights. precision:
     relative standard error at which a sensitivity is measured well enough, 0 takes every sample.
-    permutations, generations: of shapley, nsga2.
+    permutations, generations: of shapley, nsga2. smooth: before anything else, or `auto`: every scheme with
+    one scale a tensor is offered with the layer smoothed, too (site output).
     objectives: as text, `latency@DEVICE` for latency elsewhere than in ONNX Runtime on this CPU.
     latency_every: of so many candidates one is timed on the devices and the others are predicted; the front
     is timed.
@@ -107,8 +114,7 @@ class TuneConfig:
         if self.rounding not in ROUNDINGS:
             raise UserError(f"--rounding {self.rounding}: is not one of {', '.join(ROUNDINGS)}")
         parse_damping(self.damping)
-        if self.smooth not in ("none", "input", "output"):
-            raise UserError(f"--smooth {self.smooth}: is not one of none, input, output")
+        self._check_smoothing()
         for name in ("tau", "budget", "bops_budget", "precision"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")
@@ -127,6 +133,22 @@ class TuneConfig:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 1 or more")
         for mode in self.modes:
             self.ladder(mode)
+
+    def _check_smoothing(self) -> None:
+        """Raises UserError where smoothing layer by layer has no meaning or no measure."""
+        if self.smooth not in SMOOTHINGS:
+            raise UserError(f"--smooth {self.smooth}: is not one of {', '.join(SMOOTHINGS)}")
+        if self.smooth != "auto":
+            return
+        if not any(_smooths(weight_scheme(text)) for text in self.weights):
+            raise UserError("--smooth auto: serves weights of one scale; give --weights such as int8:tensor")
+        if self.chosen_strategy == "ranking":
+            raise UserError("--smooth auto: ranking has one scheme a layer; give --strategy auto or ilp")
+        if self.rounding != "nearest":
+            raise UserError(
+                f"--smooth auto: is measured with weights rounded to nearest, not by {self.rounding}; give "
+                "--rounding nearest, or --smooth output"
+            )
 
     def _check_resources(self) -> None:
         """Raises UserError where costs, limits or several activations do not go with the strategy."""
@@ -171,17 +193,19 @@ class TuneConfig:
         if mode == "dynamic":
             kinds = [dataclasses.replace(activation_scheme("uint8"), dynamic=True)]
         steps = [LayerPolicy(weight_scheme(text), kind) for text in self.weights for kind in kinds]
+        if self.smooth == "auto":
+            steps += [dataclasses.replace(c, smooth="output") for c in steps if _smooths(c.weights)]
         return [*dict.fromkeys(steps), LayerPolicy()]
 
     @property
     def chosen_strategy(self) -> str:
-        """The strategy; where none is given, `auto` for three bit widths or more and for any limit,
-        `threshold` for a tau, else `ranking`."""
+        """The strategy; where none is given, `auto` for three bit widths or more, for any limit
+        and for smoothing layer by layer, `threshold` for a tau, else `ranking`."""
         if self.strategy:
             return self.strategy
         if self.tau:
             return "threshold"
-        if self.budget or self.bops_budget or self.costs or self.limits:
+        if self.budget or self.bops_budget or self.costs or self.limits or self.smooth == "auto":
             return "auto"
         widths = {weight_scheme(text).bits for text in self.weights}
         several = len(widths) >= _SEVERAL or len(self.activation_texts) > 1

@@ -73,14 +73,15 @@ def _allocation(model: str, problem: Problem, chosen: Mapping[str, Candidate]) -
     from onnxq.report.drawing import png
     from onnxq.report.pictures import allocation_figure
 
-    bits, sizes = {}, {}
+    bits, sizes, smoothed = {}, {}, {}
     for name, candidate in chosen.items():
         policy, title = Policy.from_json(candidate.policy), f"{name} ({candidate.name})"
         bits[title] = [policy[layer].weights.bits for layer in problem.layers]
+        smoothed[title] = [at for at, layer in enumerate(problem.layers) if policy[layer].smooth != "none"]
         sizes[title] = candidate.bytes / 1e6
         if is_joint(problem.choices):
             bits[f"{title}, activations"] = [policy[layer].activations.bits for layer in problem.layers]
-    return png(allocation_figure(model, problem.layers, bits, sizes))
+    return png(allocation_figure(model, problem.layers, bits, sizes, smoothed))
 
 
 def _group_sizes(

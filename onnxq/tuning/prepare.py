@@ -47,7 +47,7 @@ _MEMORY_FOR_DATA = 2**30
 def base_recipe(config: TuneConfig) -> Sequential:
     """The passes that run once before any policy."""
     members: list[Pass] = [Simplify(), FoldBatchNorm()]
-    if config.smooth != "none":
+    if config.smooth in ("output", "input"):
         site: Any = config.smooth
         members.append(Smooth(site=site, layers=config.smooth_selectors))
     return Sequential(tuple(members))

@@ -23,7 +23,7 @@ from passes.base import RangeProvider
 from passes.errors import UserError
 from passes.layers import Layer
 from passes.model import Model
-from passes.policy import FLOAT, LayerPolicy
+from passes.policy import FLOAT, LayerPolicy, Policy
 
 __all__ = [
     "SPACE_RECORD",
@@ -50,8 +50,12 @@ Terms = Callable[[LayerPolicy], Sequence[LayerPolicy]]
 
 
 def weights_alone(choice: LayerPolicy) -> Sequence[LayerPolicy]:
-    """What is measured for a choice where all choices have the same activations: its weights."""
-    return () if choice.weights.is_float else (LayerPolicy(choice.weights),)
+    """What is measured for a choice where all choices have the same activations: its weights, as smoothed."""
+    return () if choice.weights.is_float else (_alone(choice),)
+
+
+def _alone(choice: LayerPolicy) -> LayerPolicy:
+    return replace(choice, activations=FLOAT)
 
 
 def separately(choice: LayerPolicy) -> Sequence[LayerPolicy]:
@@ -183,7 +187,7 @@ class Space:
                 continue
             names = problem.layers[at : at + 2]
             if not joint:
-                here, there = LayerPolicy(here.weights), LayerPolicy(there.weights)
+                here, there = _alone(here), _alone(there)
             pairs.append(Variant(((names[0], here), (names[1], there))))
         self.measure([pair for pair in pairs if pair is not None], "pairs of neighbours")
         correlation = np.zeros(problem.count - 1)
@@ -199,11 +203,10 @@ class Space:
     def mse(self, problem: Problem, assignment: Assignment) -> float:
         """Measured logit MSE of an assignment on a few samples; recorded. Of its weights alone where all
         choices have the same activations, of the whole policy where those are searched as well."""
-        joint, policy = is_joint(problem.choices), problem.policy(assignment)
-        texts = {
-            name: choice_text(choice) if joint else str(choice.weights)
-            for name, choice in policy.layers.items()
-        }
+        policy = problem.policy(assignment)
+        if not is_joint(problem.choices):
+            policy = Policy({name: _alone(choice) for name, choice in policy.layers.items()})
+        texts = {name: choice_text(choice) for name, choice in policy.layers.items()}
         key = sha256_bytes((canonical_json(texts) + self._rounding).encode())[:24]
         held = self.journal.get(_VALUE_RECORD, key)
         if held is not None:
@@ -214,7 +217,7 @@ class Space:
                 self.rounded.prepare((n, c.weights) for n in problem.layers for c in problem.choices)
             order = np.random.default_rng(self.settings.seed).permutation(len(self.data))
             subset = self.data.subset([int(index) for index in order[:_VALUE_SAMPLES]])
-            if joint:
+            if is_joint(problem.choices) or any(choice.smooth != "none" for choice in problem.choices):
                 self._values = WholeValues(self.model, subset, self.ranges)
             else:
                 budget = self.settings.budget

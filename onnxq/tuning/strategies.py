@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,13 +65,24 @@ class Allocator:
         source = itertools.chain(self._group_sizes(), getattr(self, f"_{strategy}")())
         seen: set[bytes] = set()
         step = 0
-        for name, assignment in source:
+        for name, proposed in source:
+            assignment = self._meant(proposed)
             if assignment.tobytes() in seen:
                 continue
             seen.add(assignment.tobytes())
             policy = self.problem.policy(assignment)
             yield Proposal(f"{self.mode}-{step:03d}", name, step, self.mode, policy, ())
             step += 1
+
+    def _meant(self, assignment: Assignment) -> Assignment:
+        """With the plain choice where a layer cannot be smoothed, so that no policy comes twice."""
+        place = {choice: index for index, choice in enumerate(self.problem.choices)}
+        plain = {index: place.get(replace(choice, smooth="none"), index) for choice, index in place.items()}
+        kept = [
+            int(index) if layer.op == "Conv" else plain[int(index)]
+            for layer, index in zip(self.space.layers, assignment, strict=True)
+        ]
+        return np.array(kept, np.int64)
 
     def _group_sizes(self) -> Iterator[tuple[str, Assignment]]:
         """Every layer the same, where group sizes are compared: the picture of them needs those points."""

@@ -61,7 +61,7 @@ def plain(model: Model, data: Samples, variant: Variant) -> float:
     """Logit MSE of the whole quantized model against the whole float model."""
     held = model
     for name, option in variant.choices:
-        if option.smooth != "none":
+        if option.smooth != "none":  # quantize does it by itself, and not again what was done here
             held = Smooth(site=option.smooth, layers=(name,))(held, Context()).model
     inputs = {"x": data.array}
     context = Context(ranges=ranges_of(inputs))
