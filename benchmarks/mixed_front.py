@@ -135,15 +135,7 @@ class Bench:
         return found
 
     def shapley(self) -> tuple[dict[float, Assignment], Assignment, Any]:
-        allocator = Allocator(
-            "weights",
-            self.config,
-            self.problem,
-            self.space,
-            "top1",
-            list,
-            functools.partial(file_bytes, self.model),
-        )
+        allocator = Allocator("weights", self.config, self.problem, self.space, "top1", list, self.weigh)
         state = self.timed("shapley", allocator.shapley_state)
         values = value_problem(self.problem, state)
         return {s: ilp(values, self.budget(s)) for s in SHARES}, state.policy, state

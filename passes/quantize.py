@@ -220,7 +220,8 @@ def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
     for site in ("output", "input"):
         names = tuple(name for name in policy if policy[name].smooth == site and name not in done)
         if names:
-            model, _ = Smooth(site=site, layers=names).transform(model, context)
+            # As a pass, so that what was known of the channels it rescales is forgotten.
+            model = Smooth(site=site, layers=names)(model, context).model
     return model
 
 

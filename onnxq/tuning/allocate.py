@@ -52,7 +52,8 @@ def check_limits(prepared: Prepared) -> None:
     for mode in config.modes:
         ladder = config.ladder(mode)
         problem = Problem.of(layers, ladder, lambda *_: 0.0, file_bytes=size, macs=counts)
-        problem = with_real_sizes(problem, prepared.model)
+        if config.budget:
+            problem = with_real_sizes(problem, prepared.model)
         for path in config.costs:
             problem = problem.with_costs(read_costs(path))
         ilp(problem, config.budget or math.inf, limits=config.bounds)

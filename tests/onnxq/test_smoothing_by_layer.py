@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from onnxq.evaluation import load_session
 from onnxq.tuning import tune
 from onnxq.tuning.file_size import file_bytes
 from passes import Context, Model, Quantize, load
-from passes.errors import UserError
+from passes.errors import PolicyError, UserError
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.smooth import SMOOTH_KEY, Smooth
 from tests.nets import Net
-from tests.tuning import by_bits
+from tests.tuning import by_bits, write_labelled
 
 TENSOR = Scheme.parse("int8:tensor")
 PLAIN, SMOOTHED = LayerPolicy(TENSOR), LayerPolicy(TENSOR, smooth="output")
@@ -37,10 +38,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held = next(tensor for tensor in proto.graph.initializer if tensor.name == node.input[1])
     factors = np.geomspace(1, 1 / 300, 16).astype(np.float32).reshape(-1, 1, 1, 1)
     held.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(held) * factors, held.name))
-    onnx.save(proto, folder / "net.onnx")
     x = np.random.default_rng(1).normal(0, 1, (60, 3, 8, 8)).astype(np.float32)
-    logits = load_session(str(folder / "net.onnx"), threads=1).run(None, {"x": x})[0]
-    np.savez(folder / "data.npz", x=x, y=logits.argmax(axis=1))
+    write_labelled(folder, proto, x)
     return folder
 
 
@@ -72,6 +71,14 @@ def test_quantize_obeys_the_smoothing_of_a_policy(model: Model) -> None:
 def test_what_cannot_be_smoothed_is_said(model: Model) -> None:
     result = Quantize.of(policy(fc=SMOOTHED))(model, Context())
     assert any(note.node == "fc" and "only Conv is smoothed" in note.reason for note in result.notes)
+
+
+def test_what_normalization_said_of_channels_is_forgotten(model: Model) -> None:
+    """It holds for the channels as they were: biases corrected by it would be wrong behind new scales."""
+    context = Context(distributions={"y": (np.zeros(3), np.ones(3))})
+    wanted = dataclasses.replace(Quantize.of(policy(depthwise=SMOOTHED)), rounding="analytic")
+    with pytest.raises(PolicyError, match="rounding=analytic needs BatchNormalization"):
+        wanted(model, context)
 
 
 def test_a_policy_may_smooth_and_leave_float(model: Model) -> None:
