@@ -1,13 +1,25 @@
-"""Configurations of small tunes, shared by tests."""
+"""Networks that label their own samples, and configurations of small tunes on them, shared by tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxq.evaluation import load_session
 from onnxq.tuning import TuneConfig
 
-__all__ = ["by_bits"]
+__all__ = ["by_bits", "write_labelled"]
+
+
+def write_labelled(folder: Path, model: onnx.ModelProto, x: NDArray[np.float32]) -> None:
+    """`net.onnx` and `data.npz` in `folder`: the samples x for its input `x`, labelled by itself."""
+    onnx.save(model, folder / "net.onnx")
+    logits = load_session(str(folder / "net.onnx"), threads=1).run(None, {"x": x})[0]
+    np.savez(folder / "data.npz", x=x, y=logits.argmax(axis=1))
 
 
 def by_bits(workspace: Path, strategy: str, **options: Any) -> TuneConfig:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
-from onnxq.evaluation import load_session
 from onnxq.tuning import TuneConfig, tune
 from passes.errors import UserError
 from tests.nets import Net
-from tests.tuning import by_bits
+from tests.tuning import by_bits, write_labelled
 
 BUDGET = 32_000
 
@@ -30,10 +28,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y = net.conv(y, 64, 64, name="wide", act="relu")
     y = net.conv(y, 64, 128, 1, name="head", act="relu")
     y = net.add("Flatten", net.add("GlobalAveragePool", y))
-    onnx.save(net.model(net.add("Gemm", y, net.weight(128, 6), name="fc")).proto, folder / "net.onnx")
+    proto = net.model(net.add("Gemm", y, net.weight(128, 6), name="fc")).proto
     x = np.random.default_rng(1).normal(0, 1, (48, 3, 6, 6)).astype(np.float32)
-    logits = load_session(str(folder / "net.onnx"), threads=1).run(None, {"x": x})[0]
-    np.savez(folder / "data.npz", x=x, y=logits.argmax(axis=1))
+    write_labelled(folder, proto, x)
     return folder
 
 

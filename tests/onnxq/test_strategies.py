@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
-from onnxq.evaluation import load_session
 from onnxq.files import sha256_file
 from onnxq.report import load_report
 from onnxq.report.report import data_uri
@@ -27,7 +25,7 @@ from passes.errors import ResumeError, UserError
 from passes.model import load
 from passes.policy import Policy
 from tests.nets import Net
-from tests.tuning import by_bits
+from tests.tuning import by_bits, write_labelled
 
 STRATEGIES = ("threshold", "ilp", "shapley", "nsga2", "auto")
 SAMPLES = 160
@@ -45,11 +43,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y = net.conv(y, 48, 24, 1, name="project", act="relu")
     y = net.add("Flatten", net.add("GlobalAveragePool", y))
     model = net.model(net.add("Gemm", y, net.weight(24, 6), name="fc"))
-    onnx.save(model.proto, folder / "net.onnx")
     rng = np.random.default_rng(3)
     x = rng.normal(0, 1, (SAMPLES, 3, 8, 8)).astype(np.float32)
-    logits = load_session(str(folder / "net.onnx"), threads=1).run(None, {"x": x})[0]
-    np.savez(folder / "data.npz", x=x, y=logits.argmax(axis=1))
+    write_labelled(folder, model.proto, x)
     return folder
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import numpy_helper, parser
 from scipy.stats import kendalltau
@@ -28,6 +27,7 @@ from onnxq.search.latency_model import LatencyModel, LayerWork
 from onnxq.tuning import Event, TuneConfig, TuneResult, tune
 from passes.errors import DeviceError, UserError
 from tests.rpc import Served, free_port, serve, silent_peer, track
+from tests.tuning import write_labelled
 
 needs_tvm = pytest.mark.skipif(find_spec("tvm") is None, reason="TVM is not installed")
 GRAPH = """<ir_version: 8, opset_import: ["" : 17]> net (float[N,3,6,6] x) => (float[N,4] y) {
@@ -39,17 +39,12 @@ GRAPH = """<ir_version: 8, opset_import: ["" : 17]> net (float[N,3,6,6] x) => (f
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network of two layers, and 40 samples that it labelled itself."""
-    from onnxq.session import load_session
-
     folder = tmp_path_factory.mktemp("devices")
     rng = np.random.default_rng(0)
     model = parser.parse_model(GRAPH)
     for name, shape in {"w1": (256, 3, 3, 3), "w2": (4, 256)}.items():
         model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype("f"), name))
-    onnx.save(model, folder / "net.onnx")
-    x = rng.standard_normal((40, 3, 6, 6)).astype(np.float32)
-    logits = load_session(folder / "net.onnx", threads=1).run(None, {"x": x})[0]
-    np.savez(folder / "data.npz", x=x, y=logits.argmax(axis=1))
+    write_labelled(folder, model, rng.standard_normal((40, 3, 6, 6)).astype(np.float32))
     return folder
 
 
