@@ -10,11 +10,14 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import EncodeError
 
 from onnxq.machine import saturates
 from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.model import Model, every_graph, is_large, load, on_disk, serialize
+from passes.external_data import element_type, fill, has_references, mapped
+from passes.light import without_values
+from passes.model import Model, every_graph, is_large, load, on_disk
 
 __all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
 
@@ -26,6 +29,8 @@ _STANDARD_DOMAINS = {
     "com.ms.internal.nhwc",
     "ai.onnx.preview.training",
 }
+# Where the values of a placeholder are: the session is given them apart.
+_DECODED = "handed over by onnxq"
 
 
 def refuse_unknown_ops(model: Model) -> None:
@@ -67,17 +72,47 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
 
 
 def _hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Model, list[Any]]:
-    """The model without its bit streams, and the decoded weights, which `options` hands to ONNX Runtime.
+    """The model without its bit streams and large weights, and the weights, which `options` hands over.
 
     External initializers are what ONNX Runtime fuses, lays out and prepacks like weights of the file.
     The values must live as long as the session. own: the model is nobody else's and may be taken apart.
     """
-    held, arrays = decode_weights(model, own=own)
+    held, arrays = model, dict[str, npt.NDArray[Any]]()
+    if has_packed_weights(model.proto):
+        held, arrays = decode_weights(model, own=own)
     for name, array in arrays.items():
         held.proto.graph.initializer.append(_placeholder(name, array))
+    if _is_outside(held.proto):
+        held, mapped_arrays = _without_weights(held)
+        arrays |= mapped_arrays
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers(list(arrays), values)
     return held, values
+
+
+def _is_outside(proto: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime cannot be given the model as bytes."""
+    return is_large(proto) or has_references(proto)
+
+
+def _without_weights(model: Model) -> tuple[Model, dict[str, npt.NDArray[Any]]]:
+    """A model over 2 GB with placeholders, and the large weights by name, mapped from their files.
+
+    Types that numpy does not have itself, such as bfloat16 and int4, stay in the model.
+    """
+    light = without_values(model.proto)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in light.weights.items():
+        if tensor.external_data and tensor.external_data[0].value == _DECODED:
+            continue
+        if element_type(tensor).kind in "biuf":
+            arrays[name] = mapped(tensor)
+            light.weights[name] = _placeholder(name, arrays[name])
+        else:
+            light.weights[name] = onnx.TensorProto.FromString(tensor.SerializeToString())
+            fill(light.weights[name])
+    light.restore(light.proto)
+    return model.with_proto(light.proto), arrays
 
 
 def _placeholder(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
@@ -85,7 +120,7 @@ def _placeholder(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
     kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="decoded by onnxq")
+    tensor.external_data.add(key="location", value=_DECODED)
     return tensor
 
 
@@ -119,7 +154,7 @@ def load_session(
     providers = ["CPUExecutionProvider"] if configure is None else list(configure(options))
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
-    if has_packed_weights(held.proto):
+    if has_packed_weights(held.proto) or (path is None and _is_outside(held.proto)):
         held, kept = _hand_over(held, options, own=path is not None)
         path = None
     try:
@@ -140,10 +175,12 @@ def _open(model: Model, path: Path | None, options: ort.SessionOptions, provider
     """path: the file that holds exactly this model and need not be written again; None without one."""
     if path is not None:
         return ort.InferenceSession(str(path), options, providers=providers)
-    if is_large(model.proto):
+    try:
+        content = model.proto.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError):  # more than 2 GB of types that cannot be handed over
         with on_disk(model) as path:
             return ort.InferenceSession(str(path), options, providers=providers)
-    session = ort.InferenceSession(serialize(model), options, providers=providers)
+    session = ort.InferenceSession(content, options, providers=providers)
     # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
     session._model_bytes = None
     return session

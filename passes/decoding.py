@@ -19,7 +19,8 @@ from onnx import numpy_helper
 
 from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
-from passes.model import Model, every_graph
+from passes.external_data import is_external, spill_array, tensor_array
+from passes.model import Model, every_graph, is_large
 from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse, decode_packed_tcq
 from runtime_ops.functions import DOMAIN, GSE_OP, STREAM_OPS, TCQ_OP
@@ -46,6 +47,8 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _array(tensor: onnx.TensorProto, dtype: npt.DTypeLike) -> Array:
     """The tensor's values, without the copy that onnx makes of raw data."""
+    if is_external(tensor):
+        return tensor_array(tensor)
     raw = tensor.raw_data  # each access is a copy
     return np.frombuffer(raw, dtype) if raw else numpy_helper.to_array(tensor)
 
@@ -90,7 +93,7 @@ def _moved(node: onnx.NodeProto, array: Array, held: dict[str, onnx.TensorProto]
         return array.astype(kind)
     if node.op_type == "Transpose":
         return np.transpose(array, attributes.get("perm"))
-    begin, end = (int(numpy_helper.to_array(held[name])[0]) for name in node.input[1:3])
+    begin, end = (int(tensor_array(held[name])[0]) for name in node.input[1:3])
     return array[begin:end]
 
 
@@ -224,8 +227,10 @@ class Decode(Pass):
         if not has_packed_weights(model.proto):
             return model, False
         result, arrays = decode_weights(model)
+        large = is_large(result.proto, sum(array.nbytes for array in arrays.values()))
+        write = spill_array if large else numpy_helper.from_array
         for name, array in arrays.items():
-            result.proto.graph.initializer.append(numpy_helper.from_array(array, name))
+            result.proto.graph.initializer.append(write(array, name))
             context.note("applied", "", f"{name}: float again")
         if not has_packed_weights(result.proto):
             # The layers are float again, so that the next quantize may treat them.

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Context
 from passes.biases import fold_gemm_factors
-from passes.editing import add_constant, consumers, is_constant, unique_name, values
+from passes.editing import add_constant, consumers, is_constant, unique_name, values, values_type
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
 from passes.weights import EncodedWeight, encode_layer
@@ -36,7 +36,7 @@ def _refusal(layer: Layer, node: gs.Node, choice: LayerPolicy) -> str | None:
     if layer.op == "MatMul" and (weight_index(node) != 1 or len(layer.weight_shape) != 2):
         return "only a matrix on the right of MatMul has an integer form"
     index = weight_index(node)
-    if index is None or values(node.inputs[index]).dtype != np.float32:
+    if index is None or values_type(node.inputs[index]) != np.float32:
         return "dynamic quantization takes float32 activations"
     return None
 

@@ -11,7 +11,8 @@ from passes.base import Context
 from passes.editing import subgraphs
 from passes.errors import UnsupportedModelError
 from passes.graph import declare_functions, import_graph
-from passes.model import Model, is_large
+from passes.light import without_values
+from passes.model import Model
 from runtime_ops.functions import DOMAIN
 
 __all__ = ["upgrade"]
@@ -45,13 +46,9 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
     current = model.opset()
     if current >= minimum:
         return _with_ir(model)
-    if is_large(model.proto):
-        raise UnsupportedModelError(
-            f"{model.name}: {why} needs opset {minimum}, and a model over 2 GB at opset {current} cannot be "
-            "converted here; export it again at the newer opset"
-        )
     try:
-        proto = _named(model)
+        light = without_values(_named(model))
+        proto = light.proto
         if all(held.domain == DOMAIN for held in proto.functions):
             del proto.functions[:]  # ours are written anew below, at the new opset
         if proto.functions:
@@ -65,6 +62,7 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
             f"{model.name}: {why} needs opset {minimum}, and the model at opset {current} cannot be "
             f"converted ({reason}); export it again at the newer opset"
         ) from None
+    light.restore(converted)
     declare_functions(converted)
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.proto.metadata_props)

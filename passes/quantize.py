@@ -34,7 +34,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Context, Pass, register
-from passes.editing import is_constant, producer, subgraphs, values
+from passes.editing import is_constant, producer, subgraphs, values_type
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
 from passes.graph import export_graph, import_graph
@@ -170,7 +170,7 @@ class Quantize(Pass):
             return model, model is not given
         least = required_policy_opset(policy, self.standard, fuses)
         if any(
-            values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
+            values_type(node.inputs[weight_index(node)]) == np.float16 for _, node, _ in graph_layers(graph)
         ):
             least = max(least, 19)
         upgraded = upgrade(model, least, "the policy", context)
@@ -255,7 +255,7 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
         choice, index = policy[layer.name], weight_index(node)
         if choice.is_float or index is None:
             continue
-        dtype = values(node.inputs[index]).dtype
+        dtype = values_type(node.inputs[index])
         if dtype == np.float64:
             context.note(
                 "refused",

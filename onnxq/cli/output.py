@@ -12,9 +12,9 @@ from onnxq._version import __version__
 from onnxq.cli.options import absolute_free
 from onnxq.files import canonical_json, make_folder, output_errors
 from passes.errors import InvalidModelError, OutputError
-from passes.model import Model, load, save
+from passes.model import Model, load, model_files, save
 
-__all__ = ["check_output", "output_path", "run_once", "size_on_disk", "stamped", "write_model"]
+__all__ = ["check_output", "output_path", "run_once", "stamped", "write_model"]
 
 
 def output_path(output: str | None, source: str, suffix: str) -> Path:
@@ -31,9 +31,9 @@ def output_path(output: str | None, source: str, suffix: str) -> Path:
 
 
 def check_output(target: Path, source: Path | None = None) -> None:
-    """Raise OutputError for a target that is the input itself or cannot be written."""
-    if source is not None and source.exists() and target.exists() and target.samefile(source):
-        raise OutputError(f"{target}: is the input itself; choose another -o")
+    """Raise OutputError for a target that is a file of the input or cannot be written."""
+    if source is not None and source.exists():
+        _refuse_input(target, source)
     folder = target.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -41,6 +41,19 @@ def check_output(target: Path, source: Path | None = None) -> None:
         raise OutputError(f"{target}: cannot be written: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
+
+
+def _refuse_input(target: Path, source: Path) -> None:
+    """Raise OutputError where a written model, or its external data, would replace a file of the input."""
+    if target.exists() and target.samefile(source):
+        raise OutputError(f"{target}: is the input itself; choose another -o")
+    written = [file for file in (target, target.with_name(target.name + ".data")) if file.exists()]
+    files = model_files(source) if written else []
+    for file in written:
+        if any(file.samefile(held) for held in files):
+            raise OutputError(
+                f"{target}: would replace '{file}', external data of the input; choose another -o"
+            )
 
 
 def stamped(model: Model, command: str, settings: Mapping[str, Any]) -> Model:
@@ -97,9 +110,3 @@ def write_model(model: Model, target: Path) -> int:
 def _missing_parents(target: Path) -> list[Path]:
     """Parent folders that do not exist yet, innermost first."""
     return [folder for folder in target.parents if not folder.exists()]
-
-
-def size_on_disk(path: Path) -> int:
-    """Bytes of a model file and of the external data beside it."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -247,13 +247,12 @@ def quantize(
 
 
 def _report(result: PassResult, source: str, target: Path, size: int, explain: bool, as_json: bool) -> None:
-    from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
     from onnxq.evaluation import surviving_qdq
     from onnxq.files import scratch_folder
     from onnxq.inspection import layer_facts
-    from passes.model import load
+    from passes.model import load, size_on_disk
 
     before = size_on_disk(Path(source))
     written = load(target)

@@ -65,9 +65,9 @@ def finish(
     as_json: bool = False,
 ) -> None:
     """Write the result and say what changed."""
-    from onnxq.cli.output import size_on_disk, stamped, write_model
+    from onnxq.cli.output import stamped, write_model
     from onnxq.cli.terminal import megabytes, print_json, remark
-    from passes.model import load
+    from passes.model import load, size_on_disk
 
     before = size_on_disk(Path(source))
     size = write_model(stamped(result.model, command, settings), target)

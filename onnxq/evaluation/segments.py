@@ -17,6 +17,8 @@ from functools import cached_property
 import onnx
 
 from onnxq.evaluation.dependencies import constant_nodes
+from passes.external_data import is_external, tensor_digest
+from passes.light import without_values
 from passes.model import Model, is_large
 
 __all__ = ["Segment", "choose_anchors", "iter_segments", "split"]
@@ -133,9 +135,8 @@ def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Float tensor -> shape behind the batch axis, where it is fully known."""
-    if is_large(model.proto):
-        return {}
-    proto = onnx.shape_inference.infer_shapes(model.proto)
+    proto = without_values(model.proto).proto if is_large(model.proto) else model.proto
+    proto = onnx.shape_inference.infer_shapes(proto)
     shapes: dict[str, tuple[int, ...]] = {}
     for value in proto.graph.value_info:
         tensor = value.type.tensor_type
@@ -220,7 +221,9 @@ def _digest(proto: onnx.ModelProto) -> str:
     light.graph.CopyFrom(_without_weights(proto.graph))
     digest = hashlib.sha256(light.SerializeToString(deterministic=True))
     for tensor in proto.graph.initializer:
-        digest.update(tensor.SerializeToString(deterministic=True))
+        digest.update(
+            tensor_digest(tensor) if is_external(tensor) else tensor.SerializeToString(deterministic=True)
+        )
     return digest.hexdigest()
 
 
