@@ -38,7 +38,13 @@ COMMANDS: dict[str, tuple[list[str], float]] = {
     ),
     "gse6": (["quantize", "IN", "--weights", "gse6:block32", "--activations", "float", "-o", "OUT"], 2.5),
     "decode": (["decode", "GSE", "-o", "OUT"], 2.5),
-    "tcq3": (["quantize", "IN", "--weights", "tcq3", "--activations", "float", "-o", "OUT"], 2.5),
+    "tcq3, two layers": (
+        [
+            *("quantize", "IN", "--weights", "tcq3", "--activations", "float", "-o", "OUT"),
+            *("--exclude", "layer[1-9]*"),
+        ],
+        2.5,
+    ),
     "dynamic": (["quantize", "IN", "--activations", "dynamic", "-o", "OUT"], 2.5),
     "static": (["quantize", "IN", "--data", "DATA", "--calibration-samples", "8", "-o", "OUT"], 0),
     "eval": (["eval", "IN", "--data", "DATA"], 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
+import passes.model
 from onnxq.machine import saturates
 from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.external_data import element_type, fill, has_references, mapped
+from passes.external_data import KEPT_BYTES, element_type, fill, has_references, mapped
 from passes.light import without_values
 from passes.model import Model, every_graph, is_large, load, on_disk
 
@@ -31,6 +33,7 @@ _STANDARD_DOMAINS = {
 }
 # Where the values of a placeholder are: the session is given them apart.
 _DECODED = "handed over by onnxq"
+_OPTIMIZED = "session.optimized_model_external_initializers_"
 
 
 def refuse_unknown_ops(model: Model) -> None:
@@ -151,12 +154,18 @@ def load_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # Weights that ONNX Runtime has decoded may be more than one file can hold.
+        options.add_session_config_entry(f"{_OPTIMIZED}file_name", f"{optimized.name}.data")
+        options.add_session_config_entry(f"{_OPTIMIZED}min_size_in_bytes", str(KEPT_BYTES))
     providers = ["CPUExecutionProvider"] if configure is None else list(configure(options))
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
     if has_packed_weights(held.proto) or (path is None and _is_outside(held.proto)):
         held, kept = _hand_over(held, options, own=path is not None)
         path = None
+    if _float_bytes(held.proto) > passes.model.LARGE:
+        # A kernel's own copy of its weights is worth its memory only while that is small.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = _open(held, path, options, providers)
         session._onnxq_weights = kept
@@ -169,6 +178,11 @@ def load_session(
                 f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}"
             ) from None
         raise
+
+
+def _float_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of the initializers as ONNX Runtime holds them once it has decoded quantized ones to float."""
+    return sum(4 * math.prod(tensor.dims) for tensor in proto.graph.initializer)
 
 
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
