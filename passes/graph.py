@@ -24,10 +24,12 @@ from passes.model import Model, every_graph, is_large
 from passes.tensors import stored_bytes
 from runtime_ops.functions import DOMAIN, function
 
-__all__ = ["declare_functions", "export_graph", "import_graph", "node_name", "source_model"]
+__all__ = ["ExternalValues", "declare_functions", "export_graph", "import_graph", "node_name", "source_model"]
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
+# Kinds of arrays whose bytes are the values; objects are strings.
+_NATIVE = "biuf"
 _HELD_ATTRIBUTES = {
     onnx.AttributeProto.FLOAT,
     onnx.AttributeProto.INT,
@@ -119,7 +121,7 @@ def _own_attribute_tensors(graph: gs.Graph) -> None:
                 value._values = LazyValues(own)
 
 
-class _ExternalValues(LazyValues):  # type: ignore[misc]
+class ExternalValues(LazyValues):  # type: ignore[misc]
     """Values that are in a file; graphsurgeon would look for it in the working directory."""
 
     def load(self) -> npt.NDArray[Any]:
@@ -139,7 +141,7 @@ def _read_externally(graph: gs.Graph) -> None:
     """Let constants whose values are in files be read by us. The field that says so is the proto's own."""
     for tensor in _constants(graph):
         if isinstance(tensor._values, LazyValues) and is_external(tensor._values.tensor):
-            tensor._values = _ExternalValues(tensor._values.tensor)
+            tensor._values = ExternalValues(tensor._values.tensor)
             tensor.data_location = None
 
 
@@ -148,10 +150,10 @@ def _spill(graph: gs.Graph) -> None:
     for tensor in _constants(graph):
         held = tensor._values
         if not isinstance(held, LazyValues):
-            if held.nbytes > KEPT_BYTES:
-                tensor._values = _ExternalValues(spill_array(held, tensor.name))
+            if held.nbytes > KEPT_BYTES and held.dtype.kind in _NATIVE:
+                tensor._values = ExternalValues(spill_array(held, tensor.name))
         elif not is_external(held.tensor) and stored_bytes(held.tensor) > KEPT_BYTES:
-            tensor._values = _ExternalValues(spill(held.tensor))
+            tensor._values = ExternalValues(spill(held.tensor))
         tensor.data_location = None
 
 

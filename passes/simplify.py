@@ -41,6 +41,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from passes.base import Context, RepeatedPass, register
 from passes.editing import add_constant, is_constant, subgraphs, values
 from passes.graph import source_model
+from passes.heavy_folding import fold_heavy, reads_file
 from passes.inference import Types, infer_types
 from passes.noops import remove_noops
 from passes.pad_folding import fold_pads
@@ -191,6 +192,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
     ]
     if not foldable:
         return False
+    heavy = fold_heavy(graph, foldable)
     before = sum(isinstance(tensor, gs.Constant) for tensor in graph.tensors().values())
     # fold_shapes stays off: graphsurgeon ignores Shape's start and end and drops casts around integer
     # division. flatten_subgraphs stays off: it loses outputs that are constants.
@@ -199,7 +201,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
         "recurse_subgraphs": False,
         "flatten_subgraphs": False,
         "recurse_functions": False,
-        "should_exclude_node": folding.excludes,
+        "should_exclude_node": lambda node: reads_file(node) or folding.excludes(node),
     }
     graph.fold_constants(partitioning="recursive", **options)
     for tensor in graph.tensors().values():
@@ -209,7 +211,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
     for node in foldable:
         if any(tensor.outputs for tensor in node.outputs):  # a folded node has lost its outputs
             context.note("info", node.name, f"{node.op} of constants cannot be worked out here; it stays")
-    return after != before
+    return heavy or after != before
 
 
 @register

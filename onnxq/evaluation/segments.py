@@ -18,7 +18,6 @@ import onnx
 
 from onnxq.evaluation.dependencies import constant_nodes
 from passes.external_data import is_external, tensor_digest
-from passes.light import without_values
 from passes.model import Model, is_large
 
 __all__ = ["Segment", "choose_anchors", "iter_segments", "split"]
@@ -135,8 +134,9 @@ def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Float tensor -> shape behind the batch axis, where it is fully known."""
-    proto = without_values(model.proto).proto if is_large(model.proto) else model.proto
-    proto = onnx.shape_inference.infer_shapes(proto)
+    if is_large(model.proto):
+        return {}  # in one piece its weights stay in their file; segments would prepack them
+    proto = onnx.shape_inference.infer_shapes(model.proto)
     shapes: dict[str, tuple[int, ...]] = {}
     for value in proto.graph.value_info:
         tensor = value.type.tensor_type
