@@ -30,15 +30,15 @@ COMMANDS: dict[str, tuple[list[str], float]] = {
     "fold": (["fold", "IN", "-o", "OUT"], 2.5),
     "smooth": (["smooth", "IN", "--layers", "all", "-o", "OUT"], 2.5),
     "int8": (["quantize", "IN", "--activations", "float", "-o", "OUT"], 2.5),
-    "int8, opset 12": (["quantize", "OLD", "--activations", "float", "-o", "OUT"], 2.5),
+    "int8 from opset 12": (["quantize", "OLD", "--activations", "float", "-o", "OUT"], 2.5),
     "int4": (["quantize", "IN", "--weights", "int4", "--activations", "float", "-o", "OUT"], 2.5),
     "int4:block32": (
         ["quantize", "IN", "--weights", "int4:block32", "--activations", "float", "-o", "OUT"],
         2.5,
     ),
-    "gse6": (["quantize", "IN", "--weights", "gse6:block32", "--activations", "float", "-o", "OUT"], 2.5),
+    "gse6": (["quantize", "IN", "--weights", "gse6:block32", "--activations", "float", "-o", "GSE"], 2.5),
     "decode": (["decode", "GSE", "-o", "OUT"], 2.5),
-    "tcq3, two layers": (
+    "tcq3 of two layers": (
         [
             *("quantize", "IN", "--weights", "tcq3", "--activations", "float", "-o", "OUT"),
             *("--exclude", "layer[1-9]*"),
@@ -162,8 +162,8 @@ def main() -> None:
             print(f"  {last}", file=sys.stderr, flush=True)
             if allowed and peak > allowed * size:
                 failed.append(name)
-            for key in ("OLD", "OUT", "GSE"):
-                for file in place.glob(names[key].name + "*") if key in arguments else ():
+            for key in ("OLD", "OUT"):
+                for file in place.glob(f"{names[key].stem}*") if key in arguments else ():
                     file.unlink()
     if failed:
         sys.exit(f"over the allowed memory: {', '.join(failed)}")

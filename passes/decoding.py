@@ -165,10 +165,16 @@ def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str,
     ]
 
     def decoded(chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
-        array = _decoded(chain[0], held, model.name, out)
+        turned = any(node.op_type == "Transpose" for node in chain)
+        array = _decoded(chain[0], held, model.name, None if turned else out)
         for node in chain[1:]:
             array = _moved(node, array, held)
-        return np.ascontiguousarray(array)
+        if array.flags.c_contiguous or out is None or array.dtype != out.dtype:
+            return np.ascontiguousarray(array)
+        # What is turned gets its room at the end: room for both would be twice the weights.
+        target = out[: array.size].reshape(array.shape)
+        np.copyto(target, array)
+        return target
 
     space = _space([chain[0] for chain in chains], held)
     arrays = {chain[-1].output[0]: decoded(chain, out) for chain, out in zip(chains, space, strict=True)}
