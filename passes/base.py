@@ -96,6 +96,8 @@ class Pass(ABC):
     name: ClassVar[str] = ""
     # Whether tensors that keep their names keep their values, so that what is known about them stays true.
     keeps_values: ClassVar[bool] = False
+    # Whether the rewritten model computes the same function; it is then held to that before it is saved.
+    keeps_function: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
@@ -121,7 +123,12 @@ class Pass(ABC):
             except UserError as error:
                 raise PassError(f"{model.name}: pass '{self.name}' made an invalid model: {error}") from error
         context.notes.extend(own.notes)
-        return PassResult(result if modified else model, modified, tuple(own.notes))
+        if modified:
+            # A pass of several steps has remembered them, and what its last step was applied to.
+            told = len(result.history) > len(model.history) and result.history[-1].name == self.name
+            made = result if told else result.rewritten(self.name, model, exact=self.keeps_function)
+            return PassResult(made, True, tuple(own.notes))
+        return PassResult(model, False, tuple(own.notes))
 
     def __or__(self, other: Pass) -> Sequential:
         return Sequential((*_members(self), *_members(other)))

@@ -219,6 +219,7 @@ class Decode(Pass):
     """Turn weights that stand as bit streams into plain float initializers."""
 
     name: ClassVar[str] = "decode"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         if not has_packed_weights(model.proto):

@@ -13,6 +13,7 @@ __all__ = [
     "OutputError",
     "PassError",
     "PolicyError",
+    "ProofError",
     "RecipeError",
     "ResumeError",
     "SelectorError",
@@ -48,6 +49,10 @@ class GraphError(UserError):
 
 class PassError(UserError):
     """A pass failed; names the pass, the node and the passes that already ran."""
+
+
+class ProofError(UserError):
+    """A rewritten model that does not do what the model that it came from does; it is not written."""
 
 
 class RecipeError(UserError):

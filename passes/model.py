@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -22,19 +22,38 @@ from onnx.external_data_helper import (
 
 from passes.errors import InvalidModelError, ModelFileError, OutputError
 
-__all__ = ["Model", "check", "every_graph", "is_large", "load", "on_disk", "save", "serialize"]
+__all__ = ["Model", "Step", "check", "every_graph", "is_large", "load", "on_disk", "save", "serialize"]
 
 _TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
 
 
+# Models between two rewrites are kept up to this size, so that a rewrite that changes the function can be named.
+_KEPT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rewrite in the history of a model.
+
+    Attributes:
+        name: the pass. exact: whether it claims to keep the function that the model computes.
+        before: the model that it was applied to; None where that was too large to keep.
+    """
+
+    name: str
+    exact: bool
+    before: Model | None
+
+
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model and what to call it in messages (its path, usually)."""
+    """An ONNX model, what to call it in messages (its path, usually), and the rewrites that made it."""
 
     proto: onnx.ModelProto
     name: str = "model"
+    history: tuple[Step, ...] = field(default=(), compare=False, repr=False)
 
     def opset(self, domain: str = "") -> int:
         """Version of `domain` that the model imports; 0 where it imports none."""
@@ -43,6 +62,19 @@ class Model:
 
     def with_proto(self, proto: onnx.ModelProto) -> Model:
         return replace(self, proto=proto)
+
+    @property
+    def origin(self) -> Model:
+        """The model that the first rewrite was given; the model itself where there was none."""
+        first = self.history[0].before if self.history else None
+        return first or self
+
+    def rewritten(self, name: str, before: Model, *, exact: bool) -> Model:
+        """This model, remembered as what the rewrite `name` made of `before`."""
+        small = not before.history or (
+            not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES
+        )
+        return replace(self, history=(*before.history, Step(name, exact, before if small else None)))
 
     @property
     def metadata(self) -> dict[str, str]:

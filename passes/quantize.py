@@ -175,7 +175,8 @@ class Quantize(Pass):
             least = max(least, 19)
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
-            model, graph = upgraded, import_graph(upgraded)
+            model = upgraded.rewritten("opset upgrade", model, exact=True)
+            graph = import_graph(model)
         if any(choice.activations.format == "gse" for choice in policy.layers.values()):
             context.note(
                 "info", "", "activations in GSE are simulated in float: accuracy is real, speed is not"
@@ -192,7 +193,8 @@ class Quantize(Pass):
             )
         Insertion(graph, model, policy, context, self.standard, self.rounding, fuses).run()
         result = export_graph(graph, model)
-        return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
+        result = result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":")))
+        return result.rewritten(self.name, model, exact=False), True
 
 
 def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = True) -> int:

@@ -16,6 +16,7 @@ FORBIDDEN = {"passes": {"onnxq"}, "runtime_ops": {"onnxq", "passes"}, "onnxq": s
 FLOORS = (
     ("_version", "errors", "files", "hub", "inspection", "machine", "session"),
     ("data",),
+    ("proof",),
     ("calibration",),
     ("evaluation",),
     ("runners",),
