@@ -7,7 +7,6 @@ Weights of a model over 2 GB live in one file of external data beside it.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from onnx.external_data_helper import (
 )
 
 from passes.errors import InvalidModelError, ModelFileError, OutputError
+from passes.scratch import scratch_folder
 
 __all__ = ["Model", "Step", "check", "every_graph", "is_large", "load", "on_disk", "save", "serialize"]
 
@@ -169,14 +169,14 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
     data = target.with_name(target.name + ".data")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder:
-            part = Path(folder) / target.name
+        with scratch_folder(target.parent) as folder:
+            part = folder / target.name
             if is_large(model.proto):
                 proto = onnx.ModelProto()
                 proto.CopyFrom(model.proto)
                 convert_model_to_external_data(proto, location=data.name, size_threshold=1024)
                 onnx.save(proto, part)
-                (Path(folder) / data.name).replace(data)
+                (folder / data.name).replace(data)
             else:
                 part.write_bytes(serialize(model))
             with part.open("rb+") as handle:
@@ -191,8 +191,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
 @contextmanager
 def on_disk(model: Model) -> Iterator[Path]:
     """The model as a temporary file, for tools that want a path (always so above 2 GB)."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         save(model, path)
         yield path
 

@@ -247,19 +247,18 @@ def quantize(
 
 
 def _report(result: PassResult, source: str, target: Path, size: int, explain: bool, as_json: bool) -> None:
-    import tempfile
-
     from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
     from onnxq.evaluation import surviving_qdq
+    from onnxq.files import scratch_folder
     from onnxq.inspection import layer_facts
     from passes.model import load
 
     before = size_on_disk(Path(source))
     written = load(target)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        left = surviving_qdq(written, Path(folder))
+    with scratch_folder() as folder:
+        left = surviving_qdq(written, folder)
     layers = layer_facts(written)
     padded = [layer for layer in layers if layer.padded]
     quantized = [layer for layer in layers if layer.weights != "float"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis, sole_input
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.scratch import Scratch
+from onnxq.files import Scratch
 from passes.errors import DataError
 
 __all__ = ["LABEL_NAMES", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
@@ -113,7 +113,7 @@ def open_npy(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | N
 
 def open_npz(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ArraySource:
     """Unpacked to a temporary folder: the rows of an array inside a zip cannot be reached one by one."""
-    folder = Scratch("onnxq-npz-")
+    folder = Scratch()
     rows: dict[str, Rows] = {}
     try:
         with zipfile.ZipFile(path) as archive:

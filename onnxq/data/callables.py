@@ -17,7 +17,7 @@ from onnxq.data.dataset import Dataset
 from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec, sole_input
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.scratch import Scratch
+from onnxq.files import Scratch
 from passes.errors import DataError
 
 __all__ = ["open_callable"]
@@ -71,7 +71,7 @@ def _loader(items: Any, index: int, spec: str, inputs: Sequence[InputSpec]) -> C
 def _spool(
     spec: str, items: Iterable[Any], inputs: Sequence[InputSpec], preprocess: Preprocess | None
 ) -> FeedSource:
-    folder = Scratch("onnxq-callable-")
+    folder = Scratch()
     feeds: list[tuple[str, Callable[[], RawFeed]]] = []
     for number, item in enumerate(items):
         path = folder.path / f"{number}.npz"

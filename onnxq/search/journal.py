@@ -27,7 +27,7 @@ from onnxq.files import (
     fsync_folder,
     make_folder,
     output_errors,
-    remove_stale_temporaries,
+    remove_leftovers,
 )
 from passes.errors import OutputError, ResumeError
 
@@ -198,7 +198,8 @@ class Journal:
                 ) from None
 
     def _open(self, fingerprint: dict[str, str], fresh: bool) -> JournalContents:
-        remove_stale_temporaries(self.folder)
+        for place in (self.folder, self.folder / "front", self.folder / "cache"):
+            remove_leftovers(place)
         if fresh and self.path.exists():
             with output_errors(self.path):
                 self.path.replace(self.folder / _PREVIOUS_NAME)
