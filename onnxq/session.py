@@ -17,7 +17,14 @@ from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
 from passes.model import Model, every_graph, is_large, load, on_disk, serialize
 
-__all__ = ["float_weights_only", "load_session", "plain_session", "refuse_unknown_ops", "stock_session", "surviving_qdq"]
+__all__ = [
+    "float_weights_only",
+    "load_session",
+    "plain_session",
+    "refuse_unknown_ops",
+    "stock_session",
+    "surviving_qdq",
+]
 
 _STANDARD_DOMAINS = {
     "",

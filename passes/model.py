@@ -29,7 +29,7 @@ _TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
 LARGE = 2**31 - 2**24
 
 
-# Models between two rewrites are kept up to this size, so that a rewrite that changes the function can be named.
+# Models between two rewrites are kept up to this size, so that a rewrite at fault can be named.
 _KEPT_BYTES = 2**28
 
 
@@ -71,9 +71,7 @@ class Model:
 
     def rewritten(self, name: str, before: Model, *, exact: bool) -> Model:
         """This model, remembered as what the rewrite `name` made of `before`."""
-        small = not before.history or (
-            not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES
-        )
+        small = not before.history or (not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES)
         return replace(self, history=(*before.history, Step(name, exact, before if small else None)))
 
     @property

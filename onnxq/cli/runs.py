@@ -19,9 +19,10 @@ __all__ = ["build", "report"]
 @hub_option
 def build(run: str, candidate: str, output: str | None, model: str | None, hub: str | None) -> None:
     """Write CANDIDATE of RUN (a name such as static-003, or a pick: balanced, smallest, best-accuracy)."""
-    from onnxq.cli.output import check_output, write_model
-    from onnxq.cli.terminal import megabytes
+    from onnxq.cli.output import check_output
+    from onnxq.cli.terminal import megabytes, remark
     from onnxq.hub import resolve
+    from onnxq.proof import write_model
     from onnxq.search import format_metric
     from onnxq.tuning import build_candidate
 
@@ -30,13 +31,14 @@ def build(run: str, candidate: str, output: str | None, model: str | None, hub: 
         target = target / f"{candidate}.onnx"
     check_output(target, Path(model) if model else None)
     built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None)
-    size = write_model(built, target)
+    written = write_model(built, target)
     shown = ", ".join(
         f"{name} {format_metric(name, value)}"
         for name, value in found.metrics.items()
         if name in ("top1", "agreement")
     )
-    click.echo(f"{target}: {found.name}, {megabytes(size)}, {shown}; loads and runs")
+    click.echo(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
+    remark(f"  {written.proof.sentence()}")
 
 
 @click.command()

@@ -76,7 +76,7 @@ def difference(given: Outputs, made: Outputs) -> tuple[str, float]:
     """(output, largest difference as a share of the largest given value) of the output that differs most.
 
     Differences are weighed by what the output's type allows, so that 1e-4 is the limit for every type. Whole
-    numbers, truth values and text that differ anywhere, and NaN or infinity in other places, count as infinite.
+    numbers, truth values and text that differ, and NaN or infinity in other places, count as infinite.
     """
     worst = ("", 0.0)
     for name, before in given.items():

@@ -21,8 +21,8 @@ import onnx
 from onnxq.data import Dataset, input_specs
 from onnxq.proof.compare import nonfinite, sqnr, unlike_shapes
 from onnxq.proof.feeds import Feed, Proposal, feeds_of, proposed_feeds
-from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner, numeric
 from onnxq.proof.rewrites import Trial, reason
+from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner, numeric
 from onnxq.proof.trace import first_nonfinite
 from onnxq.session import float_weights_only
 from passes.decoding import has_packed_weights
@@ -114,12 +114,12 @@ class Reference:
 
     def _run_data(self, runner: Runner, dataset: Dataset) -> None:
         for feed in feeds_of(dataset, input_specs(self.model.proto)):
-            try:
-                self._keep(feed, *_timed(runner, feed))
-            except Refusal as error:
+            outputs, took, refusal = _timed(runner, feed)
+            if refusal:
                 raise InvalidModelError(
-                    f"{self.model.name}: ONNX Runtime cannot run it on the data: {error}"
-                ) from None
+                    f"{self.model.name}: ONNX Runtime cannot run it on the data: {refusal}"
+                )
+            self._keep(feed, outputs, took)
 
     def _run_made_up(self, runner: Runner) -> None:
         """Keep the first feed that runs and tells something, and a larger one."""
@@ -128,10 +128,7 @@ class Reference:
         for proposal in proposed_feeds(self.model):
             if first is not None and not _adds(proposal, first):
                 continue
-            try:
-                outputs, took = _timed(runner, proposal.feed)
-            except Refusal:
-                outputs, took = {}, 0.0
+            outputs, took, _ = _timed(runner, proposal.feed)
             if outputs and _telling(outputs):
                 self._keep(proposal.feed, outputs, took)
                 first = first or proposal
@@ -164,6 +161,11 @@ class Reference:
                 value.type.tensor_type.ClearField("shape")
         return self.model.with_proto(proto), tuple(wrong.values())
 
+    def check(self, made: Model) -> None:
+        """Hold the rewrites of a model in memory to keeping the function. Raises ProofError for one."""
+        self.run()
+        Trial(self, made, None).check_rewrites()
+
     def prove(self, made: Model, path: Path) -> Proof:
         """Compare a written model with this one. path: its file.
 
@@ -184,9 +186,14 @@ class Reference:
         return Proof(len(self.feeds), self.dataset is not None, found)
 
 
-def _timed(runner: Runner, feed: Feed) -> tuple[Outputs, float]:
+def _timed(runner: Runner, feed: Feed) -> tuple[Outputs, float, str]:
+    """Outputs, seconds, and why there are no outputs. Raises Overtime."""
     start = time.monotonic()
-    return runner.run(feed, RUN_SECONDS), time.monotonic() - start
+    try:
+        outputs, refusal = runner.run(feed, RUN_SECONDS), ""
+    except Refusal as error:
+        outputs, refusal = {}, str(error)
+    return outputs, time.monotonic() - start, refusal
 
 
 def _adds(proposal: Proposal, first: Proposal) -> bool:
@@ -205,9 +212,7 @@ def _telling(outputs: Outputs) -> bool:
     arrays = [array for value in outputs.values() if (array := numeric(value)) is not None]
     if not arrays:
         return bool(outputs)
-    return all(
-        array.size and (array.dtype.kind != "f" or bool(np.isfinite(array).any())) for array in arrays
-    )
+    return all(array.size and (array.dtype.kind != "f" or bool(np.isfinite(array).any())) for array in arrays)
 
 
 def _contradicted(value: onnx.ValueInfoProto, answers: Sequence[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,9 +39,9 @@ def reason(error: Exception, model: Model) -> str:
 
 
 class Trial:
-    """A written model and those that led to it, on the feeds of the given one. path: the written file."""
+    """A rewritten model and those that led to it, on the feeds of the given one. path: its file, if any."""
 
-    def __init__(self, given: Answered, made: Model, path: Path) -> None:
+    def __init__(self, given: Answered, made: Model, path: Path | None) -> None:
         self.given, self.made, self.path = given, made, path
         self._answers: dict[int, list[Outputs]] = {}
 
@@ -132,9 +133,7 @@ def _repeated(model: Model, feed: Feed) -> list[Outputs]:
     names = [value.name for value in plain.get_outputs()]
     outputs: list[Outputs] = [dict(zip(names, plain.run(None, feed), strict=True))]
     runner = Runner(model)
-    for each in (feed, moved(feed)):
-        try:
-            outputs.append(runner.run(each, RUN_SECONDS))
-        except (Refusal, Overtime):
-            continue
+    with contextlib.suppress(Refusal, Overtime):
+        outputs.append(runner.run(feed, RUN_SECONDS))
+        outputs.append(runner.run(moved(feed), RUN_SECONDS))
     return outputs

@@ -1,4 +1,4 @@
-"""Running a model as its user will: a stock ONNX Runtime session with default options, within a time limit."""
+"""Running a model as its user will, in a stock ONNX Runtime session, within a time limit."""
 
 from __future__ import annotations
 
@@ -78,4 +78,3 @@ class Runner:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
-

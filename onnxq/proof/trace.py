@@ -50,7 +50,8 @@ def first_nonfinite(given: Model, made: Model, feed: Feed) -> str:
             if after.get(name, True) or not before.get(name, True):
                 continue
             layer = _layer_behind(node, makers)
-            told = f"the first tensor that is not finite is '{name}', made by {node.op_type} '{node.name or name}'"
+            maker = f"{node.op_type} '{node.name or name}'"
+            told = f"the first tensor that is not finite is '{name}', made by {maker}"
             return f"{told}; keep layer '{layer}' in front of it float" if layer else told
     return ""
 

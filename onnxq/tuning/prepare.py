@@ -15,6 +15,7 @@ from onnxq.calibration import CalibratedRanges, StatisticsCache
 from onnxq.data import Dataset, check_labels, input_specs, materialise, open_dataset, random_dataset
 from onnxq.evaluation import load_session, logits_of, refuse_unknown_ops
 from onnxq.files import canonical_json, sha256_bytes
+from onnxq.proof import Reference
 from onnxq.search.journal import Journal
 from onnxq.tuning.config import TuneConfig
 from passes.base import Context, Pass, Sequential
@@ -71,10 +72,14 @@ def model_hash(model: Model) -> str:
 def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Layer]]:
     """Load, run the base recipe, lift to the opset that every policy of the search needs.
 
+    What the model declares of its outputs and does not keep is forgotten first, with a note.
     Raises UnsupportedModelError when no layer can be quantized.
     """
     source = load(config.model)
     refuse_unknown_ops(source)
+    source, notes = Reference(source).corrected()
+    for note in notes:
+        context.note("info", "", note)
     model = base_recipe(config)(source, context).model
     layers = find_layers(model)
     if not layers:
@@ -84,7 +89,10 @@ def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Lay
         )
     steps = [step for mode in config.modes for step in config.ladder(mode)]
     opset = max(required_policy_opset(Policy({"": step})) for step in steps)
-    return upgrade(model, opset, "the search space", context), layers
+    upgraded = upgrade(model, opset, "the search space", context)
+    if upgraded is not model:
+        upgraded = upgraded.rewritten("opset upgrade", model, exact=True)
+    return upgraded, layers
 
 
 def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
@@ -204,7 +212,10 @@ class Prepared:
 
     @classmethod
     def of(cls, config: TuneConfig) -> Prepared:
-        """Load and check model and data; nothing is written yet."""
+        """Load and check model and data; nothing is written yet.
+
+        Raises ProofError where the base recipe would change what the model computes on the data.
+        """
         config.validate()
         context = Context()
         model, layers = prepare_model(config, context)
@@ -212,6 +223,7 @@ class Prepared:
             # A selector that matches nothing is refused here, before the run folder is made.
             select_layers(model, config.exclude)
         data, calibration = open_data(config, model)
+        Reference(model.origin, data).check(model)
         notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
         warnings = (
             ("calibrated on random data: the accuracy of this run means nothing",)
