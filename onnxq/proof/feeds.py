@@ -24,7 +24,8 @@ __all__ = ["Feed", "Proposal", "feeds_of", "made_up_feed", "proposed_feeds"]
 
 Feed = dict[str, npt.NDArray[Any]]
 
-# Of a dataset, the samples that are looked through for one of another shape.
+# Samples of a dataset that are run, and those that are looked through for one of another shape.
+_SAMPLES = 8
 _SEARCHED = 64
 # No made-up feed holds more numbers than this.
 _MOST_NUMBERS = 2**26
@@ -35,16 +36,17 @@ _IMAGE_RANK = 4
 _SAMPLING_RATE = 16_000
 
 
-def feeds_of(dataset: Dataset, inputs: list[InputSpec]) -> list[Feed]:
-    """One feed of the data, and one of another shape where there is one among the first samples."""
-    feeds: list[Feed] = []
-    for batch in dataset.batches(fit_batch(1, inputs), 0, min(len(dataset), _SEARCHED)):
+def feeds_of(dataset: Dataset, inputs: list[InputSpec]) -> Iterator[Feed]:
+    """The first samples one by one, then one of another shape where there is one among the next."""
+    first: list[tuple[int, ...]] = []
+    for number, batch in enumerate(dataset.batches(fit_batch(1, inputs), 0, min(len(dataset), _SEARCHED))):
         shapes = [array.shape for array in batch.inputs.values()]
-        if not feeds or shapes != [array.shape for array in feeds[0].values()]:
-            feeds.append(batch.inputs)
-        if len(feeds) == 2:
-            break
-    return feeds
+        first = first or shapes
+        if number < _SAMPLES:
+            yield batch.inputs
+        elif shapes != first:
+            yield batch.inputs
+            return
 
 
 @dataclass(frozen=True)
