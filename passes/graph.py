@@ -18,7 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.editing import sort_nodes
 from passes.errors import GraphError
-from passes.model import Model, every_graph
+from passes.model import Model, every_graph, normalized
 from runtime_ops.functions import DOMAIN, function
 
 __all__ = ["declare_functions", "export_graph", "import_graph", "node_name", "source_model"]
@@ -121,6 +121,7 @@ def import_graph(model: Model) -> gs.Graph:
 
     Raises GraphError for what cannot be held without loss.
     """
+    model = normalized(model)
     _refuse_unheld(model)
     try:
         graph = gs.import_onnx(model.proto)
@@ -203,7 +204,7 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     graph.cleanup(recurse_functions=False)
     sort_nodes(graph)
     proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
-    source = model.proto
+    source = normalized(model).proto
     proto.ir_version = source.ir_version
     proto.producer_name, proto.producer_version = source.producer_name, source.producer_version
     proto.domain, proto.model_version = source.domain, source.model_version
