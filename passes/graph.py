@@ -16,6 +16,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from passes.carrying import carry_annotations
 from passes.editing import sort_nodes
 from passes.errors import GraphError
 from passes.model import Model, every_graph, normalized
@@ -212,20 +213,9 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     proto.metadata_props.extend(source.metadata_props)
     if hasattr(source, "configuration"):
         proto.configuration.extend(source.configuration)
-    proto.graph.metadata_props.extend(source.graph.metadata_props)
-    proto.graph.quantization_annotation.extend(source.graph.quantization_annotation)
-    documented = {
-        node.output[0]: node
-        for node in source.graph.node
-        if node.output and (node.doc_string or node.metadata_props)
-    }
-    for node in proto.graph.node:
-        original = documented.get(node.output[0]) if node.output else None
-        if original is not None and original.op_type == node.op_type:
-            node.doc_string = original.doc_string
-            node.metadata_props.extend(original.metadata_props)
     _restore_signature(proto, graph, source)
     _strip_outer(proto.graph, set())
+    carry_annotations(proto.graph, source.graph)
     del proto.functions[:]
     proto.functions.extend(source.functions)
     declare_functions(proto)

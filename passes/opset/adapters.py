@@ -193,6 +193,17 @@ def _group_normalization_21(site: Site) -> None:
         site.set("stash_type", element)
 
 
+def _attention_25(site: Site) -> None:
+    """The scores that the fourth output may give lose the causal mask in mode 2."""
+    if site.output(3) and site.attribute("is_causal", 0) and site.attribute("qk_matmul_output_mode", 0) == 2:
+        raise Refused("its output of masked scores (qk_matmul_output_mode=2) has no form at newer opsets")
+
+
+def _mean_variance_normalization_13(site: Site) -> None:
+    """The checker expands the operator from 13 on, and finds no axes where they are left to their default."""
+    site.set("axes", site.attribute("axes", [0, 2, 3]))
+
+
 _REDUCED = (
     "ReduceL1",
     "ReduceL2",
@@ -206,6 +217,7 @@ _REDUCED = (
 )
 
 ADAPTERS: dict[tuple[str, int], Adapter] = {
+    ("Attention", 25): _attention_25,
     **{(op, 7): _broadcast_7 for op in ("Add", "Div", "Gemm", "Mul", "Pow", "Sub")},
     ("BatchNormalization", 7): _inference_7,
     ("BatchNormalization", 9): _batch_normalization_9,
@@ -219,6 +231,7 @@ ADAPTERS: dict[tuple[str, int], Adapter] = {
     ("GroupNormalization", 21): _group_normalization_21,
     ("Hardmax", 13): _softmax_13,
     ("LogSoftmax", 13): _softmax_13,
+    ("MeanVarianceNormalization", 13): _mean_variance_normalization_13,
     ("Pad", 11): _pad_11,
     ("ReduceSum", 13): _axes_input,
     ("Resize", 11): _resize_11,

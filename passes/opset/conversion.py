@@ -12,6 +12,7 @@ from passes.graph import node_name
 from passes.inference import infer_model
 from passes.model import every_graph
 from passes.opset.adapters import ADAPTERS
+from passes.opset.runtime import lacks_kernel
 from passes.opset.schemas import STANDARD, is_operator, lost, transitions
 from passes.opset.site import Names, Refused, Scope, Site
 
@@ -123,7 +124,11 @@ class Walk:
             return [], []
         if not is_operator(node.op_type, level):
             raise Refused(f"ONNX has no such operator at opset {level}")
-        for older, newer in transitions(node.op_type, level, self.target):
+        steps = transitions(node.op_type, level, self.target)
+        if steps and not steps[-1][1].deprecated and lacks_kernel(steps[0][0], steps[-1][1]):
+            version = steps[-1][1].since_version
+            raise Refused(f"the installed ONNX Runtime has no kernel for it from opset {version} on")
+        for older, newer in steps:
             version = newer.since_version
             adapter = ADAPTERS.get((node.op_type, version))
             if adapter is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import onnx
-from onnx import helper, parser
+from onnx import defs, helper, parser
 
-from passes.opset.schemas import newest
+from passes.opset.schemas import STANDARD, newest
 
-__all__ = ["newest_runtime_opset"]
+__all__ = ["lacks_kernel", "newest_runtime_opset"]
+
+_OPEN = 2**31 - 1
 
 _PROBE = """<ir_version: {ir}, opset_import: ["" : {opset}]> probe (float[2] x) => (float[2] y)
     <float s = {{0.5}}, uint8 z = {{3}}> {{ q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z) }}"""
@@ -33,3 +35,28 @@ def _runs(opset: int) -> bool:
 def newest_runtime_opset() -> int:
     """The newest opset that onnx knows and at which the installed ONNX Runtime runs QuantizeLinear."""
     return next((opset for opset in range(newest(), 9, -1) if _runs(opset)), 0)
+
+
+@cache
+def _kernels() -> dict[str, list[tuple[int, int]]]:
+    """Operator -> (first, last) versions of each kernel on CPUs; empty where ONNX Runtime does not tell."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found: dict[str, list[tuple[int, int]]] = {}
+    for kernel in getattr(state, "get_all_opkernel_def", list)():
+        if kernel.provider == "CPUExecutionProvider" and kernel.domain in STANDARD:
+            found.setdefault(kernel.op_name, []).append(kernel.version_range)
+    return found
+
+
+def lacks_kernel(older: defs.OpSchema, newer: defs.OpSchema) -> bool:
+    """Whether ONNX Runtime runs the operator as it was, and not as it is.
+
+    A kernel without a last version is for its first version alone.
+    """
+
+    def runs(schema: defs.OpSchema) -> bool:
+        version, known = schema.since_version, _kernels().get(schema.name, [])
+        return any(first == version or first < version <= last != _OPEN for first, last in known)
+
+    return runs(older) and not runs(newer) and not newer.has_function
