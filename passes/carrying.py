@@ -1,8 +1,8 @@
-"""What graphsurgeon forgets of a graph that it opened: doc strings, metadata_props, denotations; nested graphs too.
+"""What graphsurgeon loses of a graph: doc strings, metadata_props and denotations, in nested graphs too.
 
-A thing is known again by its name: a value or an initializer by its own; a node by its operator and its first output, or by
-its own name where it writes another tensor now. What a pass changed keeps what was said of it only while it is the
-same kind of thing (operator; element type and rank).
+Values and initializers are found again by their names, nodes by operator and first output, or by operator
+and name if they write another tensor now. What a pass changed keeps its annotations while it is of the same
+kind (operator; element type and rank).
 """
 
 from __future__ import annotations
@@ -75,13 +75,15 @@ def _carry_node(new: onnx.NodeProto, old: onnx.NodeProto) -> None:
 
 
 def carry_annotations(new: onnx.GraphProto, old: onnx.GraphProto) -> None:
-    """Say of the exported graph `new` what `old`, from which it was imported, says of the things that are left."""
+    """Give what is left in the exported graph `new` the annotations of `old`, from which it was imported."""
     _describe(new, old)
     if not new.quantization_annotation:
         new.quantization_annotation.extend(old.quantization_annotation)
     declared = {value.name: value for value in (*old.value_info, *old.input, *old.output)}
     _carry_values((*new.value_info, *new.input, *new.output), declared)
-    tensors = {tensor.name: tensor for tensor in old.initializer if tensor.doc_string or tensor.metadata_props}
+    tensors = {
+        tensor.name: tensor for tensor in old.initializer if tensor.doc_string or tensor.metadata_props
+    }
     for tensor in new.initializer:
         held = tensors.get(tensor.name)
         if held is not None and held.data_type == tensor.data_type and len(held.dims) == len(tensor.dims):

@@ -1,8 +1,8 @@
 """How a node is written at a newer opset: one function per change of an operator, one line in the table.
 
-`ADAPTERS[operator, opset]` edits a node that is valid just below `opset` into one of the same values at `opset`. Nodes
-that it adds are of that opset too, and are carried further like any other. What the old operators mean was read off
-ONNX Runtime's kernels and is compared with them by benchmarks/opset_sweep.py.
+`ADAPTERS[operator, opset]` edits a node that is valid just below `opset` so that it gives the same values at
+`opset`. Nodes that it adds are of that opset too, and are converted further like any other. What the old
+operators mean was read off ONNX Runtime's kernels, with which benchmarks/opset_sweep.py compares the result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from passes.opset.site import Adapter, Refused, Site
+from passes.opset.site import Adapter, RefusedError, Site
 
 __all__ = ["ADAPTERS"]
 
@@ -21,14 +21,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 def _inference_7(site: Site) -> None:
     """Before opset 7 the operator trained, unless it was told that it is used."""
     if not site.take("is_test", 0):
-        raise Refused("it is written to train (is_test=0)")
+        raise RefusedError("it is written to train (is_test=0)")
 
 
 def _broadcast_7(site: Site) -> None:
     """Sizes were matched from the last axis on, as now, unless an axis was named."""
     site.take("broadcast")
     if site.take("axis") is not None:
-        raise Refused("it names the axis from which it broadcasts")
+        raise RefusedError("it names the axis from which it broadcasts")
 
 
 def _upsample_9(site: Site) -> None:
@@ -43,13 +43,13 @@ def _upsample_10(site: Site) -> None:
 
 
 def _resize_11(site: Site) -> None:
-    """Coordinates are x / scale. Nearest takes the one below where a side grows, the one above where it shrinks.
+    """Coordinates are x / scale; nearest rounds them down along axes that grow and up along axes that shrink.
 
-    Resize-11 has one rule of rounding for all sides, so that growing and shrinking take a node each where both may be.
+    Resize-11 rounds all axes alike: two nodes are needed if some grow and others shrink, or if nobody knows.
     """
     mode = site.attribute("mode", "nearest")
     if mode not in ("nearest", "linear"):
-        raise Refused(f"mode '{mode}' is none of Resize-10")
+        raise RefusedError(f"mode '{mode}' does not exist at opset 10")
     scales, value = site.node.input[1], site.scope.value(site.node.input[1])
     site.set("coordinate_transformation_mode", "asymmetric")
     site.input(scales, 2)
@@ -59,7 +59,7 @@ def _resize_11(site: Site) -> None:
     site.set("nearest_mode", "floor" if value is None or (value >= 1).all() else "ceil")
     if value is not None and ((value >= 1).all() or (value <= 1).all()):
         return
-    # What grows first keeps every value, whatever is dropped afterwards.
+    # Growing first keeps every value for the node that shrinks.
     one, empty = site.constant(1.0, FLOAT), site.node.input[1]
     grown = site.add(
         "Resize",
@@ -88,7 +88,7 @@ def _topk_10(site: Site) -> None:
 
 
 def _clip_11(site: Site) -> None:
-    """Bounds become inputs of the input's type. The defaults were bounds too: infinity became the largest float."""
+    """Bounds become inputs of the input's type. The defaults are bounds too: they clip infinities."""
     element = site.element()
     for bound in (site.take("min", -_LARGEST), site.take("max", _LARGEST)):
         with np.errstate(over="ignore"):
@@ -110,7 +110,7 @@ def _dropout_10(site: Site) -> None:
 
 
 def _dropout_12(site: Site) -> None:
-    """The ratio becomes an input. At inference ONNX Runtime's mask was false everywhere; from 12 on it is true."""
+    """The ratio becomes an input. The mask of ONNX Runtime is false before opset 12 and true from then on."""
     site.input(site.constant(site.take("ratio", 0.5), FLOAT), 1)
     if site.output(1):
         site.behind(1, "Not")
@@ -148,13 +148,13 @@ def _axes_input(site: Site) -> None:
 def _batch_normalization_9(site: Site) -> None:
     """Statistics of every position of the sample (spatial=0) are gone."""
     if not site.take("spatial", 1):
-        raise Refused("spatial=0 has no form at newer opsets")
+        raise RefusedError("spatial=0 has no form at newer opsets")
 
 
 def _batch_normalization_14(site: Site) -> None:
     """The outputs of training are others; those that nobody reads are dropped."""
     if any(site.output(index) for index in range(1, len(site.node.output))):
-        raise Refused("its outputs of training are read, and have no form at newer opsets")
+        raise RefusedError("its outputs of training are read, and have no form at newer opsets")
     del site.node.output[1:]
 
 
@@ -163,8 +163,8 @@ def _roi_align_16(site: Site) -> None:
     site.set("coordinate_transformation_mode", "output_half_pixel")
 
 
-def _scan_9(site: Site) -> None:
-    raise Refused("its axis of batches is gone from opset 9 on")
+def _scan_9(_: Site) -> None:
+    raise RefusedError("its axis of batches is gone from opset 9 on")
 
 
 def _dft_20(site: Site) -> None:
@@ -180,9 +180,7 @@ def _group_normalization_21(site: Site) -> None:
     """Scale and bias per group become scale and bias per channel: each is repeated C / groups times."""
     groups = site.constant([site.attribute("num_groups")], INT64)
     channels = site.add("Shape", [site.node.input[0]], start=1, end=2)
-    shape = site.add(
-        "Concat", [site.constant([1], INT64), site.add("Div", [channels, groups])], axis=0
-    )
+    shape = site.add("Concat", [site.constant([1], INT64), site.add("Div", [channels, groups])], axis=0)
     column, flat = site.constant([-1, 1], INT64), site.constant([-1], INT64)
     for index in (1, 2):
         repeated = site.add("Expand", [site.add("Reshape", [site.node.input[index], column]), shape])
@@ -196,7 +194,7 @@ def _group_normalization_21(site: Site) -> None:
 def _attention_25(site: Site) -> None:
     """The scores that the fourth output may give lose the causal mask in mode 2."""
     if site.output(3) and site.attribute("is_causal", 0) and site.attribute("qk_matmul_output_mode", 0) == 2:
-        raise Refused("its output of masked scores (qk_matmul_output_mode=2) has no form at newer opsets")
+        raise RefusedError("its masked scores (qk_matmul_output_mode=2) have no form at newer opsets")
 
 
 def _mean_variance_normalization_13(site: Site) -> None:

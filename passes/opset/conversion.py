@@ -1,4 +1,4 @@
-"""The walk over a model's graphs and functions that carries each node to another opset, in place."""
+"""The walk over a model's graphs and functions that converts each node to another opset, in place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ from passes.model import every_graph
 from passes.opset.adapters import ADAPTERS
 from passes.opset.runtime import lacks_kernel
 from passes.opset.schemas import STANDARD, is_operator, lost, transitions
-from passes.opset.site import Names, Refused, Scope, Site
+from passes.opset.site import Names, RefusedError, Scope, Site
 
-__all__ = ["Unconvertible", "Walk", "convert", "every_node", "name_nodes", "names_of", "opset_of", "set_opset"]
+__all__ = [
+    "ConversionError",
+    "Walk",
+    "convert",
+    "every_node",
+    "name_nodes",
+    "names_of",
+    "opset_of",
+    "set_opset",
+]
 
 
-class Unconvertible(Exception):
-    """The node that cannot be carried, and why. in_function: whether a function of the model has it."""
+class ConversionError(Exception):
+    """Names the node that cannot be converted, and why. in_function: whether it belongs to a function."""
 
     def __init__(self, reason: str, in_function: bool = False) -> None:
         super().__init__(reason)
@@ -111,7 +120,7 @@ def _know_constant(scope: Scope, node: onnx.NodeProto) -> None:
 
 @dataclass
 class Walk:
-    """The way of one model's nodes up to opset `target`."""
+    """Converts the nodes of one model up to opset `target`."""
 
     target: int
     names: Names
@@ -119,22 +128,22 @@ class Walk:
     def node(
         self, node: onnx.NodeProto, level: int, scope: Scope
     ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
-        """Carry a node of opset `level`; the nodes that now stand in front of it and behind it."""
+        """Convert a node of opset `level`; returns the new nodes in front of it and behind it."""
         if node.domain not in STANDARD:
             return [], []
         if not is_operator(node.op_type, level):
-            raise Refused(f"ONNX has no such operator at opset {level}")
+            raise RefusedError(f"ONNX has no such operator at opset {level}")
         steps = transitions(node.op_type, level, self.target)
         if steps and not steps[-1][1].deprecated and lacks_kernel(steps[0][0], steps[-1][1]):
             version = steps[-1][1].since_version
-            raise Refused(f"the installed ONNX Runtime has no kernel for it from opset {version} on")
+            raise RefusedError(f"the installed ONNX Runtime has no kernel for it from opset {version} on")
         for older, newer in steps:
             version = newer.since_version
             adapter = ADAPTERS.get((node.op_type, version))
             if adapter is None:
                 reason = lost(node, older, newer, scope.element)
                 if reason:
-                    raise Refused(f"{reason}, which opset {version} does not have")
+                    raise RefusedError(f"{reason}, which opset {version} does not have")
                 continue
             site = Site(node, scope, self.names)
             adapter(site)
@@ -160,7 +169,7 @@ class Walk:
         inferred: onnx.GraphProto | None,
         in_function: bool = False,
     ) -> None:
-        """Carry all nodes of the graph, nested ones first. inferred: the same graph with types."""
+        """Convert all nodes of the graph, nested ones first. inferred: the same graph with types."""
         inside = in_function or isinstance(graph, onnx.FunctionProto)
         for index in reversed(range(len(graph.node))):
             node = graph.node[index]
@@ -170,9 +179,9 @@ class Walk:
                 self.graph(nested, level, _scope(nested, twin, scope, scope.read), twin, inside)
             try:
                 before, after = self.node(node, level, scope)
-            except Refused as refused:
+            except RefusedError as refused:
                 named = f"node '{node.name}' ({node.op_type})" if node.name else f"a node {node.op_type}"
-                raise Unconvertible(f"{named}: {refused}", inside) from None
+                raise ConversionError(f"{named}: {refused}", inside) from None
             for offset, added in enumerate(after):
                 graph.node.insert(index + 1 + offset, added)
             for offset, added in enumerate(before):
@@ -180,9 +189,9 @@ class Walk:
 
 
 def convert(proto: onnx.ModelProto, walk: Walk) -> None:
-    """Carry graphs and functions of the model, in place, to the opset of `walk`, and import it.
+    """Convert graphs and functions of the model, in place, to the opset of `walk`, and import it.
 
-    Raises Unconvertible; the model is then half converted, and of no use.
+    Raises ConversionError; the model is then half converted, and of no use.
     """
     read = _read(proto)
     inferred = infer_model(proto)[0]
@@ -197,7 +206,7 @@ def convert(proto: onnx.ModelProto, walk: Walk) -> None:
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:
-    """Give every node the name by which passes know it: one made from its position would mean another node later."""
+    """Write the names by which passes know unnamed nodes, which depend on positions, into the nodes."""
 
     def visit(graph: onnx.GraphProto, prefix: str) -> None:
         for index, node in enumerate(graph.node):

@@ -1,7 +1,8 @@
 """Bring a model down to an older opset, where every node means the same there.
 
-Legal for a node when the operator did not change in between, or when what was added is not used: no new input or
-output, no new attribute but with its default value, no new type. Whatever `adapters` would have to undo is refused.
+Legal for a node if its operator did not change in between, or if the node uses nothing that was added: no
+new input or output, no new type, and new attributes only with their default value. What `adapters` would
+have to undo is refused.
 """
 
 from __future__ import annotations
@@ -14,30 +15,28 @@ from onnx import defs
 from passes.opset.adapters import ADAPTERS
 from passes.opset.conversion import Walk
 from passes.opset.schemas import STANDARD, drop_defaults, is_operator, lost, transitions
-from passes.opset.site import Refused, Scope
+from passes.opset.site import RefusedError, Scope
 
 __all__ = ["Descent"]
 
 
 @dataclass
 class Descent(Walk):
-    """The way of one model's nodes down to opset `target`."""
+    """Converts the nodes of one model down to opset `target`."""
 
     def node(
         self, node: onnx.NodeProto, level: int, scope: Scope
     ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
         if node.domain in STANDARD:
             if not is_operator(node.op_type, self.target):
-                raise Refused(f"opset {self.target} does not have it")
+                raise RefusedError(f"opset {self.target} does not have it")
             for older, newer in reversed(transitions(node.op_type, self.target, level)):
                 self._step(node, older, newer, scope)
         return [], []
 
-    def _step(
-        self, node: onnx.NodeProto, older: defs.OpSchema, newer: defs.OpSchema, scope: Scope
-    ) -> None:
+    def _step(self, node: onnx.NodeProto, older: defs.OpSchema, newer: defs.OpSchema, scope: Scope) -> None:
         version = newer.since_version
         drop_defaults(node, newer, older)
         reason = lost(node, newer, older, scope.element)
         if reason or (node.op_type, version) in ADAPTERS:
-            raise Refused(f"{reason or 'it changed its meaning'}, which needs opset {version}")
+            raise RefusedError(f"{reason or 'it changed its meaning'}, which needs opset {version}")

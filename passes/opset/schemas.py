@@ -1,9 +1,10 @@
-"""What onnx's schemas say of an operator's versions: which there are, and what a node loses from one to another."""
+"""onnx's schemas of an operator: which versions there are, and what a node loses from one to another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 
 import onnx
 from onnx import defs
@@ -38,12 +39,11 @@ def is_operator(op: str, opset: int) -> bool:
 def transitions(op: str, low: int, high: int) -> list[tuple[defs.OpSchema, defs.OpSchema]]:
     """(older, newer) schema for each change of the operator above opset `low`, up to `high`, oldest first."""
     history = _histories().get(op, [])
-    pairs = zip(history, history[1:], strict=False)
-    return [(older, newer) for older, newer in pairs if low < newer.since_version <= high]
+    return [(older, newer) for older, newer in pairwise(history) if low < newer.since_version <= high]
 
 
 def _default(schema: defs.OpSchema, name: str) -> bytes:
-    return schema.attributes[name].default_value.SerializeToString(deterministic=True)
+    return bytes(schema.attributes[name].default_value.SerializeToString(deterministic=True))
 
 
 def _attributes(node: onnx.NodeProto, before: defs.OpSchema, after: defs.OpSchema) -> Iterator[str]:
@@ -54,7 +54,11 @@ def _attributes(node: onnx.NodeProto, before: defs.OpSchema, after: defs.OpSchem
     for name, attribute in after.attributes.items():
         if name not in given and attribute.required:
             yield f"it lacks the attribute '{name}'"
-        elif name not in given and name in before.attributes and _default(before, name) != _default(after, name):
+        elif (
+            name not in given
+            and name in before.attributes
+            and _default(before, name) != _default(after, name)
+        ):
             yield f"the default of '{name}' differs"
 
 

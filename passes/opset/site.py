@@ -1,4 +1,4 @@
-"""One node on its way to a newer opset: what an adapter may ask, and what it may add around the node."""
+"""One node that is converted: what an adapter may ask about it, and the nodes that it may add around it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Adapter", "Names", "Refused", "Scope", "Site"]
+__all__ = ["Adapter", "Names", "RefusedError", "Scope", "Site"]
 
 
-class Refused(Exception):
-    """A node that cannot be carried to the newer opset; says why."""
+class RefusedError(Exception):
+    """A node that cannot be converted; says why."""
 
 
 class Names:
@@ -84,7 +84,7 @@ class Site:
         for held in self.node.attribute:
             if held.name == name:
                 if held.ref_attr_name:
-                    raise Refused(f"its attribute '{name}' is a parameter of its function")
+                    raise RefusedError(f"its attribute '{name}' is a parameter of its function")
                 value = helper.get_attribute_value(held)
                 return value.decode() if isinstance(value, bytes) else value
         return default
@@ -106,7 +106,7 @@ class Site:
         """Element type of the first input. Refused where it is unknown."""
         held = self.scope.element(self.node.input[0])
         if held is None:
-            raise Refused(f"the type of its input '{self.node.input[0]}' is unknown")
+            raise RefusedError(f"the type of its input '{self.node.input[0]}' is unknown")
         return held
 
     def output(self, index: int) -> str:

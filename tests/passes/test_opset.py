@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from benchmarks.opset_sweep import equal, hand_made, run, sweep
-from onnx import TensorProto, defs, helper, numpy_helper
+from onnx import defs
 
+from benchmarks.opset_cases import hand_made
+from benchmarks.opset_sweep import equal, run, sweep
 from passes.base import Context
 from passes.errors import UnsupportedModelError
 from passes.graph import export_graph, import_graph
-from passes.model import Model, check, load, normalized, save
+from passes.model import Model, check
 from passes.opset import upgrade
 from passes.opset.adapters import ADAPTERS
 from passes.opset.runtime import newest_runtime_opset
-from passes.quantize import Quantize
-from passes.simplify import Simplify
 
 NEWEST = newest_runtime_opset()
 
@@ -38,14 +36,19 @@ def raised(model: Model, opset: int) -> Model:
 
 
 def test_one_op_models_keep_their_values() -> None:
-    """A part of benchmarks/opset_sweep.py: every operator of its own cases, and each tenth of the many ratios."""
+    """A part of benchmarks/opset_sweep.py: every operator, and each twelfth of the many modes and ratios."""
     cases = list(hand_made())
-    few = [case for case in cases if case.op not in ("Resize", "Upsample", "Softmax", "LogSoftmax", "Hardmax")]
+    few = [
+        case for case in cases if case.op not in ("Resize", "Upsample", "Softmax", "LogSoftmax", "Hardmax")
+    ]
     many = [case for case in cases if case.op in ("Resize", "Upsample", "Softmax", "LogSoftmax", "Hardmax")]
     tallies, models = sweep(iter([*few[::4], *many[::12]]), (14, NEWEST))
     assert models > 150
     assert not [line for tally in tallies.values() for line in tally.wrong]
-    assert {line.partition(" ")[0] for tally in tallies.values() for line in tally.refused} <= {"BatchNormalization-7"}
+    assert {line.partition(" ")[0] for tally in tallies.values() for line in tally.refused} <= {
+        "BatchNormalization-7",  # spatial=0
+        "RoiAlign-16",  # ONNX Runtime has no kernel from opset 22 on
+    }
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
@@ -65,7 +68,7 @@ def test_the_mask_of_dropout_stays_false() -> None:
 
 
 def _takes_away(older: defs.OpSchema, newer: defs.OpSchema) -> bool:
-    """Whether a node that is valid under the older schema may mean nothing, or something else, under the newer."""
+    """Whether a node that is valid under the older schema may be invalid or another under the newer."""
     defaults = {
         name: (schema.attributes[name].default_value if name in schema.attributes else None)
         for schema in (older, newer)
@@ -91,18 +94,19 @@ def test_every_change_that_takes_something_away_has_an_adapter() -> None:
     missing = []
     for name, schemas in held.items():
         schemas.sort(key=lambda schema: schema.since_version)
-        for older, newer in zip(schemas, schemas[1:], strict=False):
+        for older, newer in pairwise(schemas):
             key = name, newer.since_version
             if 7 < newer.since_version <= 28 and _takes_away(older, newer) and key not in ADAPTERS:
                 missing.append(key)
     assert missing == []
 
 
-BRANCHES = """g (bool c, float[N,3] x) => (float[N,3] y) <float[3] k = {1, 2, 3}, float[N,3] d> { [add] d = Add (x, k)
+BRANCHES = """g (bool c, float[N,3] x) => (float[N,3] y) <float[3] k = {1, 2, 3}, float[N,3] d> {
+    [add] d = Add (x, k)
     [branch] y = If (c) <then_branch = t () => (float[N,3] o) <float[N,3] q> { [neg] q = Neg (d)
         [sum] r = ReduceSum <axes = [1]> (q) [mul] o = Mul (q, r) },
-    else_branch = e () => (float[N,3] o) <float[3] z = {3, 4, 5}, float[N,3] q> { [abs] q = Softmax <axis = 0> (d)
-        [times] o = Mul (q, z) }> }"""
+    else_branch = e () => (float[N,3] o) <float[3] z = {3, 4, 5}, float[N,3] q> {
+        [max] q = Softmax <axis = 0> (d) [times] o = Mul (q, z) }> }"""
 
 
 def _decorate(graph: onnx.GraphProto) -> None:
@@ -151,7 +155,11 @@ def test_an_upgrade_and_an_edit_lose_no_word_and_no_name() -> None:
     assert list(upgraded.proto.metadata_props) == list(model.proto.metadata_props)
     for proto in (upgraded.proto, export_graph(import_graph(upgraded), upgraded).proto):
         after = _said(proto.graph)
-        moved = {"t:ReduceSum r.axes", "e:Softmax q", "e:Softmax q.axis"}  # an input now; the output is a Reshape's
+        moved = {
+            "t:ReduceSum r.axes",
+            "e:Softmax q",
+            "e:Softmax q.axis",
+        }  # an input now; the output is a Reshape's
         assert {key: after.get(key) for key in before if key not in moved} == {
             key: text for key, text in before.items() if key not in moved
         }
@@ -210,16 +218,22 @@ def test_a_function_of_a_newer_opset_takes_its_model_along() -> None:
     ("text", "opset", "reason"),
     [
         (
-            "g (float[2,3] x) => (float[2,3] y) <float[3] k = {1, 2, 3}> "
-            "{ [norm] y = BatchNormalization <spatial = 0> (x, k, k, k, k) }",
+            """g (float[2,3] x) => (float[2,3] y) <float[3] k = {1, 2, 3}>
+            { [norm] y = BatchNormalization <spatial = 0> (x, k, k, k, k) }""",
             8,
             r"node 'norm' \(BatchNormalization\): spatial=0",
         ),
-        ("g (float[2] x) => (float[2] y) { [odd] y = Swirl (x) }", 11, r"node 'odd' \(Swirl\): ONNX has no such"),
+        (
+            "g (float[2] x) => (float[2] y) { [odd] y = Swirl (x) }",
+            11,
+            r"node 'odd' \(Swirl\): ONNX has no such",
+        ),
     ],
 )
 def test_what_has_no_form_is_refused_by_name(text: str, opset: int, reason: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"net\.onnx: the test needs opset 14.*{reason}.*export it again"):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"net\.onnx: the test needs opset 14.*{reason}.*export it again"
+    ):
         upgrade(parsed(text, opset), 14, "the test", Context())
 
 
@@ -231,94 +245,9 @@ def test_an_opset_that_onnxruntime_has_not_is_refused() -> None:
 
 def test_inputs_that_were_constants_stay_constants() -> None:
     """Below IR 4 nobody could set them, and ONNX Runtime folds and fuses them."""
-    model = parsed("g (float[2] k, float[2] x) => (float[2] y) <float[2] k = {1, 2}> { y = Add (x, k) }", 8, ir=3)
+    model = parsed(
+        "g (float[2] k, float[2] x) => (float[2] y) <float[2] k = {1, 2}> { y = Add (x, k) }", 8, ir=3
+    )
     upgraded = raised(model, 13)
     assert upgraded.proto.ir_version > 3
     assert [value.name for value in upgraded.proto.graph.input] == ["x"]
-
-
-def _limited(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("passes.opset.upgrading.newest_runtime_opset", lambda: limit)
-
-
-def test_a_model_newer_than_the_runtime_is_brought_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    _limited(monkeypatch, 17)
-    text = """g (float[N,4] x) => (float[N,4] y) <float[4,4] w>
-        { h = MatMul (x, w) i = Cast <to = 7, saturate = 1> (h) f = Cast <to = 1> (i) y = Relu (f) }"""
-    model = parsed(text.replace("<float[4,4] w>", ""), 21, ir=10)
-    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32), "w")
-    model.proto.graph.initializer.append(weight)
-    context = Context()
-    lowered = upgrade(model, 13, "the test", context)
-    assert lowered.opset() == 17
-    assert "opset 21 lowered to 17" in context.notes[0].reason
-    check(lowered)
-    feed = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32) * 9}
-    assert equal(run(model.proto, feed), run(lowered.proto, feed))
-    assert Quantize(activations="float")(model).model.opset() == 17
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("g (float[2] x) => (float[2] y) { [act] y = Gelu (x) }", r"node 'act' \(Gelu\): opset 17 does not have it"),
-        (
-            "g (float[2,2] x, int64[1] a) => (float[2,1] y) { [sum] y = ReduceMax (x, a) }",
-            r"node 'sum' \(ReduceMax\): it has 2 inputs",
-        ),
-        (
-            "g (float[2] x) => (float8e4m3fn[2] y) { [to8] y = Cast <to = 17> (x) }",
-            r"node 'to8' \(Cast\): 'y' is a tensor\(float8e4m3fn\)",
-        ),
-    ],
-)
-def test_what_needs_the_newer_opset_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, reason: str) -> None:
-    _limited(monkeypatch, 17)
-    with pytest.raises(UnsupportedModelError, match=rf"{reason}.*export it again at opset 17 or older"):
-        upgrade(parsed(text, 21, ir=10), 13, "the test", Context())
-
-
-def test_the_limit_is_asked_of_the_installed_runtime() -> None:
-    """A session with QuantizeLinear opens at the limit, and at none above it that onnx knows."""
-
-    def opens(opset: int) -> bool:
-        text = f"""<ir_version: 10, opset_import: ["" : {opset}]> g (float[2] x) => (uint8[2] y)
-            <float s = {{0.5}}, uint8 z = {{3}}> {{ y = QuantizeLinear (x, s, z) }}"""
-        try:
-            ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString())
-        except Exception:  # onnxruntime's errors have no class in common
-            return False
-        return True
-
-    assert [opset for opset in range(NEWEST, defs.onnx_opset_version() + 1) if opens(opset)] == [NEWEST]
-
-
-ALIASES: tuple[tuple[str, int], ...] = (("ai.onnx", 12), ("", 9))
-
-
-@pytest.mark.parametrize("imports", [ALIASES[:1], ALIASES, tuple(reversed(ALIASES))])
-@pytest.mark.parametrize("domain", ["", "ai.onnx"])
-def test_the_alias_of_the_standard_domain_is_one_word(
-    imports: Iterable[tuple[str, int]], domain: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    weight = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["h"], "mm", domain=domain),
-        helper.make_node("Relu", ["h"], ["y"], "act"),
-    ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid(*held) for held in imports], ir_version=8)
-    before = proto.SerializeToString(deterministic=True)
-    path = tmp_path_factory.mktemp("alias") / "m.onnx"
-    save(Model(proto), path)
-    feed = {"x": np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)}
-    for model in (Model(proto), load(path)):
-        for made in (normalized(model), Quantize(activations="float")(model).model, Simplify()(model).model):
-            check(made) if made is not model else None
-            assert np.allclose(run(made.proto, feed)[0], run(proto, feed)[0], atol=0.1)
-    made = Quantize(activations="float")(Model(proto)).model
-    assert [held.domain for held in made.proto.opset_import] == [""]
-    last = list(imports)[-1][1]
-    assert normalized(Model(proto)).opset() == last  # ONNX Runtime obeys the last of several
-    assert proto.SerializeToString(deterministic=True) == before
