@@ -16,9 +16,10 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from passes.carrying import carry_annotations
 from passes.editing import sort_nodes
 from passes.errors import GraphError
-from passes.model import Model, every_graph
+from passes.model import Model, every_graph, normalized
 from runtime_ops.functions import DOMAIN, function
 
 __all__ = ["declare_functions", "export_graph", "import_graph", "node_name", "source_model"]
@@ -121,6 +122,7 @@ def import_graph(model: Model) -> gs.Graph:
 
     Raises GraphError for what cannot be held without loss.
     """
+    model = normalized(model)
     _refuse_unheld(model)
     try:
         graph = gs.import_onnx(model.proto)
@@ -203,7 +205,7 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     graph.cleanup(recurse_functions=False)
     sort_nodes(graph)
     proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
-    source = model.proto
+    source = normalized(model).proto
     proto.ir_version = source.ir_version
     proto.producer_name, proto.producer_version = source.producer_name, source.producer_version
     proto.domain, proto.model_version = source.domain, source.model_version
@@ -211,20 +213,9 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     proto.metadata_props.extend(source.metadata_props)
     if hasattr(source, "configuration"):
         proto.configuration.extend(source.configuration)
-    proto.graph.metadata_props.extend(source.graph.metadata_props)
-    proto.graph.quantization_annotation.extend(source.graph.quantization_annotation)
-    documented = {
-        node.output[0]: node
-        for node in source.graph.node
-        if node.output and (node.doc_string or node.metadata_props)
-    }
-    for node in proto.graph.node:
-        original = documented.get(node.output[0]) if node.output else None
-        if original is not None and original.op_type == node.op_type:
-            node.doc_string = original.doc_string
-            node.metadata_props.extend(original.metadata_props)
     _restore_signature(proto, graph, source)
     _strip_outer(proto.graph, set())
+    carry_annotations(proto.graph, source.graph)
     del proto.functions[:]
     proto.functions.extend(source.functions)
     declare_functions(proto)

@@ -169,9 +169,7 @@ class Quantize(Pass):
             )
             return model, model is not given
         least = required_policy_opset(policy, self.standard, fuses)
-        if any(
-            values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
-        ):
+        if _has_float16_scales(policy, graph, self.standard, fuses):
             least = max(least, 19)
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
@@ -200,7 +198,8 @@ class Quantize(Pass):
 def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = True) -> int:
     """The least opset that holds every scheme of the policy.
 
-    Static activations take 13: ONNX Runtime runs MaxPool on integers from 12 on.
+    Static activations take 13: a DequantizeLinear per channel keeps float layers between two pairs float
+    (passes/activations.py), and ONNX Runtime runs MaxPool on integers from 12 on.
     """
 
     def weights(choice: LayerPolicy) -> int:
@@ -214,6 +213,17 @@ def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = 
 
     chosen = [policy[name] for name in policy.quantized]
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
+
+
+def _has_float16_scales(policy: Policy, graph: gs.Graph, standard: bool, fuses: bool) -> bool:
+    """Whether a DequantizeLinear gives float16, which takes opset 19. Bit streams give float32 to a Cast."""
+    for layer, node, _ in graph_layers(graph):
+        choice, index = policy[layer.name], weight_index(node)
+        if index is None or choice.weights.is_float or values(node.inputs[index]).dtype != np.float16:
+            continue
+        if not is_packed(choice.weights, fuses and choice.activations.is_integer, standard):
+            return True
+    return False
 
 
 def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
