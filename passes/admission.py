@@ -1,6 +1,7 @@
-"""The door for models from outside: checked when they are loaded, mended where ONNX Runtime is more lenient.
+"""The door for models from outside: checked when loaded, mended where ONNX Runtime is more lenient.
 
-ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and told:
+ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and
+told:
 
 1. The operator set named 'ai.onnx', the alias of '' (no remark: it means the same).
 2. Nodes out of order; a cycle is refused, with a node on it.
@@ -8,7 +9,8 @@ ONNX Runtime runs some models that the ONNX checker refuses. Each of these fault
 4. The same initializer twice, with the same values.
 5. Declared inner types, then declared output shapes, that the operators contradict: dropped.
 
-What is refused after that, but loads in ONNX Runtime, goes on with a warning; everything else is an InvalidModelError.
+What is refused after that, but loads in ONNX Runtime, goes on with a warning; everything else is an
+InvalidModelError.
 """
 
 from __future__ import annotations
@@ -159,8 +161,8 @@ def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
             if known.setdefault(entry.domain, entry.version) != entry.version:
                 both = f"{known[entry.domain]} and {entry.version}"
                 raise InvalidModelError(
-                    f"{label}: imports the operator set '{entry.domain or _ALIAS}' twice, at versions {both}; "
-                    "export the model again"
+                    f"{label}: imports the operator set '{entry.domain or _ALIAS}' twice, at versions "
+                    f"{both}; export the model again"
                 )
             if all(entry.domain != other.domain for other in kept):
                 kept.append(entry)
@@ -197,7 +199,7 @@ def _read(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
-    """Sort a graph's nodes in place, keeping their order where it can be; the first node that moved, or ''."""
+    """Sort a graph's nodes in place, keeping their order where possible; the first node that moved, or ''."""
     makers = {output: at for at, node in enumerate(graph.node) for output in node.output if output}
     readers: list[list[int]] = [[] for _ in graph.node]
     waiting = [0] * len(graph.node)
@@ -219,8 +221,8 @@ def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
     if len(order) < len(graph.node):
         node = graph.node[next(at for at, count in enumerate(waiting) if count)]
         raise InvalidModelError(
-            f"{name}: node '{node.name or next(iter(node.output), '')}' ({node.op_type}) waits for its own result: "
-            "the graph has a cycle; export the model again"
+            f"{name}: node '{node.name or next(iter(node.output), '')}' ({node.op_type}) waits for its own "
+            "result: the graph has a cycle; export the model again"
         )
     moved = next((at for place, at in enumerate(order) if at != place), None)
     label = ""

@@ -119,7 +119,7 @@ class Pass(ABC):
             try:
                 check(result)
             except UserError as error:
-                # What the checker refuses of the model as it came is not this pass's fault (passes/admission.py).
+                # What the checker refuses of the model as it came is not this pass's fault (admission.py).
                 if not _refused(model):
                     raise PassError(
                         f"{model.name}: pass '{self.name}' made an invalid model: {error}"

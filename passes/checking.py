@@ -1,7 +1,7 @@
 """The checks of an ONNX model: what every file has to pass before a command or a pass works with it.
 
-`full_check` is the ONNX checker with strict shape inference, run on a copy without the values of large weights, so
-that its cost does not depend on their size. It knows three things better than the checker does:
+`full_check` is the ONNX checker with strict shape inference, run on a copy without the values of large
+weights, so that its cost does not depend on their size. It knows three things better than the checker does:
 
 1. An output or input may be declared without a shape (IR.md allows it; the checker does not).
 2. The length of a weight's data has to match its shape and type exactly.
@@ -183,7 +183,7 @@ class _Reading:
 
 
 def refuse_unreadable(proto: onnx.ModelProto, name: str) -> None:
-    """Raise InvalidModelError for texts that are not UTF-8, and for tensors whose data do not fit their shape."""
+    """Raise InvalidModelError for texts that are not UTF-8 and tensors whose data do not fit their shape."""
     reading = _Reading()
     try:
         reading.model(proto)

@@ -133,7 +133,7 @@ def _shown_warnings() -> Iterator[None]:
                 told.add(str(message))
                 warn(str(message))
 
-        warnings.showwarning = show  # type: ignore[assignment]  # the rest of it is passed on
+        warnings.showwarning = show
         # By its text, since the class is in a module that takes long to import.
         warnings.filterwarnings("always", message="(?s).*ONNX Runtime accepts that", category=UserWarning)
         yield

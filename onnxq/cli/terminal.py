@@ -1,7 +1,7 @@
 """How things are shown: tables on stdout, remarks on stderr, numbers as people write them.
 
-Names of files, nodes and tensors come from outside and may hold anything. Everything that reaches the terminal goes
-through `say`, `warn`, `remark`, `table` or `print_json`, which write control characters as escapes.
+Names of files, nodes and tensors come from outside and may hold anything. Everything that reaches the
+terminal goes through `say`, `warn`, `remark`, `table` or `print_json`, which escape control characters.
 """
 
 from __future__ import annotations
