@@ -114,7 +114,9 @@ def _read(base: str, path: str, spec: str) -> bytes:
 
 
 def _manifest(base: str, spec: str) -> list[dict[str, Any]]:
-    entries = parse_json(_read(base, _MANIFEST, spec), f"{spec}: {base}{_MANIFEST}", DataError)
+    entries = parse_json(
+        _read(base, _MANIFEST, spec), f"{spec}: {base}{_MANIFEST}", DataError, "the manifest of a model hub"
+    )
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "model_path" in e for e in entries):
         raise DataError(f"{spec}: {base}{_MANIFEST} is not the manifest of a model hub")
     return entries

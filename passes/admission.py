@@ -105,9 +105,11 @@ def _runs(proto: onnx.ModelProto) -> bool:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         content = light_copy(proto).SerializeToString()
-        ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no class in common
-        if not isinstance(error, RuntimeError) and not type(error).__module__.startswith("onnxruntime"):
+        if not isinstance(error, RuntimeError | UnicodeDecodeError) and not type(error).__module__.startswith(
+            "onnxruntime"
+        ):
             raise
         return False
     return True

@@ -129,8 +129,8 @@ def _shown_warnings() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if category.__name__ != "ModelWarning":
                 usual(message, category, *place, **more)
-            elif str(message) not in told:
-                told.add(str(message))
+            elif (text := str(message).partition(": ")[2]) not in told:  # of a model and what is made of it
+                told.add(text)
                 warn(str(message))
 
         warnings.showwarning = show

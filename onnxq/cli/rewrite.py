@@ -19,6 +19,7 @@ from onnxq.cli.options import (
     resolve_threads,
     splitted,
 )
+from onnxq.cli.terminal import say
 
 if TYPE_CHECKING:
     from passes import Context, Model, Note, Pass, PassResult
@@ -80,9 +81,7 @@ def finish(
     show_notes(result.notes, explain)
     if not result.modified:
         remark("  nothing to change; the output equals the input")
-    click.echo(
-        f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}; loads and runs"
-    )
+    say(f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}; loads and runs")
 
 
 _explain = click.option("--explain", is_flag=True, help="Print every note of the passes: what and why.")
