@@ -46,7 +46,7 @@ def admit(proto: onnx.ModelProto, name: str) -> None:
     refuse_unreadable(proto, name)
     _write_out_alias(proto, name)
     _drop_repeated_types(proto)
-    told: list[str] = []
+    told = _free_dimensions(proto)
     found = _refusal(proto)
     while found and (done := _mended(proto, name, found)):
         told.append(done)
@@ -115,6 +115,35 @@ def _runs(proto: onnx.ModelProto) -> bool:
     return True
 
 
+def _free_dimensions(proto: onnx.ModelProto) -> list[str]:
+    """Leave open what is declared as -1, as ONNX Runtime does, and what inputs declare as 0, which it refuses."""
+    told = []
+    for graph in _every_graph(proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        shape = value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ()
+        empty = [dim for dim in shape if dim.HasField("dim_value") and dim.dim_value == 0]
+        if empty and value.name not in constants:
+            told.append(f"its input '{value.name}' declares a dimension of 0, which is taken as a free one")
+            for dim in empty:
+                dim.ClearField("dim_value")
+    return told
+
+
+def _every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all that are nested in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            nested = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+            for inner in nested:
+                yield from _every_graph(inner)
+
+
 def _drop_repeated_types(proto: onnx.ModelProto) -> None:
     """Take from value_info what inputs and outputs declare already, and fill in types that outputs lack.
 
@@ -136,17 +165,6 @@ def _drop_repeated_types(proto: onnx.ModelProto) -> None:
     for value in untyped:
         if value.name in types:
             value.type.CopyFrom(types[value.name])
-
-
-def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _every_node(attribute.g)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for nested in attribute.graphs:
-                    yield from _every_node(nested)
 
 
 def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
@@ -176,9 +194,10 @@ def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
         for node in function.node:
             if node.domain == _ALIAS:
                 node.domain = ""
-    for node in _every_node(proto.graph):
-        if node.domain == _ALIAS:
-            node.domain = ""
+    for graph in _every_graph(proto.graph):
+        for node in graph.node:
+            if node.domain == _ALIAS:
+                node.domain = ""
 
 
 def _sorted_nodes(proto: onnx.ModelProto, name: str, reason: str) -> str:
@@ -276,13 +295,7 @@ def _dropped_types(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     """Fault 5, of inner tensors, in nested graphs too."""
     if "nfer" not in reason and "value_info" not in reason:
         return ""
-    graphs = [proto.graph]
-    graphs += [
-        nested
-        for node in _every_node(proto.graph)
-        for attribute in node.attribute
-        for nested in ([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs)
-    ]
+    graphs = list(_every_graph(proto.graph))
     if not any(graph.value_info for graph in graphs):
         return ""
     for graph in graphs:
