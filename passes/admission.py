@@ -116,7 +116,7 @@ def _runs(proto: onnx.ModelProto) -> bool:
 
 
 def _free_dimensions(proto: onnx.ModelProto) -> list[str]:
-    """Leave open what is declared as -1, as ONNX Runtime does, and what inputs declare as 0, which it refuses."""
+    """Leave open what is declared as -1, as ONNX Runtime does, and what inputs declare as 0."""
     told = []
     for graph in _every_graph(proto.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):

@@ -149,6 +149,10 @@ def _translated(error: Exception) -> Exception:
             return error  # click ends quietly when the reader of a pipe has gone
         if error.errno in _NOT_WRITABLE:
             return _Failure(f"{error.filename or 'output'}: {error.strerror or error}")
+    if isinstance(error, MemoryError):
+        return _Failure(
+            f"not enough memory ({error}); use smaller inputs or fewer samples, or a larger machine"
+        )
     first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
     return _Unexpected(f"unexpected {type(error).__name__}: {first} (onnxq --debug ... shows where)")
 
