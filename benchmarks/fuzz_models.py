@@ -43,6 +43,14 @@ OPS = ["Relu", "Conv", "MatMul", "Gemm", "Identity", "Reshape", "Constant", "If"
        "BatchNormalization", "Transpose", "Cast", "Clip", "Pad", "Shape", "Gather", "Concat", "Slice", "Nope"]  # fmt: skip
 
 
+VALID: list[tuple[str, dict[str, Any]]] = [
+    ("Relu", {}), ("Identity", {}), ("Sigmoid", {}), ("Transpose", {}), ("Flatten", {}), ("Neg", {}), ("Shape", {}),
+    ("Cast", {"to": 10}), ("Cast", {"to": 1}), ("Cast", {"to": 7}), ("Softmax", {}), ("HardSwish", {}), ("Exp", {}),
+    ("ReduceMean", {}), ("ReduceMean", {"keepdims": 0}), ("LeakyRelu", {"alpha": -0.5}), ("Sqrt", {}), ("Log", {}),
+    ("NonZero", {}), ("Size", {}), ("Split", {}), ("MaxPool", {"kernel_shape": [2, 2]}), ("ConstantOfShape", {}),
+]  # fmt: skip
+
+
 # --- seeds
 
 
@@ -445,9 +453,28 @@ def _nest(rng: random.Random, model: Any, graph: Any) -> None:
     graph.node.append(node)
 
 
+def _insert(rng: random.Random, model: Any, graph: Any) -> None:
+    """A node that is probably valid between a tensor and all of its readers."""
+    node = _pick(rng, graph.node)
+    if node is None or not node.output:
+        return
+    name = node.output[0]
+    op, attributes = rng.choice(VALID)
+    for reader in graph.node:
+        for at, read in enumerate(reader.input):
+            if read == name:
+                reader.input[at] = f"{name}_in"
+    made = helper.make_node(op, [name], [f"{name}_in"], rng.choice(["", f"made_{name}"]), **attributes)
+    place = list(graph.node).index(node) + 1
+    nodes = [*graph.node[:place], made, *graph.node[place:]]
+    copies = [onnx.NodeProto.FromString(entry.SerializeToString()) for entry in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
 STRUCTURAL: list[Callable[[random.Random, Any, Any], None]] = [
     _drop_node, _copy_node, _swap_nodes, _rename, _rewire, _rewire, _attribute, _attribute, _attribute, _tensor, _tensor,
-    _tensor, _retype, _value_info, _value_info, _listing, _header, _nest,
+    _tensor, _retype, _value_info, _value_info, _listing, _header, _nest, _insert, _insert, _insert,
 ]  # fmt: skip
 
 
@@ -492,13 +519,13 @@ def mutant(number: int, seed: int, pool: list[bytes]) -> tuple[bytes, str]:
 # --- running
 
 
-def commands(number: int) -> list[list[str]]:
+def commands(number: int, packed: bool = False) -> list[list[str]]:
     weights = WEIGHTS[number % len(WEIGHTS)]
     last = ["--activations", "dynamic"] if number % 2 else ["--random-calibration", "--calibration-samples", "2"]
     threads = ["--threads", "1"]
     return [
         ["info", "m.onnx"],
-        ["fold", "m.onnx", "-o", "out.onnx"],
+        ["decode" if packed else "fold", "m.onnx", "-o", "out.onnx"],
         ["quantize", "m.onnx", "--weights", weights, "--activations", "float", *threads, "-o", "out.onnx"],
         ["quantize", "m.onnx", *last, *threads, "-o", "out.onnx"],
     ]
@@ -545,7 +572,7 @@ def _files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def work(task: Any, answer: Any, seed: int, pool: list[bytes]) -> None:
+def work(task: Any, answer: Any, options: argparse.Namespace, pool: list[bytes]) -> None:
     """A worker: takes numbers of mutants, gives what happened to each command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -560,11 +587,11 @@ def work(task: Any, answer: Any, seed: int, pool: list[bytes]) -> None:
             number = task.recv()
             if number is None:
                 return
-            data, made = mutant(number, seed, pool)
+            data, made = mutant(number, options.seed, pool)
             Path("m.onnx").write_bytes(data)
             Path("weights.bin").write_bytes(np.ones(200, np.float32).tobytes())
             usual = _files(folder)
-            for arguments in commands(number):
+            for arguments in commands(number, options.packed):
                 answer.send(("begin", number, arguments, made))
                 code, problem = run_command(arguments)
                 left = _files(folder) - usual - ({"out.onnx"} if code == 0 else set())
@@ -580,11 +607,11 @@ def work(task: Any, answer: Any, seed: int, pool: list[bytes]) -> None:
 class Worker:
     """A forked process and the pipes to it."""
 
-    def __init__(self, seed: int, pool: list[bytes]) -> None:
+    def __init__(self, options: argparse.Namespace, pool: list[bytes]) -> None:
         context = mp.get_context("fork")
         self.task, theirs = context.Pipe()
         self.answer, mine = context.Pipe(duplex=False)
-        self.process = context.Process(target=work, args=(theirs, mine, seed, pool), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, mine, options, pool), daemon=True)
         self.process.start()
         theirs.close()
         mine.close()
@@ -603,27 +630,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", type=int, help="Replay one mutant in this process, with tracebacks.")
+    parser.add_argument("--packed", action="store_true", help="Only seeds with bit streams, and decode for fold.")
     parser.add_argument("--keep", help="Folder for the mutants that failed.")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     pool = [model.SerializeToString() for model in seeds()]
+    if options.packed:
+        pool = [data for data in pool if b"DequantizeLinear" in data and b"ai.onnxq" in data]
     if options.only is not None:
-        replay(options.only, options.seed, pool)
+        replay(options, pool)
         return
     outcome = campaign(options, pool)
     raise SystemExit(1 if outcome else 0)
 
 
-def replay(number: int, seed: int, pool: list[bytes]) -> None:
+def replay(options: argparse.Namespace, pool: list[bytes]) -> None:
     from onnxq.cli.app import cli
 
-    data, made = mutant(number, seed, pool)
+    number = options.only
+    data, made = mutant(number, options.seed, pool)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         os.chdir(folder)
         Path("m.onnx").write_bytes(data)
         Path("weights.bin").write_bytes(np.ones(200, np.float32).tobytes())
         print(f"mutant {number}: {made}, {len(data)} bytes")
-        for arguments in commands(number):
+        for arguments in commands(number, options.packed):
             print("$ onnxq", *arguments)
             try:
                 cli.main(args=["--debug", *arguments], prog_name="onnxq")
@@ -642,7 +673,7 @@ def campaign(options: argparse.Namespace, pool: list[bytes]) -> int:
     problems: dict[str, list[int]] = defaultdict(list)
     left = 0
     start = time.perf_counter()
-    workers = [Worker(options.seed, pool) for _ in range(options.jobs)]
+    workers = [Worker(options, pool) for _ in range(options.jobs)]
     busy = 0
 
     def give(worker: Worker) -> bool:
@@ -680,14 +711,14 @@ def campaign(options: argparse.Namespace, pool: list[bytes]) -> int:
                 number, arguments, _ = worker.now
                 problems[f"{failed}: {arguments[0]}"].append(number)
                 codes[arguments[0], -1] += 1
-                fresh = Worker(options.seed, pool)
+                fresh = Worker(options, pool)
                 active[active.index(worker)] = fresh
                 if not give(fresh):
                     active.remove(fresh)
         busy += 1
     seconds = time.perf_counter() - start
     print(f"{options.count} mutants x 4 commands in {seconds:.0f} s ({options.count / seconds:.0f} a second), seed {options.seed}")
-    for name in ("info", "fold", "quantize"):
+    for name in ("info", "fold", "decode", "quantize"):
         print(f"  {name:<9}", {code: count for (command, code), count in sorted(codes.items()) if command == name})
     print(f"  {left} commands left files behind; {sum(map(len, problems.values()))} failures of {len(problems)} kinds")
     for text, found in sorted(problems.items(), key=lambda item: -len(item[1])):

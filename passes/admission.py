@@ -264,7 +264,8 @@ def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
 def _completed_header(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     """Fault 3."""
     done = []
-    if "ir_version set" in reason or "in initializer but not in graph input" in reason:
+    unset = "ir_version set" in reason and proto.HasField("ir_version")  # 0; ONNX Runtime refuses none at all
+    if unset or "in initializer but not in graph input" in reason:
         least = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
         old, proto.ir_version = proto.ir_version, max(_OLDEST_IR, least, proto.ir_version)
         done.append(f"its IR version {old} does not allow what it holds")
@@ -274,8 +275,8 @@ def _completed_header(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     return ", and ".join(done)
 
 
-def _repeated_initializers(proto: onnx.ModelProto, _name: str, reason: str) -> str:
-    """Fault 4."""
+def _repeated_initializers(proto: onnx.ModelProto, name: str, reason: str) -> str:
+    """Fault 4. With other values it is refused, for nothing says which of them counts."""
     if "initializer name is not unique" not in reason:
         return ""
     kept: dict[str, onnx.TensorProto] = {}
@@ -284,7 +285,10 @@ def _repeated_initializers(proto: onnx.ModelProto, _name: str, reason: str) -> s
         if kept.setdefault(tensor.name, tensor) is tensor:
             continue
         if tensor != kept[tensor.name]:
-            return ""
+            raise InvalidModelError(
+                f"{name}: it holds the initializer '{tensor.name}' more than once, with different values; "
+                "export the model again"
+            )
         repeated.append((at, tensor.name))
     for at, _ in reversed(repeated):
         del proto.graph.initializer[at]

@@ -162,15 +162,15 @@ def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str,
     ]
 
     def decoded(chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
-        array = _decoded(chain[0], held, model.name, out)
-        for node in chain[1:]:
-            try:
+        array, node = _decoded(chain[0], held, model.name, out), chain[0]
+        try:
+            for node in chain[1:]:
                 array = _moved(node, array, held)
-            except (KeyError, ValueError, TypeError, IndexError) as error:
-                raise InvalidModelError(
-                    f"{model.name}: node '{node.name}' ({node.op_type}) behind a bit stream is malformed: "
-                    f"{error}; write the file again"
-                ) from None
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise InvalidModelError(
+                f"{model.name}: node '{node.name}' ({node.op_type}) behind a bit stream is malformed: "
+                f"{error}; write the file again"
+            ) from None
         return np.ascontiguousarray(array)
 
     space = _space([chain[0] for chain in chains], held)

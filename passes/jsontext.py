@@ -33,9 +33,8 @@ def parse_json(text: str | bytes, where: str, error: type[UserError] = UserError
         UserError: of the class `error`, one sentence that begins with `where`.
     """
     try:
-        return json.loads(
-            text, object_pairs_hook=_without_repeats, parse_int=_whole_number, parse_constant=_constant
-        )
+        # As a text, since json would take bytes in UTF-16 too.
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, **_HOOKS)
     except _PartError as problem:
         reason = str(problem)
     except json.JSONDecodeError as problem:

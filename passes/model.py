@@ -95,7 +95,7 @@ def read(path: str | os.PathLike[str]) -> Model:
         return Model(proto, str(file))
     try:
         load_external_data_for_model(proto, str(file.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0]
         problem = f"its external data cannot be read ({reason}); copy it beside the model"
         raise ModelFileError(file, problem) from None
