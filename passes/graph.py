@@ -18,7 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.carrying import carry_annotations
 from passes.editing import sort_nodes
-from passes.errors import GraphError
+from passes.errors import GraphError, UnsupportedModelError
 from passes.model import Model, every_graph, normalized
 from runtime_ops.functions import DOMAIN, function
 
@@ -229,6 +229,9 @@ def declare_functions(proto: onnx.ModelProto) -> None:
     }
     missing = calls - {held.name for held in proto.functions if held.domain == DOMAIN}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    proto.functions.extend(function(name, opset) for name in sorted(missing))
+    try:
+        proto.functions.extend(function(name, opset) for name in sorted(missing))
+    except ValueError as error:
+        raise UnsupportedModelError(f"a layer is stored as a bit stream: {error}") from None
     if calls and not any(o.domain == DOMAIN for o in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))

@@ -18,6 +18,7 @@ from onnxq.cli.options import (
     resolve_threads,
     smooth_options,
 )
+from onnxq.cli.terminal import say
 from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def _report(
         )
         return
     show_notes(result.notes, explain)
-    click.echo(
+    say(
         f"{target}: {len(quantized)} of {len(layers)} layers quantized, "
         f"{megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})"
     )

@@ -19,6 +19,7 @@ from onnxq.cli.options import (
     resolve_threads,
     splitted,
 )
+from onnxq.cli.terminal import say
 
 if TYPE_CHECKING:
     from onnxq.proof import Reference
@@ -88,7 +89,7 @@ def finish(
     show_notes(result.notes, explain)
     if not result.modified:
         remark("  nothing to change; the output equals the input")
-    click.echo(f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}")
+    say(f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}")
     remark(f"  {proof.sentence()}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnxq.cli.options import hub_option, json_option
+from onnxq.cli.terminal import say
 
 __all__ = ["build", "report"]
 
@@ -37,7 +38,7 @@ def build(run: str, candidate: str, output: str | None, model: str | None, hub: 
         for name, value in found.metrics.items()
         if name in ("top1", "agreement")
     )
-    click.echo(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
+    say(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
     remark(f"  {written.proof.sentence()}")
 
 
@@ -80,5 +81,5 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
         for row in comparison["rows"]
     ]
     table(["run", "pick", "candidate", metric, "size", "latency ratio"], rows, right=(3, 4, 5))
-    click.echo(comparison["summary"])
-    click.echo(f"compared in {folder / 'compare.html'}")
+    say(comparison["summary"])
+    say(f"compared in {folder / 'compare.html'}")
