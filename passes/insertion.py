@@ -23,7 +23,7 @@ from passes.errors import PolicyError
 from passes.inference import infer_types
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
-from passes.packed import is_packed, write_packed
+from passes.packed import Storage, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
 from passes.policy import LayerPolicy, Policy
 from passes.rounding import RoundedLayer
@@ -54,7 +54,7 @@ class Insertion:
         fuses: bool = True,
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
-        self.standard, self.rounding, self.fuses = standard, rounding, fuses
+        self.storage, self.rounding, self.fuses = Storage(standard, fuses), rounding, fuses
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
@@ -65,7 +65,7 @@ class Insertion:
         plan = plan_activations(self.graph, static, self.policy, inputs_only=not self.fuses)
         self._calibrate(plan)
         rounded: Mapping[str, RoundedLayer] = {}
-        given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+        given = self.graph, self.found, self.policy, self.ranges, self.storage, self.context
         if self.rounding == "analytic":
             tasks = rounding_tasks(*given, method="bias")
             rounded = analytic_biases(self.graph, self.found, tasks, self.context)
@@ -132,7 +132,7 @@ class Insertion:
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
-        packed = is_packed(choice.weights, self.fuses and choice.activations.is_integer, self.standard)
+        packed = self.storage.packs(choice)
         if encoded is None:
             encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
         self._tell_loss(layer, encoded)

@@ -19,7 +19,7 @@ from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
 from passes.rounding_grid import RowFormat
-from passes.weights import EncodedWeight, half_scale, shape_trellis
+from passes.weights import EncodedWeight, shape_trellis, trellis_scale
 from runtime_ops.adaround import Learning
 from runtime_ops.rounding import (
     corrected_target,
@@ -77,7 +77,7 @@ class RoundingTask:
     output: the tensor that the node writes, by which the application finds it in the model.
     array: the weight (a Gemm's alpha is in it). bias: float64 [C] with beta in it, zeros where there is
     none yet; None where none can be added. input_scale: of quantized activations, for the int32 range of the
-    bias; None where the bias stays float. half: scales that float16 holds (bit streams). method: gptq;
+    bias; None where the bias stays float. half: float16 scales if they fit (bit streams). method: gptq;
     adaround, which learns the codes on top of it; brecq, which learns those of a block together on top of
     that; or bias, which keeps the plain rounding of the given weight
     and corrects the bias alone (empirical bias correction).
@@ -194,7 +194,7 @@ def _trellis(
     task: RoundingTask, target: Float, metric: tuple[Float, Float] | None, sweeps: int
 ) -> EncodedWeight:
     """W1 [N, M, K] as a trellis."""
-    found = round_trellis(target, task.scheme.bits, half_scale, *(metric or ()), sweeps=sweeps)
+    found = round_trellis(target, task.scheme.bits, trellis_scale(task.scheme), *(metric or ()), sweeps=sweeps)
     windows = found.windows.reshape(-1, found.windows.shape[-1])
     return shape_trellis(task.array, task.layer.channel_axis, task.scheme, windows, found.scale.reshape(-1))
 

@@ -17,7 +17,7 @@ from passes.base import Context
 from passes.biases import fold_gemm_factors, room_for_bias
 from passes.editing import values
 from passes.layers import Layer, weight_index
-from passes.packed import is_packed
+from passes.packed import Storage
 from passes.placement import activation_input
 from passes.policy import Policy, Scheme
 from passes.rounding import Method, RoundingTask
@@ -41,14 +41,13 @@ def rounding_tasks(
     found: Sequence[tuple[Layer, gs.Node, gs.Graph]],
     policy: Policy,
     ranges: Mapping[str, Range],
-    standard: bool,
+    storage: Storage,
     context: Context,
     method: Method = "gptq",
 ) -> list[RoundingTask]:
     """A task for every layer whose weights the policy quantizes, in graph order; Gemm's factors are folded.
 
-    ranges: of quantized activations by name. standard: no bit streams (passes/quantize.py). method: see
-    `RoundingTask`.
+    ranges: of quantized activations by name. method: see `RoundingTask`.
     """
     tasks: list[RoundingTask] = []
     for layer, node, _ in found:
@@ -71,8 +70,8 @@ def rounding_tasks(
                 array,
                 choice.weights,
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
-                input_scale=None if source is None else float(source.scale),
-                half=is_packed(choice.weights, choice.activations.is_integer, standard),
+                input_scale=float(source.scale) if source is not None and storage.fuses else None,
+                half=storage.packs(choice),
                 method=method,
             )
         )
