@@ -8,13 +8,16 @@ do.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.activations import Range
 from passes.base import Context
-from passes.biases import fold_gemm_factors, room_for_bias
+from passes.biases import bias_floor, fold_gemm_factors, room_for_bias
 from passes.editing import values
 from passes.layers import Layer, weight_index
 from passes.packed import Storage
@@ -50,6 +53,7 @@ def rounding_tasks(
     ranges: of quantized activations by name. method: see `RoundingTask`.
     """
     tasks: list[RoundingTask] = []
+    readers: dict[str, list[int]] = {}
     for layer, node, _ in found:
         choice, index = policy[layer.name], weight_index(node)
         if choice.weights.is_float or index is None:
@@ -75,4 +79,28 @@ def rounding_tasks(
                 method=method,
             )
         )
+        readers.setdefault(_share(tasks[-1], node.inputs[index].name), []).append(len(tasks) - 1)
+    for key, places in readers.items():
+        if len(places) > 1:
+            floor = _common_floor([tasks[place] for place in places])
+            for place in places:
+                tasks[place] = dataclasses.replace(tasks[place], shares=key, floor=floor)
     return tasks
+
+
+def _share(task: RoundingTask, weight: str) -> str:
+    """What tasks have in common whose weights may have the same codes."""
+    layer = task.layer
+    return f"{weight}:{task.scheme}:{task.half}:{task.method}:{layer.channel_axis}:{layer.groups}"
+
+
+def _common_floor(tasks: Sequence[RoundingTask]) -> npt.NDArray[np.float32] | None:
+    """The least scales that hold the int32 biases of all these layers; None where there are none."""
+    floors = [
+        bias_floor(task.bias, task.input_scale)
+        for task in tasks
+        if task.bias is not None and task.input_scale is not None
+    ]
+    if not floors or not tasks[0].scheme.is_integer or tasks[0].scheme.granularity == "block":
+        return None
+    return np.asarray(np.max(floors, axis=0))
