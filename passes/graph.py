@@ -200,6 +200,30 @@ def _strip_outer(graph: onnx.GraphProto, outer: set[str]) -> None:
                 _strip_outer(nested, own)
 
 
+def _share_nested(graph: onnx.GraphProto) -> None:
+    """Move to the main graph the initializers that several nested graphs hold alike.
+
+    graphsurgeon writes a constant into every graph that reads it, where the graphs around those do not.
+    """
+    held: dict[str, list[onnx.GraphProto]] = {}
+    written = {name for nested in every_graph(graph) for node in nested.node for name in node.output}
+    written |= {value.name for nested in every_graph(graph) for value in nested.input}
+    for nested in every_graph(graph):
+        for tensor in nested.initializer:
+            held.setdefault(tensor.name, []).append(nested)
+    for name, homes in held.items():
+        if len(homes) < 2 or name in written or any(home is graph for home in homes):
+            continue
+        copies = [tensor for home in homes for tensor in home.initializer if tensor.name == name]
+        first = copies[0].SerializeToString()
+        if any(copy.SerializeToString() != first for copy in copies[1:]):
+            continue
+        graph.initializer.append(onnx.TensorProto.FromString(first))
+        for home in homes:
+            index = next(i for i, tensor in enumerate(home.initializer) if tensor.name == name)
+            del home.initializer[index]
+
+
 def export_graph(graph: gs.Graph, model: Model) -> Model:
     """The edited graph as a model again, with everything carried over from `model`."""
     graph.cleanup(recurse_functions=False)
@@ -215,6 +239,8 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
         proto.configuration.extend(source.configuration)
     _restore_signature(proto, graph, source)
     _strip_outer(proto.graph, set())
+    if proto.ir_version >= 4:
+        _share_nested(proto.graph)
     carry_annotations(proto.graph, source.graph)
     del proto.functions[:]
     proto.functions.extend(source.functions)

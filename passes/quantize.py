@@ -43,7 +43,7 @@ from passes.jsontext import parse_json, stored_texts
 from passes.layers import LAYER_OPS, graph_layers, weight_index
 from passes.model import Model
 from passes.opset import upgrade
-from passes.packed import LEAST_OPSET, is_packed
+from passes.packed import LEAST_OPSET, Storage
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
 from passes.smooth import SMOOTH_KEY, Smooth
@@ -201,7 +201,7 @@ def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = 
     """
 
     def weights(choice: LayerPolicy) -> int:
-        packed = is_packed(choice.weights, fuses and choice.activations.is_integer, standard)
+        packed = Storage(standard, fuses).packs(choice)
         return LEAST_OPSET if packed else required_opset(choice.weights)
 
     def activations(scheme: Scheme) -> int:
@@ -283,7 +283,7 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
                 "refused", layer.name, "float16: its weights are quantized, its activations stay float16"
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
-        packed = is_packed(choice.weights, fuses and choice.activations.is_integer, standard)
+        packed = Storage(standard, fuses).packs(choice)
         if (
             not packed
             and not choice.weights.is_float
