@@ -71,12 +71,11 @@ def _refuse_unread(settings: dict[str, Any]) -> None:
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
     from passes.base import Sequential
-    from passes.fold_batchnorm import FoldBatchNorm
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, weight_scheme
-    from passes.simplify import Simplify
     from passes.smooth import Smooth
 
-    members: list[Any] = [] if settings["no_fold"] else [Simplify(), FoldBatchNorm()]
+    members: list[Any] = [] if settings["no_fold"] else [*preparation()]
     if settings["smooth"] != "none":
         members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
     options: dict[str, Any] = {key: settings[key] for key in ("standard", "rounding")}

@@ -173,14 +173,14 @@ def smooth(
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
     from passes.model import load
-    from passes.recipe import parse_recipe
+    from passes.preparation import preparation
     from passes.smooth import Smooth
 
     path = str(resolve(model, hub))
     loaded = load(path)
     target = output_path(output, path, "smooth")
     last = Smooth(site=site, layers=splitted(layers), absorb=absorb)
-    recipe: Pass = last if no_fold else parse_recipe("simplify | fold_batchnorm") | last
+    recipe: Pass = last if no_fold else preparation() | last
     result = rewritten(loaded, recipe)
     settings = {"site": site, "layers": layers, "absorb": absorb, "no_fold": no_fold}
     finish(result, path, target, "smooth", settings, explain=explain, as_json=as_json)

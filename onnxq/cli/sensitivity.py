@@ -125,8 +125,8 @@ def sensitivity(
     from passes.model import load
     from passes.opset import upgrade
     from passes.policy import Policy
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
-    from passes.recipe import parse_recipe
 
     path = str(resolve(model, hub))
     if output:
@@ -150,7 +150,7 @@ def sensitivity(
         weight_scheme(weight_text(weights, None)),
         activation_scheme(activation_text(activations)),
     )
-    prepared = rewritten(load(path), parse_recipe("simplify | fold_batchnorm")).model
+    prepared = rewritten(load(path), preparation()).model
     layers = find_layers(prepared)
     if not layers:
         raise UnsupportedModelError(f"{path}: has no quantizable layer")
