@@ -50,15 +50,19 @@ from passes.layers import graph_layers, weight_index
 from passes.model import Model
 from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, is_packed
-from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.policy import FLOAT, POLICY_KEY, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
 from passes.smooth import SMOOTH_KEY, Smooth
-from passes.unquantizable import counted, dequantized_layers, no_layer, odd_layers
+from passes.unquantizable import counted, no_layer, nothing_left, odd_layers, quantized_already
 from passes.weights import container_bits, required_opset
 
-__all__ = ["POLICY_KEY", "Quantize", "activation_scheme", "required_policy_opset", "weight_scheme"]
-
-POLICY_KEY = "onnxq.policy"
+__all__ = [
+    "POLICY_KEY",
+    "Quantize",
+    "activation_scheme",
+    "required_policy_opset",
+    "weight_scheme",
+]
 
 
 def weight_scheme(text: str) -> Scheme:
@@ -117,7 +121,7 @@ class Quantize(Pass):
         """The policy for this model, layer by layer."""
         found = graph_layers(graph)
         layers = [layer for layer, _, _ in found]
-        done = _quantized_already(model, graph)
+        done = quantized_already(model, graph)
         if not layers and self._is_done(model):
             return Policy()
         if not layers:
@@ -174,7 +178,7 @@ class Quantize(Pass):
         graph = graph if model is before else import_graph(model)
         fuses = self.placement == "fused"
         policy = _supported(resolved, graph, self.standard, context, fuses)
-        done = _quantized_already(model, graph)
+        done = quantized_already(model, graph)
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
         for reason, names in odd_layers(graph).items():
@@ -186,7 +190,7 @@ class Quantize(Pass):
             context.note("skipped", "", why)
             return model, model is not given
         if not policy.quantized:
-            raise UnsupportedModelError(_nothing_left(model, resolved, context))
+            raise UnsupportedModelError(nothing_left(model, resolved, context.notes))
         least = required_policy_opset(policy, self.standard, fuses)
         if any(
             values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
@@ -242,23 +246,6 @@ def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
             # As a pass, so that what was known of the channels it rescales is forgotten.
             model = Smooth(site=site, layers=names)(model, context).model
     return model
-
-
-def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
-    """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
-    held = model.metadata.get(POLICY_KEY)
-    names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
-    return names.union(dequantized_layers(graph))
-
-
-def _nothing_left(model: Model, wanted: Policy, context: Context) -> str:
-    """Why no layer that the policy quantizes can be quantized, from the notes on them."""
-    reasons: dict[str, list[str]] = {}
-    for note in context.notes:
-        if note.kind == "refused" and note.node in wanted.layers:
-            reasons.setdefault(note.reason.removesuffix("; stays float"), []).append(note.node)
-    told = "; ".join(f"{counted(names).rstrip(',')}: {reason}" for reason, names in reasons.items())
-    return f"{model.name}: none of its {len(wanted.quantized)} layers can be quantized ({told})"
 
 
 def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context, fuses: bool) -> Policy:

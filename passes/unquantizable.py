@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -9,13 +10,17 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from passes.base import Note
 from passes.editing import is_constant, producer, subgraphs, values
+from passes.errors import UnsupportedModelError
+from passes.graph import import_graph
 from passes.inline_functions import functions_with_layers
 from passes.layers import LAYER_OPS, weight_index
 from passes.model import Model, every_graph
+from passes.policy import POLICY_KEY, Policy
 from runtime_ops.functions import STREAM_OPS
 
-__all__ = ["counted", "dequantized_layers", "no_layer", "odd_layers"]
+__all__ = ["counted", "no_layer", "nothing_left", "odd_layers", "quantized_already", "refuse_unchanged"]
 
 # Operators that compute with quantized weights, of ONNX and of ONNX Runtime.
 _QUANTIZED_OPS = frozenset(
@@ -47,7 +52,7 @@ def counted(names: Sequence[str]) -> str:
     return f"layer '{names[0]}'" if len(names) == 1 else f"{len(names)} layers, first '{names[0]}',"
 
 
-def dequantized_layers(graph: gs.Graph) -> list[str]:
+def _dequantized_layers(graph: gs.Graph) -> list[str]:
     """Names of the weighted nodes whose weights are codes behind DequantizeLinear or a bit stream."""
     names = []
     for current, _ in subgraphs(graph):
@@ -127,3 +132,29 @@ def no_layer(model: Model, graph: gs.Graph, done: Iterable[str]) -> str:
         f"{model.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a "
         "constant weight); run simplify first, if its weights are computed"
     )
+
+
+def quantized_already(model: Model, graph: gs.Graph) -> set[str]:
+    """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
+    held = model.metadata.get(POLICY_KEY)
+    names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
+    return names.union(_dequantized_layers(graph))
+
+
+def refuse_unchanged(before: Model, after: Model) -> None:
+    """Raise UnsupportedModelError when `before` was quantized already and `after` is so no further."""
+    held = before.metadata.get(POLICY_KEY)
+    if held is not None and held == after.metadata.get(POLICY_KEY):
+        graph = import_graph(before)
+        raise UnsupportedModelError(no_layer(before, graph, quantized_already(before, graph)))
+
+
+def nothing_left(model: Model, wanted: Policy, notes: Sequence[Note]) -> str:
+    """Why no layer that the policy quantizes can be quantized, from the notes on them."""
+    reasons: dict[str, list[str]] = {}
+    for note in notes:
+        if note.kind == "refused" and note.node in wanted.layers:
+            reasons.setdefault(note.reason.removesuffix("; stays float"), []).append(note.node)
+    told = "; ".join(f"{counted(names).rstrip(',')}: {reason}" for reason, names in reasons.items())
+    count = len(wanted.quantized)
+    return f"{model.name}: 0 of {count} layer(s) can be quantized ({told}); export the model in float32"

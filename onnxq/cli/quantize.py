@@ -229,6 +229,7 @@ def quantize(
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass
+    from passes.unquantizable import refuse_unchanged
 
     _refuse_unread(settings)
     recipe = _recipe(settings)
@@ -239,6 +240,7 @@ def quantize(
     with RoundingProgress() as told:
         lent, remembered = _lent(loaded, settings, resolve_threads(threads), told)
         result = rewritten(loaded, recipe, Context(**lent))
+    refuse_unchanged(loaded, result.model)
     config = {key: value for key, value in settings.items() if key != "policy"}
     config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}
     size = write_model(stamped(result.model, "quantize", config), target)
@@ -250,8 +252,10 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
 
     from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
+    from onnxq.cli.stays_float import float_share_text
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
     from onnxq.evaluation import surviving_qdq
+    from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
     from passes.model import load
 
@@ -259,7 +263,7 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
     written = load(target)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         left = surviving_qdq(written, Path(folder))
-    layers = layer_facts(written)
+    layers, unquantized = layer_facts(written), float_weights(written)
     padded = [layer for layer in layers if layer.padded]
     quantized = [layer for layer in layers if layer.weights != "float"]
     if as_json:
@@ -272,6 +276,7 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
                 "quantized": len(quantized),
                 "surviving_qdq": left,
                 "padded": [layer.name for layer in padded],
+                "stays_float": [vars(weight) for weight in unquantized],
                 "notes": [vars(note) for note in result.notes],
             }
         )
@@ -281,6 +286,9 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
         f"{target}: {len(quantized)} of {len(layers)} layers quantized, "
         f"{megabytes(before)} -> {megabytes(size)} ({ratio(size, before)}); loads and runs"
     )
+    share = float_share_text(unquantized, size)
+    if share:
+        remark(f"  {share}")
     remark(
         f"  left after ONNX Runtime's own optimisation: {left['QuantizeLinear']} QuantizeLinear, "
         f"{left['DequantizeLinear']} DequantizeLinear"

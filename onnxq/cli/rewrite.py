@@ -227,6 +227,7 @@ def apply(
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass, load_recipe
+    from passes.unquantizable import refuse_unchanged
 
     parsed = load_recipe(recipe)
     path = str(resolve(model, hub))
@@ -245,4 +246,6 @@ def apply(
         context.rounder = BlockRounder(layers)
         settings |= {"data": dataset.fingerprint(), "calibration": calibration, "damping": damping}
     result = rewritten(loaded, parsed, context)
+    if any(member.name == "quantize" for member in parsed):
+        refuse_unchanged(loaded, result.model)
     finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)
