@@ -44,7 +44,7 @@ class UnsupportedModelError(UserError):
 
 
 class GraphError(UserError):
-    """A graph that the editing library cannot hold; it is left untouched."""
+    """A graph that cannot be edited."""
 
 
 class PassError(UserError):
