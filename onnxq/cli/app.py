@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from onnxq._version import __version__
+from onnxq.signals import Terminated, end_cleanly
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -88,6 +89,9 @@ class _Cli(click.Group):
         except KeyboardInterrupt:
             click.echo(f"\nInterrupted. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
             ctx.exit(130)
+        except Terminated as end:
+            click.echo(f"\nEnded by {end.name}. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -130,4 +134,5 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    end_cleanly()
     cli(prog_name="onnxq")
