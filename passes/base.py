@@ -119,7 +119,11 @@ class Pass(ABC):
             try:
                 check(result)
             except UserError as error:
-                raise PassError(f"{model.name}: pass '{self.name}' made an invalid model: {error}") from error
+                # What the checker refuses of the model as it came is not this pass's fault (passes/admission.py).
+                if not _refused(model):
+                    raise PassError(
+                        f"{model.name}: pass '{self.name}' made an invalid model: {error}"
+                    ) from error
         context.notes.extend(own.notes)
         return PassResult(result if modified else model, modified, tuple(own.notes))
 
@@ -128,6 +132,15 @@ class Pass(ABC):
 
     def __str__(self) -> str:
         return format_pass(self)
+
+
+def _refused(model: Model) -> bool:
+    """Whether the ONNX checker refuses the model."""
+    try:
+        check(model)
+    except UserError:
+        return True
+    return False
 
 
 class GraphPass(Pass):

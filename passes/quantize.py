@@ -39,6 +39,7 @@ from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
 from passes.graph import export_graph, import_graph
 from passes.insertion import Insertion, Rounding
+from passes.jsontext import parse_json, stored_texts
 from passes.layers import LAYER_OPS, graph_layers, weight_index
 from passes.model import Model
 from passes.opset import upgrade
@@ -127,7 +128,7 @@ class Quantize(Pass):
         if self.exclude:
             policy = policy.exclude(layer.name for layer in select(graph, self.exclude, found))
         known = {layer.name for layer in layers}
-        marked = json.loads(model.metadata.get(EXCLUDE_KEY, "[]"))
+        marked = stored_texts(model, EXCLUDE_KEY, list)
         policy = policy.exclude(name for name in marked if name in known)
         # In graph order, whatever order the policy was written in: the same policy gives the same bytes.
         return Policy({layer.name: policy[layer.name] for layer in layers})
@@ -136,10 +137,7 @@ class Quantize(Pass):
         if not self.policy.lstrip().startswith("{"):
             policy = load_policy(self.policy)
         else:
-            try:
-                policy = Policy.from_json(json.loads(self.policy))
-            except json.JSONDecodeError as error:
-                raise PolicyError(f"the policy is not JSON ({error.msg}, line {error.lineno})") from None
+            policy = Policy.from_json(parse_json(self.policy, "the policy", PolicyError))
         for name, choice in policy.layers.items():
             if choice.weights.dynamic:
                 raise PolicyError(
@@ -216,7 +214,7 @@ def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = 
 
 def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
     """Rule 10."""
-    done = json.loads(model.metadata.get(SMOOTH_KEY, "{}"))
+    done = stored_texts(model, SMOOTH_KEY, dict)
     for site in ("output", "input"):
         names = tuple(name for name in policy if policy[name].smooth == site and name not in done)
         if names:
@@ -228,7 +226,11 @@ def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
 def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
     """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
     held = model.metadata.get(POLICY_KEY)
-    names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
+    names = (
+        set(Policy.from_json(parse_json(held, f"{model.name}: the policy in its metadata")).quantized)
+        if held
+        else set()
+    )
     for current, _ in subgraphs(graph):
         for node in current.nodes:
             if node.op in LAYER_OPS and weight_index(node) is None:

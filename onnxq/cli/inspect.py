@@ -108,6 +108,7 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
     from onnxq.cli.output import check_output
     from onnxq.files import atomic_write
     from passes.errors import UnsupportedModelError
+    from passes.jsontext import parse_json
     from passes.layers import find_layers
     from passes.model import load
     from passes.policy import Policy
@@ -116,7 +117,9 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
 
     loaded = load(model)
     if "onnxq.policy" in loaded.metadata:
-        found = Policy.from_json(json.loads(loaded.metadata["onnxq.policy"]), model)
+        found = Policy.from_json(
+            parse_json(loaded.metadata["onnxq.policy"], f"{model}: the policy in its metadata"), model
+        )
     else:
         layers = find_layers(parse_recipe("simplify | fold_batchnorm")(loaded).model)
         if not layers:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from passes.errors import DataError
+from passes.jsontext import parse_json
 
 __all__ = ["PRESETS", "Preprocess", "resolve"]
 
@@ -97,12 +98,7 @@ class Preprocess:
     @classmethod
     def from_json(cls, text: str) -> Preprocess:
         """Parse `to_json` text; absent fields keep their defaults. Raises DataError on anything else."""
-        try:
-            data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"preprocessing: not JSON ({error}); write an object with Preprocess fields."
-            ) from error
+        data = parse_json(text, "preprocessing", DataError)
         known = {field.name for field in fields(cls)}
         if not isinstance(data, dict) or not set(data) <= known:
             extra = sorted(set(data) - known) if isinstance(data, dict) else type(data).__name__

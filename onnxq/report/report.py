@@ -25,6 +25,7 @@ from onnxq.report.contents import REPORT_SCHEMA
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import METRICS, format_metric
 from passes.errors import UserError
+from passes.jsontext import read_json
 
 __all__ = ["ReportWriter", "data_uri", "load_report", "page", "render_html", "write_report"]
 
@@ -140,14 +141,9 @@ def load_report(folder: str | PathLike[str]) -> dict[str, Any]:
         UserError: there is none, it is damaged, or another version of onnxq wrote it.
     """
     path = Path(folder) / _JSON_NAME
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not a report: {error}") from error
+    if not path.exists():
+        raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}")
+    report = read_json(path, "the report")
     if not isinstance(report, dict) or report.get("schema") != REPORT_SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
         raise UserError(f"{path}: has report schema {found!r}, this version of onnxq reads {REPORT_SCHEMA}")

@@ -30,6 +30,7 @@ from onnxq.files import (
     remove_leftovers,
 )
 from passes.errors import OutputError, ResumeError
+from passes.jsontext import parse_json
 
 __all__ = ["JOURNAL_NAME", "SCHEMA", "Journal", "JournalContents", "read_journal"]
 
@@ -75,10 +76,10 @@ def read_journal(folder: str | PathLike[str]) -> JournalContents | None:
     contents = JournalContents(_read_header(path, lines[0]), {}, len(lines[0]) + 1)
     for number, line in enumerate(lines[1:], start=2):
         try:
-            record = json.loads(line)
+            record = parse_json(line, f"{path}: line {number}", ResumeError)
             kind, key, payload = record["kind"], record["key"], record["payload"]
             contents.kinds.setdefault(kind, {})[key] = payload
-        except (ValueError, KeyError, TypeError) as error:
+        except (ResumeError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
             raise ResumeError(
@@ -220,9 +221,9 @@ class Journal:
 
 def _read_header(path: Path, line: bytes) -> dict[str, str]:
     try:
-        header = json.loads(line)
+        header = parse_json(line, f"{path}: line 1", ResumeError)
         schema, fingerprint = header["schema"], dict(header["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ResumeError, ValueError, KeyError, TypeError) as error:
         # Written by an atomic rename, so a broken one is never just torn.
         raise ResumeError(
             f"{path}: line 1 is not the header of an onnxq journal; use another -o folder, or --fresh"
