@@ -9,6 +9,7 @@ import math
 import tokenize
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +22,7 @@ from onnxq.data.archive import ARCHIVE_ERRORS, checked_members
 from onnxq.data.limits import check_unpacked
 from passes.errors import DataError
 
-__all__ = ["Header", "read_header", "read_npy", "read_npz"]
+__all__ = ["Header", "read_header", "read_npy", "read_npz", "write_npz"]
 
 _ERRORS = (
     ValueError,
@@ -105,6 +106,20 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             f"{path}: cannot be read as .npz ({_line(error)}); save it with numpy.savez."
         ) from error
     return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], origin: str) -> None:
+    """Write arrays as numpy.savez does, under any name (numpy's own refuses `file`).
+
+    Raises:
+        DataError: one holds Python objects; names `origin`.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            if array.dtype.hasobject:
+                raise DataError(f"{origin}: '{name}' holds Python objects; give arrays of numbers.")
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                npy.write_array(file, array, allow_pickle=False)
 
 
 def read_npy(path: Path, origin: str) -> NDArray[Any]:

@@ -25,8 +25,7 @@ from passes.errors import UserError
 __all__ = ["checked_report"]
 
 _LAYER = record(
-    {"name": text, "op_type": text}
-    | dict.fromkeys(("qdq_error", "xmodel_error", "score"), optional(number))
+    {"name": text, "op_type": text} | dict.fromkeys(("qdq_error", "xmodel_error", "score"), optional(number))
 )
 _REPORT = record(
     {

@@ -40,6 +40,7 @@ JOURNAL_NAME = "journal.jsonl"
 SCHEMA = 1
 _LOCK_NAME = "journal.lock"
 _PREVIOUS_NAME = "journal.previous.jsonl"
+_FOLDERS = ("front", "cache")
 _SHOWN = 16
 _ABSENT = "nothing"
 _HEADER = record({"schema": anything, "fingerprint": table(text)})
@@ -124,6 +125,7 @@ class Journal:
     ) -> None:
         self.folder = make_folder(folder)
         self.path = self.folder / JOURNAL_NAME
+        _refuse_links(self.folder)
         self._guard = threading.Lock()
         self._lock = FileLock(self.folder / _LOCK_NAME, timeout=lock_timeout_s)
         self._acquire()
@@ -206,7 +208,7 @@ class Journal:
                 ) from None
 
     def _open(self, fingerprint: dict[str, str], fresh: bool) -> JournalContents:
-        for place in (self.folder, self.folder / "front", self.folder / "cache"):
+        for place in (self.folder, *(self.folder / name for name in _FOLDERS)):
             remove_leftovers(place)
         if fresh and self.path.exists():
             with output_errors(self.path):
@@ -224,6 +226,15 @@ class Journal:
                     file.truncate(contents.size)
                     os.fsync(file.fileno())
         return contents
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise ResumeError where the run would write through a link that the folder holds, to anywhere else."""
+    for name in (JOURNAL_NAME, _LOCK_NAME, *_FOLDERS):
+        if (folder / name).is_symlink():
+            raise ResumeError(
+                f"{folder / name}: is a link to another place; remove it, or use another -o folder"
+            )
 
 
 def _read_header(path: Path, line: bytes) -> dict[str, str]:
