@@ -17,8 +17,11 @@ __all__ = ["build", "report"]
 @click.argument("candidate")
 @click.option("-o", "--output", metavar="OUT", help="Where to write; default CANDIDATE.onnx in this folder.")
 @click.option("--model", metavar="M", help="Where the original model lies now, if not where it was tuned.")
+@click.option("--trust", is_flag=True, help="Run the module:callable that the run folder names as its data.")
 @hub_option
-def build(run: str, candidate: str, output: str | None, model: str | None, hub: str | None) -> None:
+def build(
+    run: str, candidate: str, output: str | None, model: str | None, trust: bool, hub: str | None
+) -> None:
     """Write CANDIDATE of RUN (a name such as static-003, or a pick: balanced, smallest, best-accuracy)."""
     from onnxq.cli.output import check_output
     from onnxq.cli.terminal import megabytes, remark
@@ -31,7 +34,7 @@ def build(run: str, candidate: str, output: str | None, model: str | None, hub: 
     if target.is_dir():
         target = target / f"{candidate}.onnx"
     check_output(target, Path(model) if model else None)
-    built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None)
+    built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None, trust=trust)
     written = write_model(built, target)
     shown = ", ".join(
         f"{name} {format_metric(name, value)}"

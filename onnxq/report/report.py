@@ -22,6 +22,7 @@ import jinja2
 
 from onnxq.files import atomic_write, atomic_write_json, make_folder
 from onnxq.report.contents import REPORT_SCHEMA
+from onnxq.report.shape import checked_report
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import METRICS, format_metric
 from passes.errors import UserError
@@ -146,8 +147,12 @@ def load_report(folder: str | PathLike[str]) -> dict[str, Any]:
     report = read_json(path, "the report", kind="a report")
     if not isinstance(report, dict) or report.get("schema") != REPORT_SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
-        raise UserError(f"{path}: has report schema {found!r}, this version of onnxq reads {REPORT_SCHEMA}")
-    return report
+        shown = repr(found)[:40]
+        raise UserError(f"{path}: has report schema {shown}, this version of onnxq reads {REPORT_SCHEMA}")
+    try:
+        return checked_report(report)
+    except ValueError as error:
+        raise UserError(f"{path}: is not a report that onnxq wrote: {error}") from None
 
 
 def render_html(report: Mapping[str, Any], run: str, figures: Mapping[str, bytes]) -> str:
