@@ -5,8 +5,6 @@ An item is a dict by input name, an array, or a pair (x, y); one sample or one b
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec, sole_input
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
+from onnxq.plugins import import_object
 from passes.errors import DataError
 
 __all__ = ["open_callable"]
@@ -44,21 +43,7 @@ def open_callable(
 
 
 def _call(spec: str) -> Any:
-    module_name, _, attribute = spec.partition(":")
-    # A script's own folder is where the user's module lies; an installed command does not look there.
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        target = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{spec}: cannot be imported ({error}); use MODULE:CALLABLE.") from error
-    finally:
-        if added:
-            sys.path.remove(here)
+    target = import_object(spec, DataError)
     if not callable(target):
         raise DataError(f"{spec}: it is a {type(target).__name__}, not a callable; use MODULE:CALLABLE.")
     return target()
