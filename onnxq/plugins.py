@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from passes.errors import UserError
 
-__all__ = ["import_object", "registered"]
+__all__ = ["guarded", "import_object", "registered"]
+
+T = TypeVar("T")
+
+
+def guarded(origin: str, action: Callable[[], T], error: type[UserError] = UserError) -> T:
+    """What the user's code gives; what it raises as an `error` that names where it came from."""
+    try:
+        return action()
+    except (UserError, ImportError):
+        raise
+    except Exception as problem:  # the user's code may raise anything
+        reason = " ".join(str(problem).split())[:200]
+        raise error(
+            f"{origin}: it raised {type(problem).__name__}{': ' + reason if reason else ''}."
+        ) from problem
 
 
 def import_object(spec: str, error: type[UserError] = UserError) -> Any:
@@ -30,10 +46,10 @@ def import_object(spec: str, error: type[UserError] = UserError) -> Any:
     if added:
         sys.path.insert(0, here)
     try:
-        target = importlib.import_module(module_name)
+        target = guarded(spec, lambda: importlib.import_module(module_name), error)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except (ImportError, AttributeError) as problem:
         raise error(f"{spec}: cannot be imported ({problem}); use MODULE:NAME.") from problem
     finally:
         if added:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnxq.cli.options import hub_option, json_option
+from onnxq.cli.terminal import say
 
 __all__ = ["build", "report"]
 
@@ -16,8 +17,11 @@ __all__ = ["build", "report"]
 @click.argument("candidate")
 @click.option("-o", "--output", metavar="OUT", help="Where to write; default CANDIDATE.onnx in this folder.")
 @click.option("--model", metavar="M", help="Where the original model lies now, if not where it was tuned.")
+@click.option("--trust", is_flag=True, help="Run the module:callable that the run folder names as its data.")
 @hub_option
-def build(run: str, candidate: str, output: str | None, model: str | None, hub: str | None) -> None:
+def build(
+    run: str, candidate: str, output: str | None, model: str | None, trust: bool, hub: str | None
+) -> None:
     """Write CANDIDATE of RUN (a name such as static-003, or a pick: balanced, smallest, best-accuracy)."""
     from onnxq.cli.output import check_output
     from onnxq.cli.terminal import megabytes, remark
@@ -31,13 +35,13 @@ def build(run: str, candidate: str, output: str | None, model: str | None, hub: 
     if target.is_dir():
         target = target / f"{candidate}.onnx"
     check_output(target, Path(model) if model else None)
-    built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None)
+    built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None, trust=trust)
     written = write_model(built, target)
     document = load_report(run)
     shown = ", ".join(
         f"{name} {reading_in(document, name).format(value)}" for name, value in found.metrics.items()
     )
-    click.echo(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
+    say(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
     remark(f"  {written.proof.sentence()}")
 
 
@@ -80,5 +84,5 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
         for row in comparison["rows"]
     ]
     table(["run", "pick", "candidate", metric.name, "size", "latency ratio"], rows, right=(3, 4, 5))
-    click.echo(comparison["summary"])
-    click.echo(f"compared in {folder / 'compare.html'}")
+    say(comparison["summary"])
+    say(f"compared in {folder / 'compare.html'}")

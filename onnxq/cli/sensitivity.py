@@ -118,8 +118,8 @@ def sensitivity(
     from passes.model import load
     from passes.opset import upgrade
     from passes.policy import Policy
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
-    from passes.recipe import parse_recipe
 
     path = str(resolve(model, hub))
     if output:
@@ -144,7 +144,7 @@ def sensitivity(
         activation_scheme(activation_text(activations)),
     )
     reference = Reference(load(path))
-    prepared = rewritten(reference, parse_recipe("simplify | fold_batchnorm")).model
+    prepared = rewritten(reference, preparation()).model
     reference.check(prepared)
     layers = find_layers(prepared)
     if not layers:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxq.metrics.base import Metric, Outputs, Values
-from onnxq.metrics.registry import headline_of
+from onnxq.metrics.registry import headline_of, is_own
+from onnxq.plugins import guarded
 
 __all__ = ["Score", "Scorer"]
+
+T = TypeVar("T")
+
+
+def _asked(metric: Metric, action: Callable[[], T]) -> T:
+    """What a metric gives; what the user's own code raises is a UserError that names the metric."""
+    return action() if is_own(metric) else guarded(f"metric {metric.name}", action)
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,15 @@ class Scorer:
     def update(self, outputs: Outputs, targets: Any, reference: Outputs | None) -> None:
         """See `Metric.update`. The rows of the first output are the samples."""
         for metric in self._metrics:
-            metric.update(outputs, targets, reference)
+            _asked(metric, partial(metric.update, outputs, targets, reference))
         first = next(iter(outputs.values()))
         self.samples += first.shape[0] if first.ndim > 1 else 1
 
     def score(self) -> Score:
         """Everything so far."""
-        values = {metric.name: float(metric.compute()) for metric in self._metrics}
-        spreads = {metric.name: metric.stderr() for metric in self._metrics}
+        values = {metric.name: float(_asked(metric, metric.compute)) for metric in self._metrics}
+        spreads = {metric.name: _asked(metric, metric.stderr) for metric in self._metrics}
         stderr = {name: float(spread) for name, spread in spreads.items() if spread is not None}
-        hits = None if self._headline is None else self._headline.per_sample()
+        hits = None if self._headline is None else _asked(self._headline, self._headline.per_sample)
         name = self._headline.name if self._headline is not None and hits is not None else ""
         return Score(values, stderr, self.samples, np.zeros(0, np.bool_) if hits is None else hits, name)

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from onnxq.documents import flag, number, one_of, optional, record, text
 from passes.errors import UserError
 
-__all__ = ["Reading"]
+__all__ = ["READING", "Reading"]
+
+_MOST_DIGITS = 9
 
 
 class Reading:
@@ -134,4 +137,14 @@ class Reading:
         return f"{number} {self.unit}" if self.unit else number
 
 
-_FIELDS = tuple(name for name in Reading.__annotations__ if name != "name")
+_FLAGS = ("higher_is_better", "needs_labels", "needs_reference")
+_SHAPES = {
+    **dict.fromkeys(("label", "short", "unit"), text),
+    "digits": optional(one_of(*range(_MOST_DIGITS + 1))),
+    **dict.fromkeys(("worst", "best"), number),
+    **dict.fromkeys(("ceiling", "tolerance"), optional(number)),
+    **dict.fromkeys(_FLAGS, flag),
+}
+_FIELDS = tuple(_SHAPES)
+READING = record({}, _SHAPES)
+"""What `Reading.to_json` gives, in a document that anybody may have written."""

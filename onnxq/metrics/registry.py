@@ -7,7 +7,6 @@ the group `onnxq.metrics`), the user's own class as `module:Class`, or an object
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from onnxq.metrics.agreement import Agreement
 from onnxq.metrics.base import Metric
 from onnxq.metrics.foreign import Foreign
 from onnxq.metrics.mse import MSE
-from onnxq.metrics.reading import Reading
+from onnxq.metrics.reading import READING, Reading
 from onnxq.metrics.sqnr import SQNR
 from onnxq.metrics.top1 import Top1
 from onnxq.metrics.top5 import Top5
@@ -28,6 +27,7 @@ __all__ = [
     "METRICS",
     "default_metric",
     "headline_of",
+    "is_own",
     "metric_text",
     "metrics_beside",
     "open_metric",
@@ -113,6 +113,11 @@ def headline_of(metrics: Sequence[Metric]) -> Metric | None:
     return next((metric for metric in metrics if metric.races), None)
 
 
+def is_own(metric: Metric) -> bool:
+    """Whether it comes with onnxq, and not from a package or from the user."""
+    return type(metric) is type(METRICS.get(metric.name))
+
+
 def metric_text(metric: str | object) -> str:
     """What was asked for as text, for a configuration and a fingerprint; options of an object are in it."""
     if isinstance(metric, str):
@@ -152,7 +157,11 @@ def _problem(metric: Metric) -> str:
     held = METRICS.get(metric.name)
     if held is not None and type(held) is not type(metric):
         return f"its name {metric.name!r} is that of one of onnxq's own metrics; give it another"
-    if not math.isfinite(metric.worst + metric.best) or metric.gap(metric.worst, metric.best) <= 0:
+    try:
+        READING(metric.to_json(), "")
+    except ValueError as error:
+        return str(error)
+    if metric.gap(metric.worst, metric.best) <= 0:
         where = "above" if metric.higher_is_better else "below"
         return f"its best value {metric.best:g} must be {where} its worst, {metric.worst:g}"
     unknown = next((name for name in metric.beside if name != metric.name and name not in METRICS), None)

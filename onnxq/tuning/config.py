@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq import documents
 from onnxq.allocation.resources import parse_limits, read_costs
 from onnxq.calibration import parse_method
 from onnxq.files import canonical_json, sha256_bytes
@@ -229,6 +230,10 @@ class TuneConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise UserError(f"configuration: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}")
+        try:
+            _SHAPE(dict(data), "")
+        except ValueError as error:
+            raise UserError(f"configuration: {error}") from None
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
 
@@ -251,3 +256,15 @@ class TuneConfig:
         found = {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}
         tables = [read_costs(path).to_json() for path in self.costs]
         return found | ({"--costs": sha256_bytes(canonical_json(tables).encode())} if tables else {})
+
+
+_KINDS = {str: documents.text, bool: documents.flag, int: documents.count, float: documents.number}
+_TEXTS = documents.each(documents.text)
+_SHAPE = documents.record(
+    {"model": documents.text, "data": documents.text},
+    {
+        spec.name: _KINDS.get(type(spec.default), _TEXTS)
+        for spec in dataclasses.fields(TuneConfig)
+        if spec.default is not dataclasses.MISSING
+    },
+)

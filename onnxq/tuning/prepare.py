@@ -23,16 +23,15 @@ from onnxq.search.journal import Journal
 from onnxq.tuning.config import TuneConfig
 from passes.base import Context, Pass, Sequential
 from passes.errors import DataError, UnsupportedModelError
-from passes.fold_batchnorm import FoldBatchNorm
 from passes.graph import import_graph
 from passes.layers import Layer, find_layers, graph_layers
 from passes.model import Model, is_large, load, serialize
 from passes.opset import upgrade
 from passes.placement import plan_activations
 from passes.policy import Policy
+from passes.preparation import preparation
 from passes.quantize import required_policy_opset
 from passes.select import select_layers
-from passes.simplify import Simplify
 from passes.smooth import Smooth
 
 __all__ = [
@@ -50,7 +49,7 @@ _MEMORY_FOR_DATA = 2**30
 
 def base_recipe(config: TuneConfig) -> Sequential:
     """The passes that run once before any policy."""
-    members: list[Pass] = [Simplify(), FoldBatchNorm()]
+    members: list[Pass] = [*preparation()]
     if config.smooth in ("output", "input"):
         site: Any = config.smooth
         members.append(Smooth(site=site, layers=config.smooth_selectors))

@@ -15,6 +15,7 @@ from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import parse_objectives
 from onnxq.tuning.latencies import Records
 from onnxq.tuning.prepare import Prepared
+from passes.errors import ResumeError
 
 __all__ = ["Race", "extrapolated", "is_dominated"]
 
@@ -78,6 +79,10 @@ class Race:
             text = self._journal.get("hits", candidate.key)
             if text is None:
                 return None
+            if 4 * len(text) < candidate.samples:
+                raise ResumeError(
+                    f"the journal's hits of candidate {candidate.name} are cut off; use --fresh"
+                )
             self._hits[candidate.key] = hits_from_text(text, candidate.samples)
         return self._hits[candidate.key]
 
