@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from passes.external_data import KEPT_BYTES, element_type, fill, has_references,
 from passes.light import without_values
 from passes.model import Model, every_graph, is_large, load, on_disk
 
-__all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
+__all__ = [
+    "float_weights_only",
+    "load_session",
+    "plain_session",
+    "refuse_unknown_ops",
+    "stock_session",
+    "surviving_qdq",
+]
 
 _STANDARD_DOMAINS = {
     "",
@@ -61,7 +69,7 @@ def float_weights_only(model: Model) -> bool:
 def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptions:
     """Options of a session; `threads` None leaves the number to ONNX Runtime."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions too
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -75,19 +83,14 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
 
 
 def _hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Model, list[Any]]:
-    """The model without its bit streams and large weights, and the weights, which `options` hands over.
+    """The model without its bit streams, and the decoded weights, which `options` hands to ONNX Runtime.
 
     External initializers are what ONNX Runtime fuses, lays out and prepacks like weights of the file.
     The values must live as long as the session. own: the model is nobody else's and may be taken apart.
     """
-    held, arrays = model, dict[str, npt.NDArray[Any]]()
-    if has_packed_weights(model.proto):
-        held, arrays = decode_weights(model, own=own)
+    held, arrays = decode_weights(model, own=own)
     for name, array in arrays.items():
         held.proto.graph.initializer.append(_placeholder(name, array))
-    if _is_outside(held.proto):
-        held, mapped_arrays = _without_weights(held)
-        arrays |= mapped_arrays
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers(list(arrays), values)
     return held, values
@@ -160,24 +163,49 @@ def load_session(
     providers = ["CPUExecutionProvider"] if configure is None else list(configure(options))
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
-    if has_packed_weights(held.proto) or (path is None and _is_outside(held.proto)):
+    if has_packed_weights(held.proto):
         held, kept = _hand_over(held, options, own=path is not None)
         path = None
-    if _float_bytes(held.proto) > passes.model.LARGE:
-        # A kernel's own copy of its weights is worth its memory only while that is small.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    try:
+    with _refusals(held.name):
         session = _open(held, path, options, providers)
-        session._onnxq_weights = kept
-        return session
-    except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
-        raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        if type(error).__module__.startswith("onnxruntime"):
-            raise InvalidModelError(
-                f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}"
-            ) from None
-        raise
+    session._onnxq_weights = kept
+    return session
+
+
+def stock_session(model: Model | Path, name: str) -> Any:
+    """A session as anybody else would open it: ONNX Runtime's default options, on the CPU, none of our code.
+
+    name: of the model in messages. Raises InvalidModelError when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    held = model if isinstance(model, Model) else Model(onnx.ModelProto(), name)
+    with _refusals(name):
+        return _open(held, model if isinstance(model, Path) else None, options, ["CPUExecutionProvider"])
+
+
+def plain_session(model: Model) -> Any:
+    """A session that optimises nothing, so that every tensor can be read and arithmetic is in another order.
+
+    Raises InvalidModelError when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with _refusals(model.name):
+        return _open(model, None, options, ["CPUExecutionProvider"])
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """ONNX Runtime's refusal to load a model as an InvalidModelError; its exceptions share no base class."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, (RuntimeError, UnicodeDecodeError))
+        if not known and not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise InvalidModelError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
 
 def _float_bytes(proto: onnx.ModelProto) -> int:
@@ -187,16 +215,25 @@ def _float_bytes(proto: onnx.ModelProto) -> int:
 
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
     """path: the file that holds exactly this model and need not be written again; None without one."""
+    if _float_bytes(model.proto) > passes.model.LARGE:
+        # A kernel's own copy of its weights is worth its memory only while that is small.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if path is not None:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    kept: list[Any] = []
+    if _is_outside(model.proto):
+        model, arrays = _without_weights(model)
+        kept = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), kept)
     try:
         content = model.proto.SerializeToString(deterministic=True)
     except (EncodeError, ValueError):  # more than 2 GB of types that cannot be handed over
         with on_disk(model) as path:
-            return ort.InferenceSession(str(path), options, providers=providers)
-    session = ort.InferenceSession(content, options, providers=providers)
+            return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
     session._model_bytes = None
+    session._onnxq_mapped = kept  # the values must live as long as the session
     return session
 
 

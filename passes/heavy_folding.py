@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.editing import values, values_type
+from passes.editing import is_constant, values, values_type
 from passes.external_data import is_external, spill_array
 from passes.graph import ExternalValues
 
@@ -32,8 +32,9 @@ def reads_file(node: gs.Node) -> bool:
 
 
 def fold_heavy(graph: gs.Graph, nodes: Sequence[gs.Node]) -> bool:
-    """Replace the results of constant nodes that read files by constants; True if any could be.
+    """Replace the results of those nodes that read constants alone, some of a file; True if any could be.
 
+    nodes: in topological order.
     A node stays where its types are not numpy's own or ONNX Runtime cannot run it.
     """
     folded = [node for node in nodes if reads_file(node) and _fold(graph, node)]
@@ -45,6 +46,8 @@ def fold_heavy(graph: gs.Graph, nodes: Sequence[gs.Node]) -> bool:
 
 def _fold(graph: gs.Graph, node: gs.Node) -> bool:
     read = {tensor.name: tensor for tensor in node.inputs if not tensor.is_empty()}
+    if not all(is_constant(tensor) for tensor in read.values()):
+        return False
     native = all(values_type(tensor).kind in "biuf" for tensor in read.values())
     if not native or len(node.outputs) != 1:
         return False

@@ -1,6 +1,6 @@
 """Layers: the weighted nodes that can be quantized, wherever they stand (subgraphs too).
 
-A layer is a Conv, ConvTranspose, Gemm or MatMul whose weight is constant.
+A layer is a Conv, ConvTranspose, Gemm or MatMul whose weight is constant, and not empty.
 """
 
 from __future__ import annotations
@@ -69,7 +69,12 @@ def weight_index(node: gs.Node) -> int | None:
         tensor = node.inputs[index]
         if not is_constant(tensor) or is_constant(node.inputs[1 - index]):
             continue
-        if str(values_type(tensor)) in ("float32", "float16", "float64") and len(_shape(tensor)) >= 2:
+        shape = _shape(tensor)
+        if (
+            str(values_type(tensor)) in ("float32", "float16", "float64")
+            and len(shape) >= 2
+            and 0 not in shape
+        ):
             return index
     return None
 

@@ -8,15 +8,17 @@ The large tensors of a model over 2 GB stay in its files and are read when a pas
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
+from passes.admission import admit
+from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
 from passes.external_data import (
     KEPT_BYTES,
@@ -36,29 +38,52 @@ from passes.tensors import every_graph, every_tensor, function_tensors, stored_b
 
 __all__ = [
     "Model",
+    "Step",
     "check",
     "every_graph",
     "is_large",
     "load",
     "model_files",
+    "normalized",
     "on_disk",
+    "read",
     "save",
     "serialize",
     "size_on_disk",
 ]
 
+ALIAS = "ai.onnx"
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
 # Tensors of up to so many bytes are saved in the model's own file, beside external data.
 _EMBEDDED_BYTES = 1024
 
 
+# Models between two rewrites are kept up to this size, so that a rewrite at fault can be named.
+_KEPT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rewrite in the history of a model.
+
+    Attributes:
+        name: the pass. exact: whether it claims to keep the function that the model computes.
+        before: the model that it was applied to; None where that was too large to keep.
+    """
+
+    name: str
+    exact: bool
+    before: Model | None
+
+
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model and what to call it in messages (its path, usually)."""
+    """An ONNX model, what to call it in messages (its path, usually), and the rewrites that made it."""
 
     proto: onnx.ModelProto
     name: str = "model"
+    history: tuple[Step, ...] = field(default=(), compare=False, repr=False)
 
     def opset(self, domain: str = "") -> int:
         """Version of `domain` that the model imports; 0 where it imports none."""
@@ -67,6 +92,17 @@ class Model:
 
     def with_proto(self, proto: onnx.ModelProto) -> Model:
         return replace(self, proto=proto)
+
+    @property
+    def origin(self) -> Model:
+        """The model that the first rewrite was given; the model itself where there was none."""
+        first = self.history[0].before if self.history else None
+        return first or self
+
+    def rewritten(self, name: str, before: Model, *, exact: bool) -> Model:
+        """This model, remembered as what the rewrite `name` made of `before`."""
+        small = not before.history or (not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES)
+        return replace(self, history=(*before.history, Step(name, exact, before if small else None)))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -81,6 +117,29 @@ class Model:
         for key in merged:
             proto.metadata_props.add(key=key, value=merged[key])
         return self.with_proto(proto)
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read a model and check it (passes/admission.py). Large tensors of one over 2 GB stay in their files.
+
+    Warns with a ModelWarning where ONNX Runtime accepts what the ONNX checker refuses.
+
+    Raises:
+        ModelFileError: the file is missing, truncated, not ONNX, or lacks its data.
+        InvalidModelError: neither the ONNX checker nor ONNX Runtime accepts the model.
+    """
+    model = read(path)
+    admit(model.proto, model.name)
+    return model
+
+
+def read(path: str | os.PathLike[str]) -> Model:
+    """Read a model with its external data as `load` does, unchecked. Raises ModelFileError."""
+    file = Path(path)
+    proto = _read(file)
+    if has_references(proto):
+        proto = _bound(proto, file)
+    return normalized(Model(proto, str(file)))
 
 
 def _read(file: Path) -> onnx.ModelProto:
@@ -101,16 +160,43 @@ def _read(file: Path) -> onnx.ModelProto:
     return proto
 
 
-def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model. External data is read too, but for the large tensors of a model over 2 GB.
+def _imports(opsets: Sequence[onnx.OperatorSetIdProto]) -> list[onnx.OperatorSetIdProto]:
+    """The imports with the standard operators' domain as '', once: ONNX Runtime obeys the last of several."""
+    versions = {"" if held.domain == ALIAS else held.domain: held.version for held in opsets}
+    return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
-    Raises ModelFileError for a file that is missing, truncated, not ONNX, or lacks its data.
+
+def normalized(model: Model) -> Model:
+    """The model with the domain of the standard operators spelled '' everywhere; itself where it is already.
+
+    'ai.onnx' is an alias of '' that the checker takes in imports only, and few tools take at all.
     """
-    file = Path(path)
-    proto = _read(file)
-    if has_references(proto):
-        proto = _bound(proto, file)
-    return Model(proto, str(file))
+
+    def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+        for graph in every_graph(proto.graph):
+            yield from graph.node
+        for function in proto.functions:
+            for node in function.node:
+                yield node
+                for attribute in node.attribute:
+                    for nested in (attribute.g, *attribute.graphs):
+                        for graph in every_graph(nested):
+                            yield from graph.node
+
+    holders = (model.proto, *model.proto.functions)
+    listed = any(held.domain == ALIAS for holder in holders for held in holder.opset_import)
+    if not listed and all(node.domain != ALIAS for node in nodes(model.proto)):
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for holder in (proto, *proto.functions):
+        imports = _imports(holder.opset_import)
+        del holder.opset_import[:]
+        holder.opset_import.extend(imports)
+    for node in nodes(proto):
+        if node.domain == ALIAS:
+            node.domain = ""
+    return model.with_proto(proto)
 
 
 def _bound(proto: onnx.ModelProto, file: Path) -> onnx.ModelProto:
@@ -261,7 +347,7 @@ def check(model: Model) -> None:
                 if not is_external(tensor) and stored_bytes(tensor) <= LARGE:
                     onnx.checker.check_tensor(tensor)
             proto = light.proto
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())[:300]
+        full_check(proto)
+    except (Refusal, onnx.checker.ValidationError) as refusal:
+        reason = " ".join(str(refusal).split())[:300]
         raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {reason}") from None
