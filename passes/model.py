@@ -133,7 +133,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 def _imports(opsets: Sequence[onnx.OperatorSetIdProto]) -> list[onnx.OperatorSetIdProto]:
     """The imports with the standard operators' domain as '', once: ONNX Runtime obeys the last of several."""
-    versions = {"" if held.domain == ALIAS else held.domain: held.version for held in opsets}
+    versions = {"" if entry.domain == ALIAS else entry.domain: entry.version for entry in opsets}
     return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
 
@@ -155,7 +155,7 @@ def normalized(model: Model) -> Model:
                             yield from graph.node
 
     holders = (model.proto, *model.proto.functions)
-    listed = any(held.domain == ALIAS for holder in holders for held in holder.opset_import)
+    listed = any(entry.domain == ALIAS for holder in holders for entry in holder.opset_import)
     if not listed and all(node.domain != ALIAS for node in nodes(model.proto)):
         return model
     proto = onnx.ModelProto()

@@ -53,7 +53,7 @@ def _newest_import(model: Model) -> int:
 
 
 def _named(model: Model) -> onnx.ModelProto:
-    """A copy whose nodes have names, without our own functions, which are written anew."""
+    """A copy whose nodes have names, and without the functions of `ai.onnxq`, which are written again."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     name_nodes(proto)

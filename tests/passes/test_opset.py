@@ -87,12 +87,12 @@ def _takes_away(older: defs.OpSchema, newer: defs.OpSchema) -> bool:
 
 
 def test_every_change_that_takes_something_away_has_an_adapter() -> None:
-    held: dict[str, list[defs.OpSchema]] = {}
+    histories: dict[str, list[defs.OpSchema]] = {}
     for schema in defs.get_all_schemas_with_history():
         if not schema.domain:
-            held.setdefault(schema.name, []).append(schema)
+            histories.setdefault(schema.name, []).append(schema)
     missing = []
-    for name, schemas in held.items():
+    for name, schemas in histories.items():
         schemas.sort(key=lambda schema: schema.since_version)
         for older, newer in pairwise(schemas):
             key = name, newer.since_version
@@ -110,7 +110,7 @@ BRANCHES = """g (bool c, float[N,3] x) => (float[N,3] y) <float[3] k = {1, 2, 3}
 
 
 def _decorate(graph: onnx.GraphProto) -> None:
-    """A word of its own on everything that may carry one."""
+    """Write a different text into everything that may have a doc string or metadata."""
     words = iter(f"{graph.name}{index}" for index in range(999))
     things = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node, graph)
     for thing in things:
@@ -129,21 +129,21 @@ def _decorate(graph: onnx.GraphProto) -> None:
 
 def _said(graph: onnx.GraphProto) -> dict[str, str]:
     """What `_decorate` wrote, by the thing that carries it."""
-    found = {f"{graph.name}:": f"{graph.doc_string} {list(graph.metadata_props)}"}
+    words = {f"{graph.name}:": f"{graph.doc_string} {list(graph.metadata_props)}"}
     for value in (*graph.input, *graph.output, *graph.value_info):
-        found[f"{graph.name}:{value.name}"] = str(value)
+        words[f"{graph.name}:{value.name}"] = str(value)
     for tensor in graph.initializer:
-        found[f"{graph.name}:{tensor.name}"] = str(tensor)
+        words[f"{graph.name}:{tensor.name}"] = str(tensor)
     for node in graph.node:
         key = f"{graph.name}:{node.op_type} {node.output[0]}"
         if node.doc_string:
-            found[key] = f"{node.name} {node.doc_string} {list(node.metadata_props)}"
+            words[key] = f"{node.name} {node.doc_string} {list(node.metadata_props)}"
         for attribute in node.attribute:
             if attribute.doc_string:
-                found[f"{key}.{attribute.name}"] = attribute.doc_string
+                words[f"{key}.{attribute.name}"] = attribute.doc_string
             if attribute.type == onnx.AttributeProto.GRAPH:
-                found |= _said(attribute.g)
-    return found
+                words |= _said(attribute.g)
+    return words
 
 
 def test_an_upgrade_and_an_edit_lose_no_word_and_no_name() -> None:
@@ -188,7 +188,7 @@ FUNCTION = """g (float[N,4] x) => (float[N,4] y) {{ t = local.half (x) y = Softm
 
 
 @pytest.mark.parametrize(
-    ("body", "own", "kept"),
+    ("body", "opset", "kept"),
     [
         ("b = Add (a, a)", 12, True),
         ("b = Add (a, a)", 11, True),
@@ -196,11 +196,11 @@ FUNCTION = """g (float[N,4] x) => (float[N,4] y) {{ t = local.half (x) y = Softm
         ("b = Clip <min = 0.0> (a)", 10, False),  # a bound needs the type, which only the caller knows
     ],
 )
-def test_functions_are_carried_or_inlined(body: str, own: int, kept: bool) -> None:
-    model = parsed(FUNCTION.format(opset=own, body=body), own if not kept else 12, more=', "local" : 1')
+def test_functions_are_converted_or_inlined(body: str, opset: int, kept: bool) -> None:
+    model = parsed(FUNCTION.format(opset=opset, body=body), opset if not kept else 12, more=', "local" : 1')
     upgraded = raised(model.with_metadata(policy="{}"), 21)
     assert bool(upgraded.proto.functions) == kept
-    assert all(held.opset_import[0].version == 21 for held in upgraded.proto.functions)
+    assert all(function.opset_import[0].version == 21 for function in upgraded.proto.functions)
     assert upgraded.metadata == {"onnxq.policy": "{}"}
     feed = {"x": np.asarray([[1, -2, 3, -4]], np.float32)}
     assert equal(run(model.proto, feed), run(upgraded.proto, feed))

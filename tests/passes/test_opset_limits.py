@@ -135,7 +135,7 @@ def test_the_alias_of_the_standard_domain_is_one_word(
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
     proto = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid(*held) for held in imports], ir_version=8
+        graph, opset_imports=[helper.make_opsetid(*entry) for entry in imports], ir_version=8
     )
     before = proto.SerializeToString(deterministic=True)
     path = tmp_path_factory.mktemp("alias") / "m.onnx"
@@ -146,7 +146,7 @@ def test_the_alias_of_the_standard_domain_is_one_word(
             check(made) if made is not model else None
             assert np.allclose(run(made.proto, feed)[0], run(proto, feed)[0], atol=0.1)
     made = Quantize(activations="float")(Model(proto)).model
-    assert [held.domain for held in made.proto.opset_import] == [""]
+    assert [entry.domain for entry in made.proto.opset_import] == [""]
     last = list(imports)[-1][1]
     assert normalized(Model(proto)).opset() == last  # ONNX Runtime obeys the last of several
     assert proto.SerializeToString(deterministic=True) == before
