@@ -108,8 +108,8 @@ class Site:
         self.node.attribute.append(helper.make_attribute(name, value))
 
     def element(self) -> int:
-        """Element type of the first input. Raises RefusedError if it is unknown."""
-        element = self.scope.element(self.node.input[0])
+        """Element type of the first input and output. Raises RefusedError if it is unknown."""
+        element = self.scope.element(self.node.input[0]) or self.scope.element(self.node.output[0])
         if element is None:
             raise RefusedError(f"the type of its input '{self.node.input[0]}' is unknown")
         return element
