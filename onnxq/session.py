@@ -61,7 +61,7 @@ def float_weights_only(model: Model) -> bool:
 def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptions:
     """Options of a session; `threads` None leaves the number to ONNX Runtime."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions too
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -166,7 +166,8 @@ def _refusals(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, RuntimeError) and not type(error).__module__.startswith("onnxruntime"):
+        known = isinstance(error, (RuntimeError, UnicodeDecodeError))
+        if not known and not type(error).__module__.startswith("onnxruntime"):
             raise
         raise InvalidModelError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
@@ -174,11 +175,11 @@ def _refusals(name: str) -> Iterator[None]:
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
     """path: the file that holds exactly this model and need not be written again; None without one."""
     if path is not None:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     if is_large(model.proto):
         with on_disk(model) as path:
-            return ort.InferenceSession(str(path), options, providers=providers)
-    session = ort.InferenceSession(serialize(model), options, providers=providers)
+            return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    session = ort.InferenceSession(serialize(model), options, providers=providers, enable_fallback=0)
     # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
     session._model_bytes = None
     return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 __all__ = [
     "DataError",
@@ -27,6 +28,17 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes send errors; classes whose arguments are not the text could not be read there.
+        return _rebuilt, (type(self), self.args, dict(vars(self)))
+
+
+def _rebuilt(kind: type[UserError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    vars(error).update(fields)
+    return error
+
 
 class ModelFileError(UserError):
     """A file that cannot be read as an ONNX model."""
@@ -44,7 +56,7 @@ class UnsupportedModelError(UserError):
 
 
 class GraphError(UserError):
-    """A graph that the editing library cannot hold; it is left untouched."""
+    """A graph that cannot be edited."""
 
 
 class PassError(UserError):

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from passes.base import Context, Pass, register
 from passes.graph import import_graph
+from passes.jsontext import stored_texts
 from passes.model import Model
 from passes.policy import Policy
 from passes.select import select, select_layers
@@ -38,7 +39,7 @@ class Exclude(Pass):
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         chosen = [layer.name for layer in select(import_graph(model), self.layers)]
-        held = json.loads(model.metadata.get(EXCLUDE_KEY, "[]"))
+        held = stored_texts(model, EXCLUDE_KEY, list)
         merged = [*held, *(name for name in chosen if name not in held)]
         for name in chosen:
             context.note("applied", name, "excluded: stays float")

@@ -19,6 +19,8 @@ from onnx.external_data_helper import (
     load_external_data_for_model,
 )
 
+from passes.admission import admit
+from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
 from passes.scratch import scratch_folder
 
@@ -31,6 +33,7 @@ __all__ = [
     "load",
     "normalized",
     "on_disk",
+    "read",
     "save",
     "serialize",
 ]
@@ -102,10 +105,21 @@ class Model:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model with its external data.
+    """Read a model with its external data, and check it (passes/admission.py).
 
-    Raises ModelFileError for a file that is missing, truncated, not ONNX, or lacks its data.
+    Warns with a ModelWarning where ONNX Runtime accepts what the ONNX checker refuses.
+
+    Raises:
+        ModelFileError: the file is missing, truncated, not ONNX, or lacks its data.
+        InvalidModelError: neither the ONNX checker nor ONNX Runtime accepts the model.
     """
+    model = read(path)
+    admit(model.proto, model.name)
+    return model
+
+
+def read(path: str | os.PathLike[str]) -> Model:
+    """Read a model with its external data, unchecked. Raises ModelFileError."""
     file = Path(path)
     if file.is_dir():
         raise ModelFileError(file, "is a folder; give the .onnx file in it")
@@ -124,7 +138,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         return normalized(Model(proto, str(file)))
     try:
         load_external_data_for_model(proto, str(file.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0]
         problem = f"its external data cannot be read ({reason}); copy it beside the model"
         raise ModelFileError(file, problem) from None
@@ -249,11 +263,6 @@ def on_disk(model: Model) -> Iterator[Path]:
 def check(model: Model) -> None:
     """Full onnx.checker check (shape inference included). Raises InvalidModelError with its first line."""
     try:
-        if is_large(model.proto):
-            with on_disk(model) as path:
-                onnx.checker.check_model(str(path), full_check=True)
-        else:
-            onnx.checker.check_model(model.proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {reason}") from None
+        full_check(model.proto)
+    except Refusal as refusal:
+        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {refusal}") from None

@@ -18,6 +18,7 @@ from onnxq.cli.options import (
     resolve_threads,
     smooth_options,
 )
+from onnxq.cli.terminal import say
 from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
@@ -73,12 +74,11 @@ def _refuse_unread(settings: dict[str, Any]) -> None:
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
     from passes.base import Sequential
-    from passes.fold_batchnorm import FoldBatchNorm
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, weight_scheme
-    from passes.simplify import Simplify
     from passes.smooth import Smooth
 
-    members: list[Any] = [] if settings["no_fold"] else [Simplify(), FoldBatchNorm()]
+    members: list[Any] = [] if settings["no_fold"] else [*preparation()]
     if settings["smooth"] != "none":
         members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
     options: dict[str, Any] = {key: settings[key] for key in ("standard", "rounding")}
@@ -234,6 +234,7 @@ def quantize(
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass
+    from passes.unquantizable import refuse_unchanged
 
     _refuse_unread(settings)
     recipe = _recipe(settings)
@@ -245,6 +246,7 @@ def quantize(
         lent, dataset, remembered = _lent(loaded, settings, resolve_threads(threads), told)
         reference = Reference(loaded, dataset)
         result = rewritten(reference, recipe, Context(**lent))
+    refuse_unchanged(loaded, result.model)
     config = {key: value for key, value in settings.items() if key != "policy"}
     config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}
     written = write_model(stamped(result.model, "quantize", config), target, reference)
@@ -256,9 +258,11 @@ def _report(
 ) -> None:
     from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
+    from onnxq.cli.stays_float import float_share_text
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
     from onnxq.evaluation import surviving_qdq
     from onnxq.files import scratch_folder
+    from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
     from passes.model import load
 
@@ -266,7 +270,7 @@ def _report(
     written = load(target)
     with scratch_folder() as folder:
         left = surviving_qdq(written, folder)
-    layers = layer_facts(written)
+    layers, unquantized = layer_facts(written), float_weights(written)
     padded = [layer for layer in layers if layer.padded]
     quantized = [layer for layer in layers if layer.weights != "float"]
     if as_json:
@@ -279,17 +283,21 @@ def _report(
                 "quantized": len(quantized),
                 "surviving_qdq": left,
                 "padded": [layer.name for layer in padded],
+                "stays_float": [vars(weight) for weight in unquantized],
                 "notes": [vars(note) for note in result.notes],
                 "proof": file.proof.to_json(),
             }
         )
         return
     show_notes(result.notes, explain)
-    click.echo(
+    say(
         f"{target}: {len(quantized)} of {len(layers)} layers quantized, "
         f"{megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})"
     )
     remark(f"  {file.proof.sentence()}")
+    share = float_share_text(unquantized, size)
+    if share:
+        remark(f"  {share}")
     remark(
         f"  left after ONNX Runtime's own optimisation: {left['QuantizeLinear']} QuantizeLinear, "
         f"{left['DequantizeLinear']} DequantizeLinear"

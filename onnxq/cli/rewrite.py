@@ -19,6 +19,7 @@ from onnxq.cli.options import (
     resolve_threads,
     splitted,
 )
+from onnxq.cli.terminal import say
 
 if TYPE_CHECKING:
     from onnxq.proof import Reference
@@ -88,7 +89,7 @@ def finish(
     show_notes(result.notes, explain)
     if not result.modified:
         remark("  nothing to change; the output equals the input")
-    click.echo(f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}")
+    say(f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}")
     remark(f"  {proof.sentence()}")
 
 
@@ -185,14 +186,14 @@ def smooth(
     from onnxq.hub import resolve
     from onnxq.proof import Reference
     from passes.model import load
-    from passes.recipe import parse_recipe
+    from passes.preparation import preparation
     from passes.smooth import Smooth
 
     path = str(resolve(model, hub))
     loaded = load(path)
     target = output_path(output, path, "smooth")
     last = Smooth(site=site, layers=splitted(layers), absorb=absorb)
-    recipe: Pass = last if no_fold else parse_recipe("simplify | fold_batchnorm") | last
+    recipe: Pass = last if no_fold else preparation() | last
     reference = Reference(loaded)
     result = rewritten(reference, recipe)
     settings = {"site": site, "layers": layers, "absorb": absorb, "no_fold": no_fold}
@@ -241,6 +242,7 @@ def apply(
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass, load_recipe
+    from passes.unquantizable import refuse_unchanged
 
     parsed = load_recipe(recipe)
     path = str(resolve(model, hub))
@@ -261,4 +263,6 @@ def apply(
         reference = Reference(loaded, dataset)
         settings |= {"data": dataset.fingerprint(), "calibration": calibration, "damping": damping}
     result = rewritten(reference, parsed, context)
+    if any(member.name == "quantize" for member in parsed):
+        refuse_unchanged(loaded, result.model)
     finish(result, reference, path, target, "apply", settings, explain=explain, as_json=as_json)

@@ -32,15 +32,7 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
         {"name": e.layer, "op_type": e.op, "qdq_error": e.qdq, "xmodel_error": e.xmodel, "score": e.score}
         for e in errors
     ]
-    report = {
-        "model": model,
-        "metric": "agreement",
-        "candidates": [],
-        "front": [],
-        "picks": [],
-        "layers": layers,
-    }
-    atomic_write(path, png(errors_figure({**report, "float": None, "objectives": ["metric", "bytes"]})))
+    atomic_write(path, png(errors_figure({"model": model, "layers": layers})))
 
 
 @click.command()
@@ -126,8 +118,8 @@ def sensitivity(
     from passes.model import load
     from passes.opset import upgrade
     from passes.policy import Policy
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
-    from passes.recipe import parse_recipe
 
     path = str(resolve(model, hub))
     if output:
@@ -152,7 +144,7 @@ def sensitivity(
         activation_scheme(activation_text(activations)),
     )
     reference = Reference(load(path))
-    prepared = rewritten(reference, parse_recipe("simplify | fold_batchnorm")).model
+    prepared = rewritten(reference, preparation()).model
     reference.check(prepared)
     layers = find_layers(prepared)
     if not layers:

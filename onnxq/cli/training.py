@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from onnxq.cli.bar import EVERY_S, TerminalBar
+from onnxq.cli.terminal import printable, say
 
 if TYPE_CHECKING:
     from onnxq.proof.saving import Written
@@ -52,12 +51,12 @@ class Live(TerminalBar):
                 self.task = self.bar.add_task("training", total=event.total, text=text)
             self.bar.update(self.task, completed=event.step, total=event.total, text=text)
             if event.status:
-                self.bar.console.print(f"step {event.step}/{event.total}: {text}")
+                self.bar.console.print(printable(f"step {event.step}/{event.total}: {text}"), markup=False)
             return
         now = time.monotonic()
         if event.status or now - self._last > EVERY_S:
             self._last = now
-            click.echo(f"step {event.step}/{event.total}: {text}", err=True)
+            say(f"step {event.step}/{event.total}: {text}", err=True)
 
 
 def report(
@@ -82,9 +81,9 @@ def report(
             }
         )
         return
-    click.echo(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})")
+    say(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})")
     remark(f"  {written.proof.sentence()}")
     if outcome.accuracy is not None:
-        click.echo(f"  accuracy {_share(outcome.accuracy)}, float {_share(outcome.float_accuracy)}")
-    click.echo("  bits " + " ".join(str(bits) for bits in outcome.bits.values()))
+        say(f"  accuracy {_share(outcome.accuracy)}, float {_share(outcome.float_accuracy)}")
+    say("  bits " + " ".join(str(bits) for bits in outcome.bits.values()))
     remark(f"  log and plots: {folder}")
