@@ -20,6 +20,7 @@ __all__ = [
     "ConversionError",
     "Walk",
     "convert",
+    "convert_functions",
     "every_node",
     "name_nodes",
     "names_of",
@@ -196,13 +197,19 @@ def convert(proto: onnx.ModelProto, walk: Walk) -> None:
     read = _read(proto)
     inferred = infer_model(proto)[0]
     walk.graph(proto.graph, opset_of(proto), _scope(proto.graph, inferred, None, read), inferred)
-    for function in proto.functions:
+    convert_functions(proto, proto.functions, walk)
+    set_opset(proto, walk.target)
+
+
+def convert_functions(proto: onnx.ModelProto, functions: Iterable[onnx.FunctionProto], walk: Walk) -> None:
+    """Convert these functions of the model, in place. Raises ConversionError."""
+    read = _read(proto)
+    for function in functions:
         scope = Scope(read=read)
         for node in function.node:
             _know_constant(scope, node)
         walk.graph(function, opset_of(function), scope, None)
         set_opset(function, walk.target)
-    set_opset(proto, walk.target)
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:

@@ -14,6 +14,7 @@ from benchmarks.opset_sweep import equal, run, sweep
 from passes.base import Context
 from passes.errors import UnsupportedModelError
 from passes.graph import export_graph, import_graph
+from passes.inline_functions import InlineFunctions
 from passes.model import Model, check
 from passes.opset import upgrade
 from passes.opset.adapters import ADAPTERS
@@ -212,6 +213,25 @@ def test_a_function_of_a_newer_opset_takes_its_model_along() -> None:
     assert upgraded.opset() == upgraded.proto.functions[0].opset_import[0].version == 15
     feed = {"x": np.asarray([[1, -2, 3, -4]], np.float32)}
     assert equal(run(model.proto, feed), run(upgraded.proto, feed))
+
+
+@pytest.mark.parametrize(("own", "opset"), [(10, 12), (12, 10)])
+def test_a_function_of_another_opset_is_inlined_with_its_values(own: int, opset: int) -> None:
+    """onnx's inliner would convert Resize-10 by its own adapter, which changes its values.
+
+    ONNX Runtime reads such a function at the model's opset, so that the values are those of a model of its own.
+    """
+    text = f"""g (float[1,2,5,5] x) => (float[1,2,N,M] y) <float[2,2,1,1] w = {{1, 2, 3, 4}}> {{
+        y = local.block (x, w) }}
+    <domain: "local", opset_import: ["" : {own}]> block (a, k) => (b) {{
+        c = Conv (a, k) s = Constant <value = float[4] {{1, 1, 1.6, 2.4}}> () b = {{body}} }}"""
+    body = 'Resize <mode = "linear"> (c, s)' if own == 10 else "Mul (c, c)"
+    alike, model = (parsed(text.replace("{body}", body), each, more=', "local" : 1') for each in (own, opset))
+    result = InlineFunctions()(model, Context())
+    assert result.modified
+    assert not result.model.proto.functions
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 5, 5)).astype(np.float32)}
+    assert equal(run(alike.proto, feed), run(result.model.proto, feed))
 
 
 @pytest.mark.parametrize(
