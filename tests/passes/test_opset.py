@@ -219,7 +219,7 @@ def test_a_function_of_a_newer_opset_takes_its_model_along() -> None:
 def test_a_function_of_another_opset_is_inlined_with_its_values(own: int, opset: int) -> None:
     """onnx's inliner would convert Resize-10 by its own adapter, which changes its values.
 
-    ONNX Runtime reads such a function at the model's opset, so that the values are those of a model of its own.
+    ONNX Runtime reads such a function at the model's opset, so its own values come from another model.
     """
     text = f"""g (float[1,2,5,5] x) => (float[1,2,N,M] y) <float[2,2,1,1] w = {{1, 2, 3, 4}}> {{
         y = local.block (x, w) }}
