@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxq._version import __version__ as __version__
     from onnxq.allocation import Problem as Problem
-    from onnxq.allocation import ilp as ilp
     from onnxq.allocation import ilp_front as ilp_front
-    from onnxq.allocation import threshold as threshold
+    from onnxq.allocation.ilp import ilp as ilp
+    from onnxq.allocation.threshold import threshold as threshold
     from onnxq.calibration import CalibratedRanges as CalibratedRanges
     from onnxq.data import Dataset as Dataset
     from onnxq.data import Preprocess as Preprocess

@@ -105,7 +105,7 @@ class TuneConfig:
         """Raises UserError for the first option that makes no sense."""
         parse_objectives(self.objectives)
         parse_method(self.calibration)
-        open_metric(self.metric).check_goal(self.metric_floor)
+        open_metric(self.metric)
         if self.strategy and self.strategy not in STRATEGIES:
             raise UserError(f"--strategy {self.strategy}: is not one of {', '.join(STRATEGIES)}")
         for mode in self.modes:
