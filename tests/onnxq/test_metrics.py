@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -315,6 +317,19 @@ def test_a_float_model_that_guesses_is_doubted() -> None:
     assert METRICS["top1"].doubt({"top1": 0.1, "top5": 0.4}, 49) is None
     assert METRICS["top1"].doubt({"top1": 0.1, "top5": 0.6}, 50) is None
     assert METRICS["mse"].doubt({"mse": 5.0}, 50) is None
+
+
+def test_nothing_else_decides_by_the_name_of_a_metric() -> None:
+    root = Path(__file__).resolve().parents[2] / "onnxq"
+    wrong = []
+    for path in root.rglob("*.py"):
+        if path.parent.name == "metrics":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare | ast.MatchValue):
+                texts = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                wrong += [f"{path.name}:{node.lineno}: {name}" for name in texts & METRICS.keys()]
+    assert not wrong, "ask the metric"
 
 
 def test_only_metrics_of_samples_race() -> None:
