@@ -203,13 +203,23 @@ def json_option(function: F) -> F:
     )(function)
 
 
+class _MetricOption(click.Option):
+    """--metric; its help lists the metrics that there are, which only --help needs to know."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from onnxq.metrics import default_metric, known_metrics
+
+        labelled, otherwise = default_metric(labelled=True).name, default_metric(labelled=False).name
+        names = ", ".join(name for name in known_metrics() if name not in (labelled, otherwise))
+        self.help = (
+            f"What quality is: {labelled} (the default for labelled data), {otherwise} (the default "
+            f"otherwise), {names}, or a class of your own as module:Class, whose code is run."
+        )
+        return super().get_help_record(ctx)
+
+
 def metric_option(function: F) -> F:
-    return click.option(
-        "--metric",
-        help="What quality is: top1 (the default for labelled data), top5, agreement (the default otherwise),"
-        " sqnr, mse, one that an installed package registers, or a class of your own as module:Class, whose"
-        " code is run.",
-    )(function)
+    return click.option("--metric", cls=_MetricOption)(function)
 
 
 def output_option(default: str) -> Callable[[F], F]:

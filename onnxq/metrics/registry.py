@@ -28,6 +28,7 @@ __all__ = [
     "default_metric",
     "headline_of",
     "is_own",
+    "known_metrics",
     "metric_text",
     "metrics_beside",
     "open_metric",
@@ -39,6 +40,11 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (Top1(), Top5(),
 
 GROUP = "onnxq.metrics"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
+
+
+def known_metrics() -> list[str]:
+    """Names of the table, then of what installed packages register."""
+    return list(dict.fromkeys([*METRICS, *sorted(registered(GROUP))]))
 
 
 def default_metric(labelled: bool) -> Metric:
@@ -178,7 +184,7 @@ def _plain(value: Any) -> Any:
 
 
 def _near(name: str) -> str:
-    known = [*METRICS, *sorted(registered(GROUP))]
+    known = known_metrics()
     near = difflib.get_close_matches(name, known, n=1)
     suggestion = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{suggestion} there are {', '.join(known)}, and module:Class for one of your own"

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from click.testing import Result
 
 import onnxq as oq
 from onnxq.evaluation import Evaluator
+from onnxq.metrics import METRICS
 from passes.errors import UserError
 from passes.model import Model
 from tests.nets import Net, Samples
@@ -36,7 +36,7 @@ def ok(result: Result) -> Result:
 
 @pytest.fixture
 def own(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the example of CONTRIBUTING.md as own_metrics.py, the tiny network, and unlabelled data."""
+    """A folder with the tiny network, unlabelled data, and the example of CONTRIBUTING.md as a module."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     blocks = [block for block in blocks if "oq.Metric" in block]
@@ -120,14 +120,21 @@ def test_what_is_not_to_be_found_or_measured(invoke: Invoke, own: Path) -> None:
 
 
 def test_a_package_registers_its_metric(invoke: Invoke, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [EntryPoint(name, SPEC, "onnxq.metrics") for name in ("output_error", "other_name")]
-    monkeypatch.setattr(
-        "onnxq.plugins.entry_points", lambda group: entries if group == "onnxq.metrics" else []
+    installed = own / "own_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        f"[onnxq.metrics]\noutput_error = {SPEC}\nother_name = {SPEC}\n"
     )
+    monkeypatch.syspath_prepend(own)
     common = ("eval", "tiny.onnx", "--data", "plain.npz", "--reference", "tiny.onnx", "--metric")
     assert "0.00 %" in ok(invoke(*common, "output_error")).stdout
     assert "the package that registers it calls it 'output_error'" in invoke(*common, "other_name").stderr
     assert "did you mean 'output_error'?" in invoke(*common, "output_eror").stderr
+    for command in ("tune", "eval"):
+        told = re.sub(r"\s+", " ", ok(invoke(command, "--help")).stdout)
+        assert ", output_error, or a class of your own" in told
+        assert all(name in told for name in METRICS)
 
 
 class Share(oq.SampleMetric):
