@@ -332,6 +332,6 @@ def test_nothing_else_decides_by_the_name_of_a_metric() -> None:
 
 def test_only_metrics_of_samples_race() -> None:
     races = {name for name, metric in METRICS.items() if metric.races}
-    assert races == {"top1", "top5", "agreement"}
+    assert {"top1", "top5", "agreement"} <= races
     assert all(isinstance(METRICS[name], SampleMetric) for name in races)
     assert Metric.per_sample(METRICS["mse"]) is None
