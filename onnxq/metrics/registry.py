@@ -14,6 +14,7 @@ from typing import Any
 from onnxq.files import canonical_json
 from onnxq.metrics.agreement import Agreement
 from onnxq.metrics.base import Metric
+from onnxq.metrics.cosine import Cosine
 from onnxq.metrics.foreign import Foreign
 from onnxq.metrics.mse import MSE
 from onnxq.metrics.reading import READING, Reading
@@ -35,7 +36,9 @@ __all__ = [
     "reading_of",
 ]
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (Top1(), Top5(), Agreement(), SQNR(), MSE())}
+METRICS: dict[str, Metric] = {
+    metric.name: metric for metric in (Top1(), Top5(), Agreement(), SQNR(), MSE(), Cosine())
+}
 """Name -> metric, of those that come with onnxq. A new one is a file of its own and a place here."""
 
 GROUP = "onnxq.metrics"
