@@ -21,7 +21,7 @@ class Cosine(SampleMetric):
 
     name = "cosine"
     label = "cosine to float"
-    digits = 4
+    digits = 5
     needs_reference = True
     races = True
 
