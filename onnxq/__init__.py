@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxq.evaluation import load_session as load_session
     from onnxq.hub import fetch as fetch
     from onnxq.inspection import describe as describe
+    from onnxq.proof import save as save
     from onnxq.public import calibrate as calibrate
     from onnxq.public import evaluate as evaluate
     from onnxq.public import open_dataset as open_dataset
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from passes import load_policy as load_policy
     from passes import load_recipe as load_recipe
     from passes import parse_recipe as parse_recipe
-    from passes import save as save
     from passes import select_layers as select_layers
     from passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
     from passes.golden import GoldenMismatch as GoldenMismatch
@@ -122,6 +122,7 @@ _PLACES = {
     "onnxq.evaluation": ("Score", "load_session"),
     "onnxq.hub": ("fetch",),
     "onnxq.inspection": ("describe",),
+    "onnxq.proof": ("save",),
     "onnxq.public": ("calibrate", "evaluate", "open_dataset"),
     "onnxq.report": ("load_report",),
     "onnxq.tuning": ("TuneConfig", "TuneResult", "build_candidate", "tune"),

@@ -132,7 +132,9 @@ def _read(base: str, path: str, spec: str) -> bytes:
 
 
 def _manifest(base: str, spec: str) -> list[dict[str, Any]]:
-    entries = parse_json(_read(base, _MANIFEST, spec), f"{spec}: {base}{_MANIFEST}", DataError)
+    entries = parse_json(
+        _read(base, _MANIFEST, spec), f"{spec}: {base}{_MANIFEST}", DataError, "the manifest of a model hub"
+    )
     try:
         _ENTRIES(entries, "")
     except ValueError as error:

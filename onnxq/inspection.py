@@ -203,7 +203,7 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _policy(model: Model) -> dict[str, dict[str, str]]:
-    """What the metadata asks for, layer by layer; nothing where it is not a policy, for the nodes say what is there."""
+    """What the metadata asks for, layer by layer; nothing where it is not a policy: the nodes count."""
     try:
         document = parse_json(model.metadata.get("onnxq.policy", '{"layers": {}}'), model.name)
         return {name: entry.to_json() for name, entry in Policy.from_json(document).layers.items()}

@@ -1,6 +1,7 @@
-"""The door for models from outside: checked when they are loaded, mended where ONNX Runtime is more lenient.
+"""The door for models from outside: checked when loaded, mended where ONNX Runtime is more lenient.
 
-ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and told:
+ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and
+told:
 
 1. The operator set named 'ai.onnx', the alias of '' (no remark: it means the same).
 2. Nodes out of order; a cycle is refused, with a node on it.
@@ -8,7 +9,8 @@ ONNX Runtime runs some models that the ONNX checker refuses. Each of these fault
 4. The same initializer twice, with the same values.
 5. Declared inner types, then declared output shapes, that the operators contradict: dropped.
 
-What is refused after that, but loads in ONNX Runtime, goes on with a warning; everything else is an InvalidModelError.
+What is refused after that, but loads in ONNX Runtime, goes on with a warning; everything else is an
+InvalidModelError.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def admit(proto: onnx.ModelProto, name: str) -> None:
     refuse_unreadable(proto, name)
     _write_out_alias(proto, name)
     _drop_repeated_types(proto)
-    told: list[str] = []
+    told = _free_dimensions(proto)
     found = _refusal(proto)
     while found and (done := _mended(proto, name, found)):
         told.append(done)
@@ -103,12 +105,43 @@ def _runs(proto: onnx.ModelProto) -> bool:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         content = light_copy(proto).SerializeToString()
-        ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no class in common
-        if not isinstance(error, RuntimeError) and not type(error).__module__.startswith("onnxruntime"):
+        if not isinstance(error, RuntimeError | UnicodeDecodeError) and not type(error).__module__.startswith(
+            "onnxruntime"
+        ):
             raise
         return False
     return True
+
+
+def _free_dimensions(proto: onnx.ModelProto) -> list[str]:
+    """Leave open what is declared as -1, as ONNX Runtime does, and what inputs declare as 0."""
+    told = []
+    for graph in _every_graph(proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        shape = value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ()
+        empty = [dim for dim in shape if dim.HasField("dim_value") and dim.dim_value == 0]
+        if empty and value.name not in constants:
+            told.append(f"its input '{value.name}' declares a dimension of 0, which is taken as a free one")
+            for dim in empty:
+                dim.ClearField("dim_value")
+    return told
+
+
+def _every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all that are nested in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            nested = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+            for inner in nested:
+                yield from _every_graph(inner)
 
 
 def _drop_repeated_types(proto: onnx.ModelProto) -> None:
@@ -134,17 +167,6 @@ def _drop_repeated_types(proto: onnx.ModelProto) -> None:
             value.type.CopyFrom(types[value.name])
 
 
-def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _every_node(attribute.g)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for nested in attribute.graphs:
-                    yield from _every_node(nested)
-
-
 def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
     """Fault 1, and operator sets that are imported twice."""
     for imports, label in (
@@ -159,8 +181,8 @@ def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
             if known.setdefault(entry.domain, entry.version) != entry.version:
                 both = f"{known[entry.domain]} and {entry.version}"
                 raise InvalidModelError(
-                    f"{label}: imports the operator set '{entry.domain or _ALIAS}' twice, at versions {both}; "
-                    "export the model again"
+                    f"{label}: imports the operator set '{entry.domain or _ALIAS}' twice, at versions "
+                    f"{both}; export the model again"
                 )
             if all(entry.domain != other.domain for other in kept):
                 kept.append(entry)
@@ -172,9 +194,10 @@ def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
         for node in function.node:
             if node.domain == _ALIAS:
                 node.domain = ""
-    for node in _every_node(proto.graph):
-        if node.domain == _ALIAS:
-            node.domain = ""
+    for graph in _every_graph(proto.graph):
+        for node in graph.node:
+            if node.domain == _ALIAS:
+                node.domain = ""
 
 
 def _sorted_nodes(proto: onnx.ModelProto, name: str, reason: str) -> str:
@@ -197,7 +220,7 @@ def _read(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
-    """Sort a graph's nodes in place, keeping their order where it can be; the first node that moved, or ''."""
+    """Sort a graph's nodes in place, keeping their order where possible; the first node that moved, or ''."""
     makers = {output: at for at, node in enumerate(graph.node) for output in node.output if output}
     readers: list[list[int]] = [[] for _ in graph.node]
     waiting = [0] * len(graph.node)
@@ -219,8 +242,8 @@ def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
     if len(order) < len(graph.node):
         node = graph.node[next(at for at, count in enumerate(waiting) if count)]
         raise InvalidModelError(
-            f"{name}: node '{node.name or next(iter(node.output), '')}' ({node.op_type}) waits for its own result: "
-            "the graph has a cycle; export the model again"
+            f"{name}: node '{node.name or next(iter(node.output), '')}' ({node.op_type}) waits for its own "
+            "result: the graph has a cycle; export the model again"
         )
     moved = next((at for place, at in enumerate(order) if at != place), None)
     label = ""
@@ -241,7 +264,8 @@ def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
 def _completed_header(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     """Fault 3."""
     done = []
-    if "ir_version set" in reason or "in initializer but not in graph input" in reason:
+    unset = "ir_version set" in reason and proto.HasField("ir_version")  # 0; ONNX Runtime refuses none at all
+    if unset or "in initializer but not in graph input" in reason:
         least = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
         old, proto.ir_version = proto.ir_version, max(_OLDEST_IR, least, proto.ir_version)
         done.append(f"its IR version {old} does not allow what it holds")
@@ -251,8 +275,8 @@ def _completed_header(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     return ", and ".join(done)
 
 
-def _repeated_initializers(proto: onnx.ModelProto, _name: str, reason: str) -> str:
-    """Fault 4."""
+def _repeated_initializers(proto: onnx.ModelProto, name: str, reason: str) -> str:
+    """Fault 4. With other values it is refused, for nothing says which of them counts."""
     if "initializer name is not unique" not in reason:
         return ""
     kept: dict[str, onnx.TensorProto] = {}
@@ -261,7 +285,10 @@ def _repeated_initializers(proto: onnx.ModelProto, _name: str, reason: str) -> s
         if kept.setdefault(tensor.name, tensor) is tensor:
             continue
         if tensor != kept[tensor.name]:
-            return ""
+            raise InvalidModelError(
+                f"{name}: it holds the initializer '{tensor.name}' more than once, with different values; "
+                "export the model again"
+            )
         repeated.append((at, tensor.name))
     for at, _ in reversed(repeated):
         del proto.graph.initializer[at]
@@ -272,13 +299,7 @@ def _dropped_types(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     """Fault 5, of inner tensors, in nested graphs too."""
     if "nfer" not in reason and "value_info" not in reason:
         return ""
-    graphs = [proto.graph]
-    graphs += [
-        nested
-        for node in _every_node(proto.graph)
-        for attribute in node.attribute
-        for nested in ([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs)
-    ]
+    graphs = list(_every_graph(proto.graph))
     if not any(graph.value_info for graph in graphs):
         return ""
     for graph in graphs:

@@ -1,7 +1,7 @@
 """The checks of an ONNX model: what every file has to pass before a command or a pass works with it.
 
-`full_check` is the ONNX checker with strict shape inference, run on a copy without the values of large weights, so
-that its cost does not depend on their size. It knows three things better than the checker does:
+`full_check` is the ONNX checker with strict shape inference, run on a copy without the values of large
+weights, so that its cost does not depend on their size. It knows three things better than the checker does:
 
 1. An output or input may be declared without a shape (IR.md allows it; the checker does not).
 2. The length of a weight's data has to match its shape and type exactly.
@@ -99,15 +99,22 @@ def _tensor_problem(tensor: onnx.TensorProto) -> str | None:
     return f"has {found} {unit} of data where its shape {list(tensor.dims)} needs {wanted}"
 
 
-def _touch_types(values: Iterable[onnx.ValueInfoProto]) -> None:
-    """Read the texts of declared values; raises UnicodeDecodeError."""
+class _NotUtf8(Exception):  # noqa: N818 - never leaves this module
+    """A text of the model is not UTF-8: protobuf gives it as bytes."""
+
+
+def _refuse_bytes(*texts: object) -> None:
+    for text in texts:
+        if text.__class__ is bytes:
+            raise _NotUtf8
+
+
+def _check_types(values: Iterable[onnx.ValueInfoProto]) -> None:
+    """Texts of declared values."""
     for value in values:
-        value.name  # noqa: B018 - reading it decodes it
-        value.doc_string  # noqa: B018
+        _refuse_bytes(value.name, value.doc_string)
         if value.type.HasField("tensor_type"):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.HasField("dim_param"):
-                    dim.dim_param  # noqa: B018
+            _refuse_bytes(*(d.dim_param for d in value.type.tensor_type.shape.dim if d.HasField("dim_param")))
 
 
 def _graphs_of(attribute: onnx.AttributeProto) -> Iterable[onnx.GraphProto]:
@@ -132,62 +139,61 @@ class _Reading:
         self.where = "the model"
 
     def model(self, proto: onnx.ModelProto) -> None:
-        for entry in proto.opset_import:
-            entry.domain  # noqa: B018
+        _refuse_bytes(*(entry.domain for entry in proto.opset_import))
+        _refuse_bytes(proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
         self.where = "the metadata"
-        for prop in proto.metadata_props:
-            prop.key, prop.value  # noqa: B018
-        for text in (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string):
-            text.isascii()
-        for function in proto.functions:
-            self.where = "a function"
-            self.where = f"function '{function.name}'"
-            function.domain, list(function.input), list(function.output), list(function.attribute)
+        _refuse_bytes(*(text for entry in proto.metadata_props for text in (entry.key, entry.value)))
+        for number, function in enumerate(proto.functions):
+            self.where = f"function {number}"
+            _refuse_bytes(function.name, function.domain, function.doc_string)
+            _refuse_bytes(*function.input, *function.output, *function.attribute)
+            _refuse_bytes(*(entry.domain for entry in function.opset_import))
+            _check_types(function.value_info)
             self.nodes(function.node, f"function '{function.name}', ")
         self.graph(proto.graph, "")
 
     def graph(self, graph: onnx.GraphProto, prefix: str) -> None:
         self.where = f"{prefix}the graph"
-        graph.name, graph.doc_string  # noqa: B018
+        _refuse_bytes(graph.name, graph.doc_string)
         for number, tensor in enumerate(graph.initializer):
             self.where = f"{prefix}initializer {number}"
             self.tensor(tensor, f"{prefix}initializer '{tensor.name}'")
         for sparse in graph.sparse_initializer:
             self.where = f"{prefix}a sparse initializer"
-            self.tensor(sparse.values, f"{prefix}sparse initializer '{sparse.values.name}'")
-            self.tensor(sparse.indices, f"{prefix}sparse initializer '{sparse.values.name}'")
+            for tensor in (sparse.values, sparse.indices):
+                self.tensor(tensor, f"{prefix}sparse initializer '{sparse.values.name}'")
         self.where = f"{prefix}the inputs, outputs and types of the graph"
         for field in (graph.input, graph.output, graph.value_info):
-            _touch_types(field)
+            _check_types(field)
         self.nodes(graph.node, prefix)
 
     def nodes(self, nodes: Iterable[onnx.NodeProto], prefix: str) -> None:
         for number, node in enumerate(nodes):
             self.where = f"{prefix}node {number}"
-            label = f"{prefix}node '{node.name or number}' ({node.op_type})"
-            self.where = label
-            node.domain, node.doc_string, list(node.input), list(node.output)
+            name, op = node.name, node.op_type
+            _refuse_bytes(name, op, node.domain, node.overload, node.doc_string, *node.input, *node.output)
             for attribute in node.attribute:
-                attribute.name, attribute.ref_attr_name  # noqa: B018
+                _refuse_bytes(attribute.name, attribute.ref_attr_name)
+                label = f"{prefix}node '{name or number}' ({op}): "
                 for tensor in _tensors_of(attribute):
-                    self.tensor(tensor, f"{label}: '{attribute.name}'")
+                    self.tensor(tensor, f"{label}'{attribute.name}'")
                 for graph in _graphs_of(attribute):
-                    self.graph(graph, f"{label}: ")
-                self.where = label
+                    self.graph(graph, label)
+                self.where = f"{prefix}node {number}"
 
     def tensor(self, tensor: onnx.TensorProto, label: str) -> None:
-        tensor.name, tensor.doc_string  # noqa: B018
+        _refuse_bytes(tensor.name, tensor.doc_string)
         problem = _tensor_problem(tensor)
         if problem is not None:
             raise InvalidModelError(f"{label} {problem}")
 
 
 def refuse_unreadable(proto: onnx.ModelProto, name: str) -> None:
-    """Raise InvalidModelError for texts that are not UTF-8, and for tensors whose data do not fit their shape."""
+    """Raise InvalidModelError for texts that are not UTF-8 and tensors whose data do not fit their shape."""
     reading = _Reading()
     try:
         reading.model(proto)
-    except UnicodeDecodeError:
+    except _NotUtf8:
         raise InvalidModelError(
             f"{name}: {reading.where} has a text that is not UTF-8; export the model again"
         ) from None

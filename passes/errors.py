@@ -14,6 +14,7 @@ __all__ = [
     "OutputError",
     "PassError",
     "PolicyError",
+    "ProofError",
     "RecipeError",
     "ResumeError",
     "SelectorError",
@@ -55,11 +56,15 @@ class UnsupportedModelError(UserError):
 
 
 class GraphError(UserError):
-    """A graph that the editing library cannot hold; it is left untouched."""
+    """A graph that cannot be edited."""
 
 
 class PassError(UserError):
     """A pass failed; names the pass, the node and the passes that already ran."""
+
+
+class ProofError(UserError):
+    """A rewritten model that does not do what the model that it came from does; it is not written."""
 
 
 class RecipeError(UserError):

@@ -21,37 +21,38 @@ T = TypeVar("T", list[str], dict[str, str])
 _LONGEST_NUMBER = 400
 
 
-def parse_json(text: str | bytes, where: str, error: type[UserError] = UserError) -> Any:
+def parse_json(text: str | bytes, where: str, error: type[UserError] = UserError, kind: str = "") -> Any:
     """The value that a JSON text holds.
 
     Args:
         where: what the text is called in messages, a file's path usually.
         error: class of the error.
+        kind: what the text should be, as in "a report"; for messages that say that it is not.
 
     Raises:
         UserError: of the class `error`, one sentence that begins with `where`.
     """
     try:
-        return json.loads(
-            text, object_pairs_hook=_without_repeats, parse_int=_whole_number, parse_constant=_constant
-        )
+        # As a text, since json would take bytes in UTF-16 too.
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, **_HOOKS)
     except _PartError as problem:
         reason = str(problem)
     except json.JSONDecodeError as problem:
         reason = f"is not JSON ({problem.msg}, line {problem.lineno})"
     except UnicodeDecodeError:
-        reason = "is not JSON (it is not a text in UTF-8)"
+        reason = "is not a text file in UTF-8"
     except RecursionError:
         reason = "is not JSON that can be read (nested too deeply)"
-    raise error(f"{where}: {reason}") from None
+    raise error(f"{where}: is not {kind}: it {reason}" if kind else f"{where}: {reason}") from None
 
 
-def read_json(path: str | Path, what: str, error: type[UserError] = UserError) -> Any:
+def read_json(path: str | Path, what: str, error: type[UserError] = UserError, kind: str = "") -> Any:
     """The value in a JSON file.
 
     Args:
         what: what the file should be, as in "the policy"; for the message about one that cannot be opened.
         error: class of the error.
+        kind: as in `parse_json`.
 
     Raises:
         UserError: of the class `error`, one sentence that begins with the path.
@@ -62,7 +63,7 @@ def read_json(path: str | Path, what: str, error: type[UserError] = UserError) -
         raise error(f"{path}: {what} cannot be read ({problem.strerror or problem})") from None
     except ValueError:  # a NUL in the path
         raise error(f"{path}: {what} cannot be read (no such file)") from None
-    return parse_json(data, str(path), error)
+    return parse_json(data, str(path), error, kind)
 
 
 class _PartError(ValueError):
@@ -102,3 +103,10 @@ def stored_texts(model: Model, key: str, kind: type[T]) -> T:
     if not isinstance(value, kind) or not all(isinstance(field, str) for field in fields):
         raise InvalidModelError(f"{where} is not what onnxq writes there; remove it")
     return value
+
+
+_HOOKS: dict[str, Any] = {
+    "object_pairs_hook": _without_repeats,
+    "parse_int": _whole_number,
+    "parse_constant": _constant,
+}

@@ -14,8 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {"passes": {"onnxq"}, "runtime_ops": {"onnxq", "passes"}, "onnxq": set[str]()}
 # Lowest first. A module of onnxq may import its own floor and those below it.
 FLOORS = (
-    ("_version", "documents", "errors", "files", "hub", "inspection", "machine", "session", "signals"),
+    (
+        "_version",
+        "documents",
+        "errors",
+        "files",
+        "float_share",
+        "hub",
+        "inspection",
+        "machine",
+        "session",
+        "signals",
+    ),
     ("data",),
+    ("proof",),
     ("calibration",),
     ("evaluation",),
     ("runners",),

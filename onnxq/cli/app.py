@@ -134,11 +134,11 @@ def _shown_warnings() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if category.__name__ != "ModelWarning":
                 usual(message, category, *place, **more)
-            elif str(message) not in told:
-                told.add(str(message))
+            elif (text := str(message).partition(": ")[2]) not in told:  # of a model and what is made of it
+                told.add(text)
                 warn(str(message))
 
-        warnings.showwarning = show  # type: ignore[assignment]  # the rest of it is passed on
+        warnings.showwarning = show
         # By its text, since the class is in a module that takes long to import.
         warnings.filterwarnings("always", message="(?s).*ONNX Runtime accepts that", category=UserWarning)
         yield
@@ -154,6 +154,10 @@ def _translated(error: Exception) -> Exception:
             return error  # click ends quietly when the reader of a pipe has gone
         if error.errno in _NOT_WRITABLE:
             return _Failure(f"{error.filename or 'output'}: {error.strerror or error}")
+    if isinstance(error, MemoryError):
+        return _Failure(
+            f"not enough memory ({error}); use smaller inputs or fewer samples, or a larger machine"
+        )
     first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
     return _Unexpected(f"unexpected {type(error).__name__}: {first} (onnxq --debug ... shows where)")
 

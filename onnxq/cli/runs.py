@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnxq.cli.options import hub_option, json_option
+from onnxq.cli.terminal import say
 
 __all__ = ["build", "report"]
 
@@ -22,9 +23,10 @@ def build(
     run: str, candidate: str, output: str | None, model: str | None, trust: bool, hub: str | None
 ) -> None:
     """Write CANDIDATE of RUN (a name such as static-003, or a pick: balanced, smallest, best-accuracy)."""
-    from onnxq.cli.output import check_output, write_model
-    from onnxq.cli.terminal import megabytes
+    from onnxq.cli.output import check_output
+    from onnxq.cli.terminal import megabytes, remark
     from onnxq.hub import resolve
+    from onnxq.proof import write_model
     from onnxq.search import format_metric
     from onnxq.tuning import build_candidate
 
@@ -33,13 +35,14 @@ def build(
         target = target / f"{candidate}.onnx"
     check_output(target, Path(model) if model else None)
     built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None, trust=trust)
-    size = write_model(built, target)
+    written = write_model(built, target)
     shown = ", ".join(
         f"{name} {format_metric(name, value)}"
         for name, value in found.metrics.items()
         if name in ("top1", "agreement")
     )
-    click.echo(f"{target}: {found.name}, {megabytes(size)}, {shown}; loads and runs")
+    say(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
+    remark(f"  {written.proof.sentence()}")
 
 
 @click.command()
@@ -81,5 +84,5 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
         for row in comparison["rows"]
     ]
     table(["run", "pick", "candidate", metric, "size", "latency ratio"], rows, right=(3, 4, 5))
-    click.echo(comparison["summary"])
-    click.echo(f"compared in {folder / 'compare.html'}")
+    say(comparison["summary"])
+    say(f"compared in {folder / 'compare.html'}")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from onnxq.cli.terminal import megabytes, table, warn
+from onnxq.cli.terminal import megabytes, say, table, warn
 from onnxq.search import Candidate, format_metric
 
 __all__ = ["print_report"]
@@ -57,13 +55,13 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         columns, rows = _without(columns, 4), [_without(row, 4) for row in rows]
     table(columns, rows, right=range(1, len(columns) - 1))
     if len(shown) < len(members):
-        click.echo(f"{len(members) - len(shown)} more of the front stand in the report.")
-    click.echo()
+        say(f"{len(members) - len(shown)} more of the front stand in the report.")
+    say()
     for pick in report["picks"]:
-        click.echo(click.style(f"{pick['name']:<14}", bold=True) + f"{pick['candidate']}  {pick['reason']}")
-    click.echo()
-    click.echo(report["summary"])
-    click.echo(f"report: {folder / 'report.html'}   models: {folder / 'front'}/")
+        say(f"{pick['candidate']}  {pick['reason']}", label=f"{pick['name']:<14}")
+    say()
+    say(report["summary"])
+    say(f"report: {folder / 'report.html'}   models: {folder / 'front'}/")
     for text in report["warnings"]:
         warn(text)
 

@@ -1,7 +1,7 @@
 """How things are shown: tables on stdout, remarks on stderr, numbers as people write them.
 
-Names of files, nodes and tensors come from outside and may hold anything. Everything that reaches the terminal goes
-through `say`, `warn`, `remark`, `table` or `print_json`, which write control characters as escapes.
+Names of files, nodes and tensors come from outside and may hold anything. Everything that reaches the
+terminal goes through `say`, `warn`, `remark`, `table` or `print_json`, which escape control characters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from typing import Any
 
 import click
 
-__all__ = ["count", "megabytes", "print_json", "printable", "ratio", "remark", "say", "table", "warn"]
+__all__ = [
+    "count",
+    "megabytes",
+    "print_json",
+    "printable",
+    "ratio",
+    "remark",
+    "say",
+    "table",
+    "warn",
+    "write_text",
+]
 
 # Control characters, the marks that turn the direction of text, separators of lines, and lone surrogates.
 _HIDDEN = r"\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -37,6 +48,12 @@ def _escape(found: re.Match[str]) -> str:
 def say(text: str = "", *, label: str = "", err: bool = False) -> None:
     """One line on stdout (or stderr), behind a label in bold; control characters in both are escaped."""
     click.echo((click.style(printable(label), bold=True) if label else "") + printable(text), err=err)
+
+
+def write_text(text: str) -> None:
+    """A file's text on stdout, as it is; for a terminal, control characters except line ends are escaped."""
+    shown = "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
+    click.echo(shown, nl=False)
 
 
 def megabytes(size: float) -> str:

@@ -56,7 +56,8 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+    # Exporters write -1 and 0 for a dimension that they do not know.
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None
 
 
 def has_batch_axis(inputs: Sequence[InputSpec]) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from passes.errors import DataError
 
-__all__ = ["Metrics", "Score", "hits_from_text", "hits_to_text", "logits_of"]
+__all__ = ["Metrics", "Score", "check_usable", "hits_from_text", "hits_to_text", "logits_of"]
 
 Logits = npt.NDArray[np.float32]
 Hits = npt.NDArray[np.bool_]
@@ -24,6 +24,21 @@ def logits_of(outputs: list[Any]) -> Logits:
     """The first output as float32 [N, classes]."""
     first = np.asarray(outputs[0], np.float32)
     return first.reshape(first.shape[0], -1) if first.ndim > 1 else first.reshape(1, -1)
+
+
+def check_usable(logits: Logits, whose: str, first: int = 0) -> None:
+    """Raise DataError for logits that rank no class: NaN among them, or no finite largest one.
+
+    -inf beside finite logits is a class that the model rules out, and fine. whose: the model, in the message.
+    first: the number of the first sample.
+    """
+    top = logits.max(axis=1) if logits.shape[1] else np.zeros(len(logits), np.float32)
+    bad = ~np.isfinite(top)  # the maximum of a row that holds NaN is NaN
+    if bad.any():
+        raise DataError(
+            f"{whose} gives NaN or infinity for sample {first + int(bad.argmax())}, which ranks no class; "
+            "check the model and the preprocessing"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,9 @@ class Metrics:
             raise DataError(
                 f"the model's logits are {logits.shape}, those of the float model {reference.shape}"
             )
+        if reference is not None and reference is not logits:
+            check_usable(reference, "the float model", self.samples)
+        check_usable(logits, "the model", self.samples)
         self.samples += len(logits)
         best = logits.argmax(axis=1)
         if labels is not None:
@@ -84,9 +102,11 @@ class Metrics:
             self._top5.append((top == labels[:, None]).any(axis=1))
         if reference is not None:
             self._agree.append(best == reference.argmax(axis=1))
-            self.squared_error += float(np.square(logits - reference, dtype=np.float64).sum())
-            self.squared_reference += float(np.square(reference, dtype=np.float64).sum())
-            self.numbers += logits.size
+            finite = np.isfinite(reference) & np.isfinite(logits)
+            apart = logits[finite] - reference[finite]
+            self.squared_error += float(np.square(apart, dtype=np.float64).sum())
+            self.squared_reference += float(np.square(reference[finite], dtype=np.float64).sum())
+            self.numbers += int(finite.sum())
 
     def score(self) -> Score:
         """Everything so far. Standard errors are binomial; MSE and SQNR have none."""

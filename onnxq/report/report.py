@@ -144,7 +144,7 @@ def load_report(folder: str | PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / _JSON_NAME
     if not path.exists():
         raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}")
-    report = read_json(path, "the report")
+    report = read_json(path, "the report", kind="a report")
     if not isinstance(report, dict) or report.get("schema") != REPORT_SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
         shown = repr(found)[:40]

@@ -14,9 +14,9 @@ from typing import Any
 
 from onnxq.files import scratch_folder
 from onnxq.machine import vnni_warning
+from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.base import Array, Feed, as_arrays, first_line
 from onnxq.runners.device import Device
-from onnxq.runners.feeds import made_up_feed
 from onnxq.runners.profile import Placement, read_profile
 from onnxq.runners.providers import CPU, configure
 from onnxq.session import load_session

@@ -11,6 +11,7 @@ from onnxq._version import __version__
 from onnxq.data import fit_batch, input_specs
 from onnxq.evaluation import Evaluator, Score, Timing, interleaved, load_session
 from onnxq.files import sha256_bytes
+from onnxq.proof import Reference
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.latency_model import LatencyModel, LayerWork
 from onnxq.search.objectives import parse_objectives
@@ -80,6 +81,7 @@ class Measurer:
         self.elsewhere: Evaluations | None = None
         self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
+        self.reference = Reference(self.model, prepared.data)
         self._last: tuple[str, Model] | None = None
         self.race = Race(prepared, metric, journal)
 
@@ -276,12 +278,19 @@ class Measurer:
         return Latency(ours.median, low, high, theirs.median, ratios.median, len(ours.times))
 
     def confirm(self, candidate: Candidate, path: Path) -> Candidate:
-        """Check a front member with onnx.checker and measure it again in full from its saved file; once."""
+        """Check and prove a front member, and measure it again in full from its saved file; once.
+
+        One that a stock session does not run as it should is failed, with the reason.
+        """
         held = self.journal.get("confirmed", candidate.key)
         if held is None:
             model = load(path)
             check(model)
-            score = self.evaluator.confirm(model)
+            try:
+                self.reference.prove(model, path)
+                score = self.evaluator.confirm(model)
+            except UserError as error:
+                return dataclasses.replace(candidate, status="failed", error=str(error), complete=False)
             held = {"values": {k: str(v) for k, v in score.values.items()}, "stderr": score.stderr}
             self.journal.append("confirmed", candidate.key, held)
         values = {name: float(value) for name, value in held["values"].items()}

@@ -24,13 +24,12 @@ from onnxq.tuning.prepare import RecordedRanges, calibrate_once, model_hash
 from onnxq.tuning.space import Space, Terms, separately, together, write_space
 from passes.base import Context
 from passes.errors import UnsupportedModelError, UserError
-from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers, macs
 from passes.model import Model
 from passes.opset import upgrade
 from passes.policy import LayerPolicy, Policy
+from passes.preparation import preparation
 from passes.quantize import activation_scheme, required_policy_opset, weight_scheme
-from passes.simplify import Simplify
 
 __all__ = ["SensitivityTable", "sensitivities"]
 
@@ -78,7 +77,7 @@ def _choices(schemes: Sequence[str], activations: Sequence[str]) -> tuple[list[L
 
 def _ready(model: Model, choices: Sequence[LayerPolicy]) -> Model:
     """Simplified, BatchNorm folded, and of an opset that holds every choice."""
-    prepared = (Simplify() | FoldBatchNorm())(model).model
+    prepared = preparation()(model).model
     opset = max((required_policy_opset(Policy({"": choice})) for choice in choices), default=0)
     return upgrade(prepared, opset, "the schemes", Context())
 

@@ -243,12 +243,12 @@ def read_space(folder: str | Path) -> tuple[str, Problem]:
         raise UserError(
             f"{folder}: holds no sensitivities; make them with onnxq sensitivity --schemes -o {folder}"
         )
-    document = read_json(found[0], "the table of sensitivities")
+    document = read_json(found[0], "the table of sensitivities", kind="a table of sensitivities")
     try:
         if not isinstance(document, dict):
-            raise UserError("is no table of sensitivities: it is no object")
+            raise UserError("is not a table of sensitivities: it is no object")
         return str(document.get("model", "model")), Problem.from_json(document)
     except (OSError, ValueError) as error:
-        raise UserError(f"{found[0]}: is no table of sensitivities ({error})") from None
+        raise UserError(f"{found[0]}: is not a table of sensitivities ({error})") from None
     except UserError as error:
         raise UserError(f"{found[0]}: {error}") from None

@@ -151,16 +151,16 @@ def _with_sha(hub: Path, sha: Any) -> None:
 
 @pytest.mark.parametrize("sha", [None, "", "abc", "../../../../outside", "é" * 64, 5])
 def test_a_model_without_a_hash_needs_a_flag(
-    hub: Path, tmp_path: Path, run: Callable[..., Result], sha: Any
+    hub: Path, tmp_path: Path, invoke: Callable[..., Result], sha: Any
 ) -> None:
     _with_sha(hub, sha)
     with pytest.raises(DataError, match=r"has no SHA-256 for .* give --allow-unverified"):
         fetch("hub:tinynet", str(hub))
-    refused = run("info", "hub:tinynet", "--hub", str(hub))
+    refused = invoke("info", "hub:tinynet", "--hub", str(hub))
     assert refused.exit_code == 2
     assert not (tmp_path / "cache").exists()
-    assert run("info", "hub:tinynet", "--hub", str(hub), "--allow-unverified").exit_code == 0
-    assert run("info", "hub:tinynet", "--hub", str(hub)).exit_code == 2, "the flag is of one command"
+    assert invoke("info", "hub:tinynet", "--hub", str(hub), "--allow-unverified").exit_code == 0
+    assert invoke("info", "hub:tinynet", "--hub", str(hub)).exit_code == 2, "the flag is of one command"
     path = fetch("hub:tinynet", str(hub), allow_unverified=True)
     assert path.resolve().is_relative_to((tmp_path / "cache").resolve())
 
