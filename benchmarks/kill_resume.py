@@ -35,7 +35,7 @@ import onnx
 from onnx import numpy_helper, parser
 
 _DEAR = ("candidate", "sensitivity", "value", "walk")
-SPENDING = ("--mode", "weights", "--weights", "gse2,gse4,gse8", "--front", "4")
+SPENDING: tuple[str, ...] = ("--mode", "weights", "--weights", "gse2,gse4,gse8", "--front", "4")
 SPENDING += ("--permutations", "2", "--generations", "2")
 _ENDS = {".html": b"</html>", ".png": b"IEND"}
 ROOT = Path(__file__).resolve().parent.parent
