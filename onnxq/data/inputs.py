@@ -119,8 +119,8 @@ def conform(
             )
         elif preprocess is not None and _is_wide_picture(array):
             raise DataError(
-                f"{origin}: --preprocess is for 8-bit images, and these are {array.dtype}; scale them to 0..255 "
-                "and save them as uint8."
+                f"{origin}: --preprocess is for 8-bit images, and these are {array.dtype}; scale them to "
+                "0..255 and save them as uint8."
             )
         out[spec.name] = _cast(array, spec, origin)
         _check_shape(out[spec.name].shape, spec, origin, whole)
