@@ -27,7 +27,8 @@ def build(
     from onnxq.cli.terminal import megabytes, remark
     from onnxq.hub import resolve
     from onnxq.proof import write_model
-    from onnxq.search import format_metric
+    from onnxq.report import load_report
+    from onnxq.report.readings import reading_in
     from onnxq.tuning import build_candidate
 
     target = Path(output or f"{candidate}.onnx")
@@ -36,10 +37,9 @@ def build(
     check_output(target, Path(model) if model else None)
     built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None, trust=trust)
     written = write_model(built, target)
+    document = load_report(run)
     shown = ", ".join(
-        f"{name} {format_metric(name, value)}"
-        for name, value in found.metrics.items()
-        if name in ("top1", "agreement")
+        f"{name} {reading_in(document, name).format(value)}" for name, value in found.metrics.items()
     )
     say(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
     remark(f"  {written.proof.sentence()}")
@@ -55,7 +55,7 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     from onnxq.cli.show import print_report
     from onnxq.cli.terminal import megabytes, print_json, table
     from onnxq.report import load_report, write_comparison, write_report
-    from onnxq.search import format_metric
+    from onnxq.report.readings import main_reading
 
     if len(runs) == 1:
         document = load_report(runs[0])
@@ -71,18 +71,18 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     if as_json:
         print_json(comparison)
         return
-    metric = comparison["metric"]
+    metric = main_reading(comparison)
     rows = [
         (
             row["run"],
             row["pick"],
             row["candidate"],
-            format_metric(metric, float(row["value"]), digits=2),
+            metric.format(float(row["value"]), table=True),
             megabytes(row["bytes"]),
             f"{row['latency']:.2f}" if row["latency"] else "",
         )
         for row in comparison["rows"]
     ]
-    table(["run", "pick", "candidate", metric, "size", "latency ratio"], rows, right=(3, 4, 5))
+    table(["run", "pick", "candidate", metric.name, "size", "latency ratio"], rows, right=(3, 4, 5))
     say(comparison["summary"])
     say(f"compared in {folder / 'compare.html'}")

@@ -32,15 +32,7 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
         {"name": e.layer, "op_type": e.op, "qdq_error": e.qdq, "xmodel_error": e.xmodel, "score": e.score}
         for e in errors
     ]
-    report = {
-        "model": model,
-        "metric": "agreement",
-        "candidates": [],
-        "front": [],
-        "picks": [],
-        "layers": layers,
-    }
-    atomic_write(path, png(errors_figure({**report, "float": None, "objectives": ["metric", "bytes"]})))
+    atomic_write(path, png(errors_figure({"model": model, "layers": layers})))
 
 
 @click.command()

@@ -7,11 +7,8 @@ items of an iterator lie in files by then, and the worker reads those.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,8 @@ from onnxq.data.inputs import InputSpec, sole_input
 from onnxq.data.npy import read_npz, write_npz
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
-from passes.errors import DataError, UserError
+from onnxq.plugins import guarded, import_object
+from passes.errors import DataError
 
 __all__ = ["open_callable"]
 
@@ -49,21 +47,7 @@ def open_callable(
 
 
 def _call(spec: str) -> Any:
-    module_name, _, attribute = spec.partition(":")
-    # A script's own folder is where the user's module lies; an installed command does not look there.
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        target = _guarded(spec, lambda: importlib.import_module(module_name))
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{spec}: cannot be imported ({error}); use MODULE:CALLABLE.") from error
-    finally:
-        if added:
-            sys.path.remove(here)
+    target = import_object(spec, DataError)
     if not callable(target):
         raise DataError(f"{spec}: it is a {type(target).__name__}, not a callable; use MODULE:CALLABLE.")
     return _guarded(spec, target)
@@ -71,15 +55,7 @@ def _call(spec: str) -> Any:
 
 def _guarded(origin: str, action: Callable[[], Any]) -> Any:
     """What the user's code gives; what it raises as a DataError that names it."""
-    try:
-        return action()
-    except (UserError, ImportError):
-        raise
-    except Exception as error:  # the user's code may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{origin}: it raised {type(error).__name__}{': ' + reason if reason else ''}."
-        ) from error
+    return guarded(origin, action, DataError)
 
 
 class _Items:

@@ -11,15 +11,16 @@ from onnxq.documents import (
     each,
     flag,
     number,
-    one_of,
     optional,
     plain_name,
     record,
     table,
     text,
 )
+from onnxq.metrics.reading import READING
+from onnxq.metrics.registry import METRICS
 from onnxq.search.candidate import CANDIDATE, Candidate
-from onnxq.search.objectives import METRICS, parse_objectives
+from onnxq.search.objectives import parse_objectives
 from passes.errors import UserError
 
 __all__ = ["checked_report"]
@@ -31,7 +32,7 @@ _REPORT = record(
     {
         "schema": count,
         "model": text,
-        "metric": one_of(*METRICS),
+        "metric": plain_name,
         "objectives": each(text),
         "finished": flag,
         "summary": text,
@@ -45,7 +46,8 @@ _REPORT = record(
         "environment": table(anything),
         "warnings": each(text),
         "notes": each(text),
-    }
+    },
+    {"metrics": table(READING)},
 )
 
 
@@ -56,6 +58,8 @@ def checked_report(report: Mapping[str, Any]) -> dict[str, Any]:
         parse_objectives(",".join(report["objectives"]))
     except UserError as error:
         raise ValueError(str(error)) from None
+    if report["metric"] not in {*METRICS, *report.get("metrics", {})}:
+        raise ValueError(f"its metric '{report['metric']}' is neither onnxq's own nor described in it")
     by_name = {candidate["name"]: candidate for candidate in report["candidates"]}
     for pick in report["picks"]:
         found = by_name.get(pick["candidate"])

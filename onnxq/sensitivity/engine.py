@@ -22,7 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxq.data import Dataset
-from onnxq.evaluation.metrics import Logits, check_usable
+from onnxq.metrics.logits import Logits, check_usable
 from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Accumulator, Sensitivity

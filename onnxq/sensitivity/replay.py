@@ -22,9 +22,9 @@ import onnx
 
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.data.inputs import sample_size
-from onnxq.evaluation.metrics import Logits, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, iter_segments, split
 from onnxq.files import Scratch
+from onnxq.metrics.logits import Logits, logits_of
 from onnxq.sensitivity.cut import CutActivations
 from onnxq.session import load_session
 from passes.model import Model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.evaluation.metrics import Logits
+from onnxq.metrics.logits import Logits
 
 __all__ = ["Accumulator", "Sensitivity"]
 

@@ -49,11 +49,10 @@ class Measurer:
         prepared: Prepared,
         journal: Records,
         ranges: RecordedRanges,
-        metric: str,
         fingerprint: Mapping[str, str],
     ) -> None:
         config = prepared.config
-        self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, metric
+        self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, prepared.metric
         self.model = prepared.model
         self.macs = macs(prepared.model)
         objectives = parse_objectives(config.objectives)
@@ -72,6 +71,7 @@ class Measurer:
         self.evaluator = Evaluator(
             prepared.model,
             prepared.data,
+            metric=self.metric,
             chunk=config.chunk,
             threads=max(config.threads, 1),
             budget=config.cache_mb * 2**20,
@@ -83,7 +83,7 @@ class Measurer:
         self._float_session: Any = None
         self.reference = Reference(self.model, prepared.data)
         self._last: tuple[str, Model] | None = None
-        self.race = Race(prepared, metric, journal)
+        self.race = Race(prepared, self.metric, self.evaluator.headline, journal)
 
     def calibrate_once(self, policy: Policy) -> None:
         """Calibrate in one pass whatever a policy of the search may ask for; see prepare.calibrate_once."""
@@ -96,7 +96,7 @@ class Measurer:
             model=self.fingerprint["model"],
             policy=policy,
             data=self.fingerprint["data"],
-            metric=self.metric,
+            metric=self.metric.name,
             device="cpu",
             tool_version=__version__,
             mode=mode,
@@ -108,6 +108,8 @@ class Measurer:
         key = self.key({}, "float")
         score = self.evaluator.reference()
         self.race.know(key, score.hits)
+        if len(score.hits) != len(self.prepared.data):
+            self.race.stop()  # samples are not known one by one
         held = self.journal.get("candidate", key)
         if held is not None:
             return Candidate.from_json(held)
@@ -239,7 +241,7 @@ class Measurer:
         against = self.race.rival(size, bops, rivals)
 
         def hopeless(score: Score) -> bool:
-            return against is not None and is_dominated(score, against)
+            return against is not None and is_dominated(score, against, self.metric)
 
         score = self.evaluator.evaluate(model, stages=self.race.stages, hopeless=hopeless, progress=progress)
         complete = score.samples == len(self.prepared.data)
