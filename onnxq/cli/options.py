@@ -227,7 +227,23 @@ def output_option(default: str) -> Callable[[F], F]:
     return click.option("-o", "--output", metavar="OUT", help=f"Where to write; default {default}.")
 
 
+def _allow_unverified(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        from onnxq.hub import UNVERIFIED
+
+        token = UNVERIFIED.set(True)
+        ctx.call_on_close(lambda: UNVERIFIED.reset(token))
+
+
 def hub_option(function: F) -> F:
+    """--hub, and --allow-unverified, which reaches `onnxq.hub` without being handed through every command."""
+    function = click.option(
+        "--allow-unverified",
+        is_flag=True,
+        expose_value=False,
+        callback=_allow_unverified,
+        help="Take a hub:NAME model for which the hub's manifest has no SHA-256.",
+    )(function)
     return click.option(
         "--hub",
         metavar="URL",
