@@ -1,8 +1,8 @@
 """Mutated models through the command line: exit code 0, or one sentence and 2; no crash, hang or file left.
 
 Seeds are small models of every kind (fuzz_seeds.py). Each mutant has one to four mutations of its structure
-(nodes, tensors, attributes, types, dimensions, opsets, names) or of its bytes (fuzz_mutations.py). It goes through
-four commands in a forked worker; a worker that crashes or hangs is replaced and the mutant is reported.
+(nodes, tensors, attributes, types, dimensions, opsets, names) or of its bytes (fuzz_mutations.py). It goes
+through four commands in a forked worker; a worker that crashes or hangs is replaced and the mutant reported.
 
 python benchmarks/fuzz_models.py [--count 20000] [--seed 0] [--jobs 2] [--only I] [--packed]
 """
