@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
 from passes.model import Model, every_graph, is_large, load, on_disk, serialize
 
-__all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
+__all__ = [
+    "float_weights_only",
+    "load_session",
+    "plain_session",
+    "refuse_unknown_ops",
+    "stock_session",
+    "surviving_qdq",
+]
 
 _STANDARD_DOMAINS = {
     "",
@@ -122,18 +130,46 @@ def load_session(
     if has_packed_weights(held.proto):
         held, kept = _hand_over(held, options, own=path is not None)
         path = None
-    try:
+    with _refusals(held.name):
         session = _open(held, path, options, providers)
-        session._onnxq_weights = kept
-        return session
-    except (RuntimeError, UnicodeDecodeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
-        raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        if type(error).__module__.startswith("onnxruntime"):
-            raise InvalidModelError(
-                f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}"
-            ) from None
-        raise
+    session._onnxq_weights = kept
+    return session
+
+
+def stock_session(model: Model | Path, name: str) -> Any:
+    """A session as anybody else would open it: ONNX Runtime's default options, on the CPU, none of our code.
+
+    name: of the model in messages. Raises InvalidModelError when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    held = model if isinstance(model, Model) else Model(onnx.ModelProto(), name)
+    with _refusals(name):
+        return _open(held, model if isinstance(model, Path) else None, options, ["CPUExecutionProvider"])
+
+
+def plain_session(model: Model) -> Any:
+    """A session that optimises nothing, so that every tensor can be read and arithmetic is in another order.
+
+    Raises InvalidModelError when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with _refusals(model.name):
+        return _open(model, None, options, ["CPUExecutionProvider"])
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """ONNX Runtime's refusal to load a model as an InvalidModelError; its exceptions share no base class."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, (RuntimeError, UnicodeDecodeError))
+        if not known and not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise InvalidModelError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
 
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:

@@ -3,7 +3,7 @@
 ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and
 told:
 
-1. The operator set named 'ai.onnx', the alias of '' (no remark: it means the same).
+1. A dimension of -1, or of 0 in an input: free. A second declaration of an output: dropped, without a remark.
 2. Nodes out of order; a cycle is refused, with a node on it.
 3. An IR version that is missing, or too old for initializers that are not inputs; a graph without a name.
 4. The same initializer twice, with the same values.
@@ -27,7 +27,6 @@ from passes.sorting import every_graph, sort_graph
 
 __all__ = ["ModelWarning", "admit"]
 
-_ALIAS = "ai.onnx"
 _OLDEST_IR = 4
 
 
@@ -44,7 +43,7 @@ def admit(proto: onnx.ModelProto, name: str) -> None:
         InvalidModelError: names the file, and the node where there is one.
     """
     refuse_unreadable(proto, name)
-    _write_out_alias(proto, name)
+    _refuse_two_versions(proto, name)
     _drop_repeated_types(proto)
     told = _free_dimensions(proto)
     found = _refusal(proto)
@@ -157,37 +156,21 @@ def _drop_repeated_types(proto: onnx.ModelProto) -> None:
             value.type.CopyFrom(types[value.name])
 
 
-def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
-    """Fault 1, and operator sets that are imported twice."""
-    for imports, label in (
-        (proto.opset_import, name),
-        *((f.opset_import, f"{name}: function '{f.name}'") for f in proto.functions),
-    ):
+def _refuse_two_versions(proto: onnx.ModelProto, name: str) -> None:
+    """Operator sets that are imported twice, at different versions."""
+    labels = [name, *(f"{name}: function '{function.name}'" for function in proto.functions)]
+    for holder, label in zip((proto, *proto.functions), labels, strict=True):
         known: dict[str, int] = {}
-        kept: list[onnx.OperatorSetIdProto] = []
-        for entry in imports:
-            if entry.domain == _ALIAS:
-                entry.domain = ""
+        for entry in holder.opset_import:
             if known.setdefault(entry.domain, entry.version) != entry.version:
                 both = f"{known[entry.domain]} and {entry.version}"
                 raise InvalidModelError(
-                    f"{label}: imports the operator set '{entry.domain or _ALIAS}' twice, at versions "
+                    f"{label}: imports the operator set '{entry.domain or 'ai.onnx'}' twice, at versions "
                     f"{both}; export the model again"
                 )
-            if all(entry.domain != other.domain for other in kept):
-                kept.append(entry)
-        if len(kept) < len(imports):
-            written = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in kept]
-            del imports[:]
-            imports.extend(written)
-    for function in proto.functions:
-        for node in function.node:
-            if node.domain == _ALIAS:
-                node.domain = ""
-    for graph in every_graph(proto.graph):
-        for node in graph.node:
-            if node.domain == _ALIAS:
-                node.domain = ""
+        if len(known) < len(holder.opset_import):
+            del holder.opset_import[:]
+            holder.opset_import.extend(map(onnx.helper.make_opsetid, known, known.values()))
 
 
 def _sorted_nodes(proto: onnx.ModelProto, name: str, reason: str) -> str:

@@ -50,6 +50,12 @@ def _array(tensor: onnx.TensorProto, dtype: npt.DTypeLike) -> Array:
     return np.frombuffer(raw, dtype) if raw else numpy_helper.to_array(tensor)
 
 
+def _scales(tensor: onnx.TensorProto) -> Array:
+    if tensor.data_type not in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+        raise ValueError("its scales are neither float16 nor float32")
+    return _array(tensor, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
 def _decoded(
     node: onnx.NodeProto, held: dict[str, onnx.TensorProto], name: str, out: npt.NDArray[np.float32] | None
 ) -> Array:
@@ -64,7 +70,7 @@ def _decoded(
             raise KeyError("shape")
         packed = _array(held[node.input[0]], np.uint8)
         if node.op_type == TCQ_OP:
-            scale, levels = _array(held[node.input[1]], np.float16), _array(held[node.input[2]], np.int8)
+            scale, levels = _scales(held[node.input[1]]), _array(held[node.input[2]], np.int8)
             values = decode_packed_tcq(packed, scale, levels, numbers["bits"], shape, out)
             return values.reshape(shape)
         geometry = (numbers["bits"], numbers["group_size"])
@@ -72,7 +78,7 @@ def _decoded(
             exponents = _array(held[node.input[1]], np.uint8)
             values = decode_packed_gse(packed, exponents, *geometry, numbers["exponent_base"], shape, out)
         else:
-            scale, zero = _array(held[node.input[1]], np.float16), _array(held[node.input[2]], np.int8)
+            scale, zero = _scales(held[node.input[1]]), _array(held[node.input[2]], np.int8)
             values = decode_packed_affine(packed, scale, zero, *geometry, shape, out)
         return values.reshape(shape)
     except (KeyError, ValueError, TypeError) as error:
@@ -227,6 +233,7 @@ class Decode(Pass):
     """Turn weights that stand as bit streams into plain float initializers."""
 
     name: ClassVar[str] = "decode"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         if not has_packed_weights(model.proto):

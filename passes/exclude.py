@@ -35,6 +35,7 @@ class Exclude(Pass):
 
     layers: tuple[str, ...]
     name: ClassVar[str] = "exclude"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         chosen = [layer.name for layer in select(import_graph(model), self.layers)]

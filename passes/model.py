@@ -7,10 +7,9 @@ Weights of a model over 2 GB live in one file of external data beside it.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -23,21 +22,54 @@ from onnx.external_data_helper import (
 from passes.admission import admit
 from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
+from passes.scratch import scratch_folder
 from passes.sorting import every_graph
 
-__all__ = ["Model", "check", "every_graph", "is_large", "load", "on_disk", "read", "save", "serialize"]
+__all__ = [
+    "Model",
+    "Step",
+    "check",
+    "every_graph",
+    "is_large",
+    "load",
+    "normalized",
+    "on_disk",
+    "read",
+    "save",
+    "serialize",
+]
 
 _TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
+ALIAS = "ai.onnx"
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
 
 
+# Models between two rewrites are kept up to this size, so that a rewrite at fault can be named.
+_KEPT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rewrite in the history of a model.
+
+    Attributes:
+        name: the pass. exact: whether it claims to keep the function that the model computes.
+        before: the model that it was applied to; None where that was too large to keep.
+    """
+
+    name: str
+    exact: bool
+    before: Model | None
+
+
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model and what to call it in messages (its path, usually)."""
+    """An ONNX model, what to call it in messages (its path, usually), and the rewrites that made it."""
 
     proto: onnx.ModelProto
     name: str = "model"
+    history: tuple[Step, ...] = field(default=(), compare=False, repr=False)
 
     def opset(self, domain: str = "") -> int:
         """Version of `domain` that the model imports; 0 where it imports none."""
@@ -46,6 +78,17 @@ class Model:
 
     def with_proto(self, proto: onnx.ModelProto) -> Model:
         return replace(self, proto=proto)
+
+    @property
+    def origin(self) -> Model:
+        """The model that the first rewrite was given; the model itself where there was none."""
+        first = self.history[0].before if self.history else None
+        return first or self
+
+    def rewritten(self, name: str, before: Model, *, exact: bool) -> Model:
+        """This model, remembered as what the rewrite `name` made of `before`."""
+        small = not before.history or (not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES)
+        return replace(self, history=(*before.history, Step(name, exact, before if small else None)))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -93,14 +136,53 @@ def read(path: str | os.PathLike[str]) -> Model:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
     if not has_external_data(proto):
-        return Model(proto, str(file))
+        return normalized(Model(proto, str(file)))
     try:
         load_external_data_for_model(proto, str(file.parent))
     except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0]
         problem = f"its external data cannot be read ({reason}); copy it beside the model"
         raise ModelFileError(file, problem) from None
-    return Model(proto, str(file))
+    return normalized(Model(proto, str(file)))
+
+
+def _imports(opsets: Sequence[onnx.OperatorSetIdProto]) -> list[onnx.OperatorSetIdProto]:
+    """The imports with the standard operators' domain as '', once: ONNX Runtime obeys the last of several."""
+    versions = {"" if held.domain == ALIAS else held.domain: held.version for held in opsets}
+    return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
+
+
+def normalized(model: Model) -> Model:
+    """The model with the domain of the standard operators spelled '' everywhere; itself where it is already.
+
+    'ai.onnx' is an alias of '' that the checker takes in imports only, and few tools take at all.
+    """
+
+    def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+        for graph in every_graph(proto.graph):
+            yield from graph.node
+        for function in proto.functions:
+            for node in function.node:
+                yield node
+                for attribute in node.attribute:
+                    for nested in (attribute.g, *attribute.graphs):
+                        for graph in every_graph(nested):
+                            yield from graph.node
+
+    holders = (model.proto, *model.proto.functions)
+    listed = any(held.domain == ALIAS for holder in holders for held in holder.opset_import)
+    if not listed and all(node.domain != ALIAS for node in nodes(model.proto)):
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for holder in (proto, *proto.functions):
+        imports = _imports(holder.opset_import)
+        del holder.opset_import[:]
+        holder.opset_import.extend(imports)
+    for node in nodes(proto):
+        if node.domain == ALIAS:
+            node.domain = ""
+    return model.with_proto(proto)
 
 
 def has_external_data(proto: onnx.ModelProto) -> bool:
@@ -139,14 +221,14 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
     data = target.with_name(target.name + ".data")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder:
-            part = Path(folder) / target.name
+        with scratch_folder(target.parent) as folder:
+            part = folder / target.name
             if is_large(model.proto):
                 proto = onnx.ModelProto()
                 proto.CopyFrom(model.proto)
                 convert_model_to_external_data(proto, location=data.name, size_threshold=1024)
                 onnx.save(proto, part)
-                (Path(folder) / data.name).replace(data)
+                (folder / data.name).replace(data)
             else:
                 part.write_bytes(serialize(model))
             with part.open("rb+") as handle:
@@ -161,8 +243,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
 @contextmanager
 def on_disk(model: Model) -> Iterator[Path]:
     """The model as a temporary file, for tools that want a path (always so above 2 GB)."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         save(model, path)
         yield path
 

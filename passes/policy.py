@@ -23,7 +23,7 @@ from passes.layers import Layer
 from runtime_ops.gse import Encoder
 from runtime_ops.trellis import TCQ_BITS
 
-__all__ = ["FLOAT", "LayerPolicy", "Policy", "Scheme", "load_policy"]
+__all__ = ["FLOAT", "POLICY_KEY", "LayerPolicy", "Policy", "Scheme", "load_policy"]
 
 Format = Literal["float", "int", "gse", "tcq"]
 Granularity = Literal["tensor", "channel", "block"]
@@ -150,6 +150,8 @@ class Scheme:
 
 
 FLOAT = Scheme()
+# The entry of a model's metadata that holds the policy it was quantized by.
+POLICY_KEY = "onnxq.policy"
 
 
 @dataclass(frozen=True)

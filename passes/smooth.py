@@ -50,6 +50,7 @@ class Smooth(Pass):
     absorb: Literal["auto", "never"] = "auto"
     floor: float = 256.0
     name: ClassVar[str] = "smooth"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         graph = import_graph(model)

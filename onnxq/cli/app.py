@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from onnxq._version import __version__
+from onnxq.signals import Terminated, end_cleanly
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -103,6 +104,10 @@ class _Cli(click.Group):
             click.echo(err=True)
             say(f"Interrupted. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
             ctx.exit(130)
+        except Terminated as end:
+            click.echo(err=True)
+            say(f"Ended by {end.name}. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
+            raise
         except click.ClickException as error:
             vars(error)["message"] = printable(error.message)
             raise
@@ -176,4 +181,5 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    end_cleanly()
     cli(prog_name="onnxq")

@@ -52,7 +52,7 @@ def bench(
     from onnxq.data import fit_batch, input_specs
     from onnxq.evaluation import interleaved, load_session
     from onnxq.hub import resolve
-    from onnxq.runners.feeds import made_up_feed
+    from onnxq.proof.feeds import made_up_feed
     from passes.errors import DataError, UserError
     from passes.model import load
 

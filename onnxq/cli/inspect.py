@@ -113,8 +113,8 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
     from passes.layers import find_layers
     from passes.model import load
     from passes.policy import Policy
+    from passes.preparation import preparation
     from passes.quantize import activation_scheme, weight_scheme
-    from passes.recipe import parse_recipe
 
     loaded = load(model)
     if "onnxq.policy" in loaded.metadata:
@@ -122,7 +122,7 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
             parse_json(loaded.metadata["onnxq.policy"], f"{model}: the policy in its metadata"), model
         )
     else:
-        layers = find_layers(parse_recipe("simplify | fold_batchnorm")(loaded).model)
+        layers = find_layers(preparation()(loaded).model)
         if not layers:
             raise UnsupportedModelError(f"{model}: has no quantizable layer, so there is no policy to write")
         found = Policy.uniform(layers, weight_scheme(weights), activation_scheme(activations))

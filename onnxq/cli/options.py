@@ -19,6 +19,7 @@ __all__ = [
     "data_options",
     "hub_option",
     "json_option",
+    "metric_option",
     "models_argument",
     "output_option",
     "resolve_threads",
@@ -199,6 +200,15 @@ def damping_option(default: str) -> Callable[[F], F]:
 def json_option(function: F) -> F:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."
+    )(function)
+
+
+def metric_option(function: F) -> F:
+    return click.option(
+        "--metric",
+        help="What quality is: top1 (the default for labelled data), top5, agreement (the default otherwise),"
+        " sqnr, mse, one that an installed package registers, or a class of your own as module:Class, whose"
+        " code is run.",
     )(function)
 
 

@@ -10,6 +10,7 @@ from onnxq.cli.bar import EVERY_S, TerminalBar
 from onnxq.cli.terminal import printable, say
 
 if TYPE_CHECKING:
+    from onnxq.proof.saving import Written
     from onnxq.training.run import Outcome
     from onnxq.training.trainer import Event
 
@@ -58,10 +59,13 @@ class Live(TerminalBar):
             say(f"step {event.step}/{event.total}: {text}", err=True)
 
 
-def report(outcome: Outcome, target: Path, folder: Path, size: int, before: int, as_json: bool) -> None:
+def report(
+    outcome: Outcome, target: Path, folder: Path, written: Written, before: int, as_json: bool
+) -> None:
     """The end of a training, for people or as JSON."""
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
 
+    size = written.size
     if as_json:
         print_json(
             {
@@ -73,10 +77,12 @@ def report(outcome: Outcome, target: Path, folder: Path, size: int, before: int,
                 "float_accuracy": outcome.float_accuracy,
                 "bits": outcome.bits,
                 "folder": str(folder),
+                "proof": written.proof.to_json(),
             }
         )
         return
-    say(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)}); loads and runs")
+    say(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})")
+    remark(f"  {written.proof.sentence()}")
     if outcome.accuracy is not None:
         say(f"  accuracy {_share(outcome.accuracy)}, float {_share(outcome.float_accuracy)}")
     say("  bits " + " ".join(str(bits) for bits in outcome.bits.values()))

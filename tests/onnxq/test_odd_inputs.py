@@ -14,7 +14,7 @@ from click.testing import Result
 from onnx import helper, numpy_helper
 
 from onnxq.data import input_specs, random_dataset
-from onnxq.runners.feeds import made_up_feed
+from onnxq.proof.feeds import made_up_feed
 from passes.decoding import Decode
 from passes.errors import DataError, InvalidModelError
 from passes.model import Model
