@@ -119,3 +119,14 @@ def test_a_stream_without_bits_is_still_described(invoke: Invoke, work: Path) ->
     onnx.save(model.proto, work / "m.onnx")
     result = invoke("info", "m.onnx")
     assert result.exit_code in (0, 2), result.output
+
+
+def test_a_bias_of_another_length_is_left_alone(invoke: Invoke, work: Path) -> None:
+    """The checker does not compare it with the weight; folding the BatchNormalization behind would."""
+    model = onnx.load("tiny.onnx")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
+    bias.CopyFrom(numpy_helper.from_array(np.ones(7, np.float32), "b1"))
+    onnx.save(model, work / "m.onnx")
+    result = invoke("fold", "m.onnx", "-o", "out.onnx", "--explain")
+    assert result.exit_code in (0, 2), result.output
+    assert "its bias of shape [7] does not fit 16 channels" in result.output
