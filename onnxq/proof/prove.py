@@ -21,6 +21,7 @@ import onnx
 from onnxq.data import Dataset, input_specs
 from onnxq.proof.compare import nonfinite, sqnr, unlike_shapes
 from onnxq.proof.feeds import Feed, Proposal, feeds_of, proposed_feeds
+from onnxq.proof.growth import outgrows
 from onnxq.proof.rewrites import Trial, reason
 from onnxq.proof.running import (
     MADE_UP_SECONDS,
@@ -144,6 +145,8 @@ class Reference:
         spare: tuple[Feed, Outputs, float] | None = None
         for proposal in proposed_feeds(self.model):
             if first is not None and not _adds(proposal, first):
+                continue
+            if outgrows(self.model, proposal.feed):
                 continue
             outputs, took, _ = _timed(runner, proposal.feed, self._limit)
             if outputs and _telling(outputs):

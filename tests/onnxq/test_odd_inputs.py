@@ -130,3 +130,25 @@ def test_a_bias_of_another_length_is_left_alone(invoke: Invoke, work: Path) -> N
     result = invoke("fold", "m.onnx", "-o", "out.onnx", "--explain")
     assert result.exit_code in (0, 2), result.output
     assert "its bias of shape [7] does not fit 16 channels" in result.output
+
+
+def test_a_tensor_that_outgrows_memory_is_not_tried(invoke: Invoke, work: Path) -> None:
+    """ONNX Runtime cannot be stopped within an Upsample."""
+    net = Net(opset=9)
+    net.input("x", ["N", 3, 4, 4])
+    net.conv("x", 3, 3, 1, name="c")
+    net.add("Upsample", "c_out", net.constant(np.array([1, 1e8, 1, 1], np.float32)), name="up")
+    onnx.save(net.model("up_out").proto, work / "m.onnx")
+    result = invoke("fold", "m.onnx", "-o", "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert "could not be tried" in result.output
+
+
+@pytest.mark.parametrize("text", ["[", "9" * 5000, "[1]"])
+def test_a_policy_in_the_metadata_that_is_none(text: str, invoke: Invoke, work: Path) -> None:
+    model = Model(onnx.load("tiny.onnx")).with_metadata(policy=text)
+    onnx.save(model.proto, work / "m.onnx")
+    result = invoke("quantize", "m.onnx", "--activations", "float", "-o", "out.onnx")
+    assert result.exit_code == 2, result.output
+    assert "policy" in result.stderr
+    assert invoke("info", "m.onnx").exit_code == 0
