@@ -175,7 +175,7 @@ net (float[N,4] x) => (float[N,4] y) {
 
 
 def test_a_model_that_never_ends_does_not_hang_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prove, "RUN_SECONDS", 0.5)
+    monkeypatch.setattr(prove, "MADE_UP_SECONDS", 0.5)
     written = write_model(Model(parser.parse_model(ENDLESS)), tmp_path / "out.onnx")
     assert written.proof.untried == "the given model did not end within 0 s"
 
