@@ -4,6 +4,7 @@ ONNX Runtime runs some models that the ONNX checker refuses. Each of these fault
 told:
 
 1. A dimension of -1, or of 0 in an input: free. A second declaration of an output: dropped, without a remark.
+1. The operator set named 'ai.onnx', the alias of '' (no remark: it means the same; passes/alias.py).
 2. Nodes out of order; a cycle is refused, with a node on it.
 3. An IR version that is missing, or too old for initializers that are not inputs; a graph without a name.
 4. The same initializer twice, with the same values.
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 
 import onnx
 
+from passes.alias import write_out_alias
 from passes.checking import Refusal, full_check, light_copy, refuse_unreadable
 from passes.errors import InvalidModelError
 from passes.sorting import every_graph, sort_graph
@@ -43,7 +45,7 @@ def admit(proto: onnx.ModelProto, name: str) -> None:
         InvalidModelError: names the file, and the node where there is one.
     """
     refuse_unreadable(proto, name)
-    _refuse_two_versions(proto, name)
+    write_out_alias(proto, name)
     _drop_repeated_types(proto)
     told = _free_dimensions(proto)
     found = _refusal(proto)
@@ -154,23 +156,6 @@ def _drop_repeated_types(proto: onnx.ModelProto) -> None:
     for value in untyped:
         if value.name in types:
             value.type.CopyFrom(types[value.name])
-
-
-def _refuse_two_versions(proto: onnx.ModelProto, name: str) -> None:
-    """Operator sets that are imported twice, at different versions."""
-    labels = [name, *(f"{name}: function '{function.name}'" for function in proto.functions)]
-    for holder, label in zip((proto, *proto.functions), labels, strict=True):
-        known: dict[str, int] = {}
-        for entry in holder.opset_import:
-            if known.setdefault(entry.domain, entry.version) != entry.version:
-                both = f"{known[entry.domain]} and {entry.version}"
-                raise InvalidModelError(
-                    f"{label}: imports the operator set '{entry.domain or 'ai.onnx'}' twice, at versions "
-                    f"{both}; export the model again"
-                )
-        if len(known) < len(holder.opset_import):
-            del holder.opset_import[:]
-            holder.opset_import.extend(map(onnx.helper.make_opsetid, known, known.values()))
 
 
 def _sorted_nodes(proto: onnx.ModelProto, name: str, reason: str) -> str:
