@@ -36,7 +36,8 @@ def net(spoil: Spoil) -> Model:
 
 
 def special(proto: onnx.ModelProto) -> onnx.NodeProto:
-    return next(node for node in proto.graph.node if node.name == "special")
+    nodes = {node.name: node for node in proto.graph.node}
+    return nodes["special"]
 
 
 def custom(**attributes: AttributeProto) -> Spoil:
@@ -51,7 +52,7 @@ def custom(**attributes: AttributeProto) -> Spoil:
     return spoil
 
 
-def one(kind: AttributeProto.AttributeType, **fields: object) -> Spoil:
+def one(kind: AttributeProto.AttributeType, **fields: Any) -> Spoil:
     return custom(attribute=AttributeProto(name="odd", type=kind, **fields))
 
 
@@ -99,7 +100,7 @@ def test_a_node_with_such_an_attribute_is_the_same_behind_a_quantized_layer(kind
         after = onnx.NodeProto.FromString(special(result.proto).SerializeToString())
         for attribute in after.attribute:
             for node in attribute.g.node:  # nodes without a name get one
-                node.name = ""
+                node.ClearField("name")
         assert after.SerializeToString(deterministic=True) == before
     assert special(model.proto).SerializeToString(deterministic=True) == before
 
@@ -174,7 +175,7 @@ def test_such_models_run_quantized(kind: str) -> None:
     if kind == "empty shape":
         del next(node for node in proto.graph.node if node.op_type == "Constant").attribute[0].ints[:]
     if kind == "sequence in a loop":
-        proto.graph.initializer.append(numpy_helper.from_array(np.int64(2), "three_less"))
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(2), "three_less"))
     model = Model(proto, kind)
     if kind != "sparse weight":  # onnx's checker knows no shape of it
         check(model)
