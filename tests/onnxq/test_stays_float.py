@@ -46,7 +46,7 @@ def text_classifier() -> onnx.ModelProto:
         weight("B", 1, 128),
         numpy_helper.from_array(np.array([0]), "axes"),
         weight("w", 16, 4),
-        weight("bias", 4),
+        weight("bias", 1, 4),
         weight("given", 4, 4),
     ]
     graph = helper.make_graph(
