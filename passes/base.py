@@ -91,20 +91,14 @@ class PassResult:
     notes: tuple[Note, ...] = ()
 
 
-def _is_valid(model: Model) -> bool:
-    try:
-        check(model)
-    except UserError:
-        return False
-    return True
-
-
 class Pass(ABC):
     """One rewrite of a model. Subclasses are frozen dataclasses; `name` is their name in recipes."""
 
     name: ClassVar[str] = ""
     # Whether tensors that keep their names keep their values, so that what is known about them stays true.
     keeps_values: ClassVar[bool] = False
+    # Whether the rewritten model computes the same function; it is then held to that before it is saved.
+    keeps_function: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
@@ -135,20 +129,33 @@ class Pass(ABC):
             try:
                 check(result)
             except UserError as error:
-                if _is_valid(model):
+                # What the checker refuses of the model as it came is not this pass's fault (admission.py).
+                if not _refused(model):
                     raise PassError(
                         f"{model.name}: pass '{self.name}' made an invalid model: {error}"
                     ) from error
-                # Full checks know no shapes of sparse initializers, for one; ONNX Runtime does.
-                own.note("info", "", "the ONNX checker refuses the given model too; the result is unchecked")
         context.notes.extend(own.notes)
-        return PassResult(result if modified else model, modified, tuple(own.notes))
+        if modified:
+            # A pass of several steps has remembered them, and what its last step was applied to.
+            remembered = len(result.history) > len(model.history) and result.history[-1].name == self.name
+            made = result if remembered else result.rewritten(self.name, model, exact=self.keeps_function)
+            return PassResult(made, True, tuple(own.notes))
+        return PassResult(model, False, tuple(own.notes))
 
     def __or__(self, other: Pass) -> Sequential:
         return Sequential((*_members(self), *_members(other)))
 
     def __str__(self) -> str:
         return format_pass(self)
+
+
+def _refused(model: Model) -> bool:
+    """Whether the ONNX checker refuses the model."""
+    try:
+        check(model)
+    except UserError:
+        return True
+    return False
 
 
 class GraphPass(Pass):

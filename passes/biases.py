@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.editing import add_constant, is_constant, unique_name, values
+from passes.editing import add_shared, is_constant, unique_name, values
 
 __all__ = ["bias_floor", "constant_bias", "fold_gemm_factors", "room_for_bias", "set_bias", "write_bias"]
 
@@ -31,7 +31,7 @@ def fold_gemm_factors(graph: gs.Graph, node: gs.Node, index: int) -> None:
     if alpha != 1.0:
         weight = values(node.inputs[index])
         scaled = (weight * np.float64(alpha)).astype(weight.dtype)
-        node.inputs[index] = add_constant(graph, f"{node.inputs[index].name}_alpha", scaled)
+        node.inputs[index] = add_shared(graph, f"{node.inputs[index].name}_alpha", scaled)
         node.attrs["alpha"] = 1.0
     if beta == 1.0:
         return
@@ -40,7 +40,7 @@ def fold_gemm_factors(graph: gs.Graph, node: gs.Node, index: int) -> None:
     elif is_constant(node.inputs[2]):
         bias = values(node.inputs[2])
         scaled = (bias * np.float64(beta)).astype(bias.dtype)
-        node.inputs[2] = add_constant(graph, f"{node.inputs[2].name}_beta", scaled)
+        node.inputs[2] = add_shared(graph, f"{node.inputs[2].name}_beta", scaled)
         node.attrs["beta"] = 1.0
 
 
@@ -71,7 +71,7 @@ def set_bias(graph: gs.Graph, node: gs.Node, bias: Float64, dtype: npt.DTypeLike
     """Give a Conv or Gemm (beta = 1) a float bias of its own."""
     named = len(node.inputs) > 2 and not node.inputs[2].is_empty()
     hint = node.inputs[2].name if named else f"{node.name}_bias"
-    held = add_constant(graph, f"{hint}_corrected", bias.astype(dtype))
+    held = add_shared(graph, f"{hint}_corrected", bias.astype(dtype))
     if len(node.inputs) > 2:
         node.inputs[2] = held
     else:
@@ -97,9 +97,9 @@ def write_bias(
     codes = np.clip(np.rint(bias / steps), -(2**31), 2**31 - 1).astype(np.int32)
     name, dtype = node.inputs[2].name, values(node.inputs[2]).dtype
     inputs = [
-        add_constant(graph, f"{name}_quantized", codes),
-        add_constant(graph, f"{name}_scale", steps.astype(dtype)),
-        add_constant(graph, f"{name}_zero_point", np.zeros(steps.shape, np.int32)),
+        add_shared(graph, f"{name}_quantized", codes),
+        add_shared(graph, f"{name}_scale", steps.astype(dtype)),
+        add_shared(graph, f"{name}_zero_point", np.zeros(steps.shape, np.int32)),
     ]
     output = gs.Variable(unique_name(graph, f"{name}_dequantized"), dtype, list(bias.shape))
     attrs: dict[str, Any] = {"axis": 0} if steps.ndim else {}

@@ -15,10 +15,11 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Context
 from passes.biases import fold_gemm_factors
-from passes.editing import add_constant, consumers, is_constant, unique_name, values
+from passes.editing import add_constant, add_shared, consumers, is_constant, unique_name, values
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
-from passes.weights import EncodedWeight, encode_layer
+from passes.sharing import SharedWeights
+from passes.weights import EncodedWeight
 
 __all__ = ["quantize_dynamic"]
 
@@ -72,6 +73,7 @@ def quantize_dynamic(
     node: gs.Node,
     choice: LayerPolicy,
     context: Context,
+    shared: SharedWeights,
     encoded: EncodedWeight | None = None,
 ) -> bool:
     """Rewrite the layer in place; False with a note when it has no integer form (weights only then).
@@ -91,16 +93,18 @@ def quantize_dynamic(
         context.note("info", layer.name, reason)
     fold_gemm_factors(graph, node, index)
     if encoded is None:
-        encoded = encode_layer(layer, values(node.inputs[index]), choice.weights)
+        tensor = node.inputs[index]
+        encoded = shared.encoded(layer, tensor, values(tensor), choice.weights)
     codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
     hint, data = node.inputs[index].name, node.inputs[0]
+    shared.place(layer, graph, encoded, choice.weights, "dynamic", lambda _: None)
     zero_code = np.zeros((), codes.dtype)
     if node.op == "Conv" and codes.dtype == np.int8:
         # The same weights as uint8 around 128: ONNX Runtime before 1.24 has no ConvInteger for int8.
         codes, zero_code = (codes.astype(np.int16) + 128).astype(np.uint8), np.asarray(128, np.uint8)
-    weight = add_constant(graph, f"{hint}_quantized", codes)
-    zero = add_constant(graph, f"{hint}_zero_point", zero_code)
-    scale = add_constant(graph, f"{hint}_scale", _spread(encoded.scale, layer))
+    weight = add_shared(graph, f"{hint}_quantized", codes)
+    zero = add_shared(graph, f"{hint}_zero_point", zero_code)
+    scale = add_shared(graph, f"{hint}_scale", _spread(encoded.scale, layer))
     coded, data_scale, data_zero = _dynamic_input(graph, data)
     output = node.outputs[0]
 
@@ -130,7 +134,7 @@ def quantize_dynamic(
     scaled = emit("Mul", "scaled", [real, steps], None if bias is not None else output, np.float32)
     if bias is not None:
         if is_constant(bias):
-            bias = add_constant(graph, f"{bias.name}_added", _spread(values(bias), layer))
+            bias = add_shared(graph, f"{bias.name}_added", _spread(values(bias), layer))
         elif is_conv:
             wide = [1, -1] + [1] * (len(layer.weight_shape) - 2)
             shape = add_constant(graph, f"{node.name}_bias_shape", np.asarray(wide, np.int64))

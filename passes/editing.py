@@ -6,6 +6,7 @@ into a broken array on export.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -21,6 +22,7 @@ from passes.errors import GraphError
 
 __all__ = [
     "add_constant",
+    "add_shared",
     "consumers",
     "is_constant",
     "packed_constant",
@@ -137,6 +139,17 @@ def add_constant(graph: gs.Graph, hint: str, array: npt.NDArray[Any]) -> gs.Cons
     """A new initializer named after `hint`, stored as raw data."""
     name = unique_name(graph, hint)
     return gs.Constant(name, LazyValues(numpy_helper.from_array(np.asarray(array, order="C"), name)))
+
+
+def add_shared(graph: gs.Graph, hint: str, array: npt.NDArray[Any]) -> gs.Constant:
+    """As `add_constant`; for the same hint and values the same initializer, so that what nodes shared before
+    an edit they share after it."""
+    held = graph.__dict__.setdefault("_onnxq_shared", {})
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    key = (hint, array.dtype.str, array.shape, digest)
+    if key not in held:
+        held[key] = add_constant(graph, hint, array)
+    return cast(gs.Constant, held[key])
 
 
 def packed_constant(graph: gs.Graph, hint: str, codes: npt.NDArray[Any], data_type: int) -> gs.Constant:

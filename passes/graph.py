@@ -17,9 +17,10 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.carried import free_names, import_proto, mask, put_back, unmasked
+from passes.carrying import carry_annotations
 from passes.editing import sort_nodes
-from passes.errors import GraphError
-from passes.model import Model, every_graph
+from passes.errors import GraphError, UnsupportedModelError
+from passes.model import Model, every_graph, normalized
 from runtime_ops.functions import DOMAIN, function
 
 __all__ = ["declare_functions", "export_graph", "import_graph", "losses", "node_name", "source_model"]
@@ -81,6 +82,7 @@ def import_graph(model: Model) -> gs.Graph:
 
     Raises GraphError for what cannot be held without loss.
     """
+    model = normalized(model)
     try:
         graph = import_proto(model.proto)
     except GraphError as error:
@@ -160,6 +162,30 @@ def _strip_outer(graph: onnx.GraphProto, outer: set[str]) -> None:
                 _strip_outer(nested, own)
 
 
+def _share_nested(graph: onnx.GraphProto) -> None:
+    """Move to the main graph the initializers that several nested graphs hold alike.
+
+    graphsurgeon writes a constant into every graph that reads it, where the graphs around those do not.
+    """
+    held: dict[str, list[onnx.GraphProto]] = {}
+    written = {name for nested in every_graph(graph) for node in nested.node for name in node.output}
+    written |= {value.name for nested in every_graph(graph) for value in nested.input}
+    for nested in every_graph(graph):
+        for tensor in nested.initializer:
+            held.setdefault(tensor.name, []).append(nested)
+    for name, homes in held.items():
+        if len(homes) < 2 or name in written or any(home is graph for home in homes):
+            continue
+        copies = [tensor for home in homes for tensor in home.initializer if tensor.name == name]
+        first = copies[0].SerializeToString()
+        if any(copy.SerializeToString() != first for copy in copies[1:]):
+            continue
+        graph.initializer.append(onnx.TensorProto.FromString(first))
+        for home in homes:
+            index = next(i for i, tensor in enumerate(home.initializer) if tensor.name == name)
+            del home.initializer[index]
+
+
 def export_graph(graph: gs.Graph, model: Model) -> Model:
     """The edited graph as a model again, with everything carried over from `model`."""
     graph.cleanup(recurse_functions=False)
@@ -167,7 +193,7 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     with unmasked(graph):
         proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
     put_back(proto.graph, graph)
-    source = model.proto
+    source = normalized(model).proto
     proto.ir_version = source.ir_version
     proto.producer_name, proto.producer_version = source.producer_name, source.producer_version
     proto.domain, proto.model_version = source.domain, source.model_version
@@ -175,20 +201,11 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     proto.metadata_props.extend(source.metadata_props)
     if hasattr(source, "configuration"):
         proto.configuration.extend(source.configuration)
-    proto.graph.metadata_props.extend(source.graph.metadata_props)
-    proto.graph.quantization_annotation.extend(source.graph.quantization_annotation)
-    documented = {
-        node.output[0]: node
-        for node in source.graph.node
-        if node.output and (node.doc_string or node.metadata_props)
-    }
-    for node in proto.graph.node:
-        original = documented.get(node.output[0]) if node.output else None
-        if original is not None and original.op_type == node.op_type:
-            node.doc_string = original.doc_string
-            node.metadata_props.extend(original.metadata_props)
     _restore_signature(proto, graph, source)
     _strip_outer(proto.graph, set())
+    if proto.ir_version >= 4:
+        _share_nested(proto.graph)
+    carry_annotations(proto.graph, source.graph)
     del proto.functions[:]
     proto.functions.extend(source.functions)
     declare_functions(proto)
@@ -234,6 +251,9 @@ def declare_functions(proto: onnx.ModelProto) -> None:
     }
     missing = calls - {held.name for held in proto.functions if held.domain == DOMAIN}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    proto.functions.extend(function(name, opset) for name in sorted(missing))
+    try:
+        proto.functions.extend(function(name, opset) for name in sorted(missing))
+    except ValueError as error:
+        raise UnsupportedModelError(f"a layer is stored as a bit stream: {error}") from None
     if calls and not any(o.domain == DOMAIN for o in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))

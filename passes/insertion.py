@@ -23,13 +23,14 @@ from passes.errors import PolicyError
 from passes.inference import infer_types
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
-from passes.packed import is_packed, write_packed
+from passes.packed import Storage, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
 from passes.policy import LayerPolicy, Policy
 from passes.rounding import RoundedLayer
 from passes.rounding_tasks import rounding_tasks
+from passes.sharing import SharedWeights
 from passes.simulated import simulate_input
-from passes.weights import EncodedWeight, encode_layer, write_weight
+from passes.weights import EncodedWeight, write_weight
 
 __all__ = ["Insertion", "Rounding"]
 
@@ -54,18 +55,21 @@ class Insertion:
         fuses: bool = True,
     ) -> None:
         self.graph, self.model, self.policy, self.context = graph, model, policy, context
-        self.standard, self.rounding, self.fuses = standard, rounding, fuses
+        self.storage, self.rounding = Storage(standard, fuses), rounding
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
+        self.shared = SharedWeights(graph, self.found)
+        self._floors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
 
     def run(self) -> None:
         """Raises PolicyError where static activations have no calibration data."""
         static = {id(node): layer for layer, node, home in self.found if home is self.graph}
-        plan = plan_activations(self.graph, static, self.policy, inputs_only=not self.fuses)
+        plan = plan_activations(self.graph, static, self.policy, inputs_only=not self.storage.fuses)
         self._calibrate(plan)
+        self._pool_floors()
         rounded: Mapping[str, RoundedLayer] = {}
-        given = self.graph, self.found, self.policy, self.ranges, self.standard, self.context
+        given = self.graph, self.found, self.policy, self.ranges, self.storage, self.context
         if self.rounding == "analytic":
             tasks = rounding_tasks(*given, method="bias")
             rounded = analytic_biases(self.graph, self.found, tasks, self.context)
@@ -84,12 +88,13 @@ class Insertion:
                 set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)
             encoded = held.encoded if held is not None else self.context.encoded.get(layer.name)
             dynamic = choice.activations.dynamic and home is self.graph
-            if dynamic and quantize_dynamic(home, layer, node, choice, self.context, encoded):
+            if dynamic and quantize_dynamic(home, layer, node, choice, self.context, self.shared, encoded):
                 continue
             if choice.activations.format == "gse":
                 simulate_input(home, self.graph, layer, node, choice.activations, self.types, self.context)
             if not choice.weights.is_float:
                 self._encode(layer, node, home, choice, encoded)
+        self.shared.tell(self.policy, self.context)
         insert_pairs(self.graph, plan, self.ranges, self.types)
         for name in guard_float_layers(self.graph):
             why = "has one input channel, so that ONNX Runtime may quantize its float weights by itself"
@@ -124,33 +129,58 @@ class Insertion:
         fold_gemm_factors(self.graph, node, index)
         tensor = node.inputs[index]
         array = values(tensor)
-        source = self.ranges.get(activation_input(node).name) if home is self.graph else None
-        source = source if self.fuses else None
-        # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
-        plain = choice.weights.is_integer and choice.weights.granularity != "block"
-        bias = constant_bias(node, array.shape[layer.channel_axis]) if source is not None and plain else None
+        source, bias = self._integer_bias(layer, node, home, choice)
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
-        packed = is_packed(choice.weights, self.fuses and choice.activations.is_integer, self.standard)
+        if (layer.weight, str(choice.weights)) in self._floors:
+            floor = self._floors[layer.weight, str(choice.weights)]
+        packed = self.storage.packs(choice)
         if encoded is None:
-            encoded = encode_layer(layer, array, choice.weights, floor, half=packed)
+            encoded = self.shared.encoded(layer, tensor, array, choice.weights, floor, half=packed)
         self._tell_loss(layer, encoded)
-        if packed:
-            node.inputs[index] = write_packed(
-                home, self.graph, tensor.name, encoded, choice.weights, array.dtype
-            )
-            return
         shield = (
             layer.op == "MatMul"
             and choice.weights.granularity == "channel"
             and (index == 0 or array.ndim > 2)
         )
-        node.inputs[index] = write_weight(
-            home, self.graph, tensor.name, encoded, choice.weights, array.dtype, shield
+        what = self.graph, tensor.name, encoded, choice.weights, array.dtype
+
+        def write(graph: gs.Graph) -> gs.Variable:
+            return write_packed(graph, *what) if packed else write_weight(graph, *what, shield)
+
+        node.inputs[index] = self.shared.place(
+            layer, home, encoded, choice.weights, (packed, shield and not packed), write
         )
+        if packed:
+            return
         if bias is not None and source is not None:
             write_bias(self.graph, node, bias, source.scale, encoded.scale)
+
+    def _integer_bias(
+        self, layer: Layer, node: gs.Node, home: gs.Graph, choice: LayerPolicy
+    ) -> tuple[Range | None, npt.NDArray[np.float64] | None]:
+        """Range of what the layer reads and its bias, where the bias becomes int32."""
+        source = self.ranges.get(activation_input(node).name) if home is self.graph else None
+        source = source if self.storage.fuses else None
+        # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
+        plain = choice.weights.is_integer and choice.weights.granularity != "block"
+        if source is None or not plain:
+            return source, None
+        return source, constant_bias(node, layer.weight_shape[layer.channel_axis])
+
+    def _pool_floors(self) -> None:
+        """Least scales that suit the biases of all layers of a weight: its codes stay the same for all."""
+        for layer, node, home in self.found:
+            choice, index = self.policy[layer.name], weight_index(node)
+            if choice.weights.is_float or index is None or not self.shared.is_shared(layer):
+                continue
+            fold_gemm_factors(self.graph, node, index)
+            source, bias = self._integer_bias(layer, node, home, choice)
+            if source is not None and bias is not None:
+                key = layer.weight, str(choice.weights)
+                floor = bias_floor(bias, float(source.scale))
+                self._floors[key] = np.maximum(self._floors.get(key, floor), floor)
 
     def _tell_loss(self, layer: Layer, encoded: EncodedWeight) -> None:
         """GSE's exponents have 5 bits a tensor; what falls below them is told."""

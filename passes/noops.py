@@ -166,22 +166,19 @@ def is_noop(node: gs.Node, types: Types) -> int | None:
     return rule(node, types) if rule else None
 
 
-def _listed(tensors: list[Any], tensor: Any) -> bool:
-    return any(item is tensor for item in tensors)
+def pass_through(graph: gs.Graph, node: gs.Node, source: Any, own: set[int], outputs: set[int]) -> bool:
+    """Take the node out: readers of its first output read `source`. False where rule 2 forbids it.
 
-
-def pass_through(graph: gs.Graph, node: gs.Node, source: Any) -> bool:
-    """Take the node out: readers of its first output read `source`. False where rule 2 forbids it."""
+    own, outputs: ids of the graph's nodes and of its outputs.
+    """
     target = node.outputs[0]
-    if not _listed(graph.outputs, target):
+    if id(target) not in outputs:
         node.outputs.clear()
         node.inputs.clear()
-        replace_uses(graph, target, source)
+        replace_uses(graph, target, source, only=consumers(target))
         return True
     maker = source.inputs[0] if len(source.inputs) == 1 else None
-    if maker is None or not any(item is maker for item in graph.nodes):
-        return False
-    if _listed(graph.outputs, source):
+    if maker is None or id(maker) not in own or id(source) in outputs:
         return False
     node.outputs.clear()
     node.inputs.clear()
@@ -194,9 +191,10 @@ def pass_through(graph: gs.Graph, node: gs.Node, source: Any) -> bool:
 def remove_noops(graph: gs.Graph, types: Types) -> list[str]:
     """Remove every no-op of one graph (not of its subgraphs); the names of the nodes removed."""
     removed: list[str] = []
+    own, outputs = {id(node) for node in graph.nodes}, {id(tensor) for tensor in graph.outputs}
     for node in list(graph.nodes):
         index = is_noop(node, types) if node.outputs else None
-        if index is not None and pass_through(graph, node, node.inputs[index]):
+        if index is not None and pass_through(graph, node, node.inputs[index], own, outputs):
             removed.append(node.name)
     if removed:
         graph.nodes = [node for node in graph.nodes if node.outputs]

@@ -8,12 +8,14 @@ first; behind it stand, where needed,
 2. a Cast, if the weight is float16,
 3. a Transpose, if the output channels are not the first axis.
 
+Scales are float16, or float32 where float16 cannot hold them (passes/scales.py).
 Integer streams hold signed codes: an unsigned scheme is the same grid, codes and zero points less 2^(b-1).
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.editing import add_constant, unique_name
-from passes.policy import Scheme
+from passes.policy import LayerPolicy, Scheme
+from passes.scales import as_stored
 from passes.weights import EncodedWeight, Rows, channels_back
 from runtime_ops.bitpack import pack_bits
 from runtime_ops.functions import (
@@ -39,7 +42,7 @@ from runtime_ops.functions import (
 from runtime_ops.gse import EXPONENT_BITS, GSETensor
 from runtime_ops.trellis import pack_windows
 
-__all__ = ["LEAST_OPSET", "is_packed", "write_packed"]
+__all__ = ["LEAST_OPSET", "Storage", "is_packed", "write_packed"]
 
 _NO_TYPE = (3, 5, 6, 7)
 
@@ -52,6 +55,21 @@ def is_packed(weights: Scheme, integer_activations: bool, standard: bool = False
     if standard or weights.is_float:
         return False
     return not weights.is_integer or (weights.bits in _NO_TYPE and not integer_activations)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What decides how weights are stored, beside their schemes; the same for all layers of a model.
+
+    standard: in ONNX's own types only. fuses: integer kernels read weights whose activations are integers.
+    """
+
+    standard: bool = False
+    fuses: bool = True
+
+    def packs(self, choice: LayerPolicy) -> bool:
+        """Whether a layer's weights become a bit stream."""
+        return is_packed(choice.weights, self.fuses and choice.activations.is_integer, self.standard)
 
 
 def _table(graph: gs.Graph, root: gs.Graph, name: str, array: npt.NDArray[Any]) -> gs.Constant:
@@ -87,7 +105,7 @@ def _integer_inputs(
     codes, zeros = (array.astype(np.int16) - middle for array in (rows.codes, rows.zero_point))
     own = {
         "packed": pack_bits(_with_rows(codes, shape[0]), scheme.bits),
-        "scale": _with_rows(rows.scale.astype(np.float16), shape[0]),
+        "scale": _with_rows(as_stored(rows.scale), shape[0]),
         "zero_point": _with_rows(zeros, shape[0]).astype(np.int8),
     }
     tables = dict(affine_tables(scheme.bits, group_size, shape))
@@ -100,7 +118,7 @@ def _tcq_inputs(
     """(arrays of this weight, tables, attributes) of a TCQDequantizeLinear."""
     own: dict[str, npt.NDArray[Any]] = {
         "packed": pack_windows(rows.codes.T, scheme.bits),
-        "scale": rows.scale.reshape(-1).astype(np.float16),
+        "scale": as_stored(rows.scale.reshape(-1)),
     }
     return own, tcq_tables(scheme.bits, shape), {"bits": scheme.bits}
 

@@ -46,10 +46,11 @@ from passes.exclude import EXCLUDE_KEY
 from passes.graph import export_graph, import_graph
 from passes.inline_functions import InlineFunctions
 from passes.insertion import Insertion, Rounding
+from passes.jsontext import parse_json, stored_texts
 from passes.layers import graph_layers, weight_index
 from passes.model import Model
 from passes.opset import upgrade
-from passes.packed import LEAST_OPSET, is_packed
+from passes.packed import LEAST_OPSET, Storage
 from passes.policy import FLOAT, POLICY_KEY, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
 from passes.smooth import SMOOTH_KEY, Smooth
@@ -135,7 +136,7 @@ class Quantize(Pass):
         if self.exclude:
             policy = policy.exclude(layer.name for layer in select(graph, self.exclude, found))
         known = {layer.name for layer in layers}
-        marked = json.loads(model.metadata.get(EXCLUDE_KEY, "[]"))
+        marked = stored_texts(model, EXCLUDE_KEY, list)
         policy = policy.exclude(name for name in marked if name in known)
         # In graph order, whatever order the policy was written in: the same policy gives the same bytes.
         return Policy({layer.name: policy[layer.name] for layer in layers})
@@ -144,10 +145,7 @@ class Quantize(Pass):
         if not self.policy.lstrip().startswith("{"):
             policy = load_policy(self.policy)
         else:
-            try:
-                policy = Policy.from_json(json.loads(self.policy))
-            except json.JSONDecodeError as error:
-                raise PolicyError(f"the policy is not JSON ({error.msg}, line {error.lineno})") from None
+            policy = Policy.from_json(parse_json(self.policy, "the policy", PolicyError))
         for name, choice in policy.layers.items():
             if choice.weights.dynamic:
                 raise PolicyError(
@@ -192,13 +190,12 @@ class Quantize(Pass):
         if not policy.quantized:
             raise UnsupportedModelError(nothing_left(model, resolved, context.notes))
         least = required_policy_opset(policy, self.standard, fuses)
-        if any(
-            values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
-        ):
+        if _has_float16_scales(policy, graph, self.standard, fuses):
             least = max(least, 19)
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
-            model, graph = upgraded, import_graph(upgraded)
+            model = upgraded.rewritten("opset upgrade", model, exact=True)
+            graph = import_graph(model)
         if any(choice.activations.format == "gse" for choice in policy.layers.values()):
             context.note(
                 "info", "", "activations in GSE are simulated in float: accuracy is real, speed is not"
@@ -215,17 +212,19 @@ class Quantize(Pass):
             )
         Insertion(graph, model, policy, context, self.standard, self.rounding, fuses).run()
         result = export_graph(graph, model)
-        return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
+        result = result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":")))
+        return result.rewritten(self.name, model, exact=False), True
 
 
 def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = True) -> int:
     """The least opset that holds every scheme of the policy.
 
-    Static activations take 13: ONNX Runtime runs MaxPool on integers from 12 on.
+    Static activations take 13: a DequantizeLinear per channel keeps float layers between two pairs float
+    (passes/activations.py), and ONNX Runtime runs MaxPool on integers from 12 on.
     """
 
     def weights(choice: LayerPolicy) -> int:
-        packed = is_packed(choice.weights, fuses and choice.activations.is_integer, standard)
+        packed = Storage(standard, fuses).packs(choice)
         return LEAST_OPSET if packed else required_opset(choice.weights)
 
     def activations(scheme: Scheme) -> int:
@@ -237,9 +236,20 @@ def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = 
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
 
 
+def _has_float16_scales(policy: Policy, graph: gs.Graph, standard: bool, fuses: bool) -> bool:
+    """Whether a DequantizeLinear gives float16, which takes opset 19. Bit streams give float32 to a Cast."""
+    for layer, node, _ in graph_layers(graph):
+        choice, index = policy[layer.name], weight_index(node)
+        if index is None or choice.weights.is_float or values(node.inputs[index]).dtype != np.float16:
+            continue
+        if not Storage(standard, fuses).packs(choice):
+            return True
+    return False
+
+
 def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
     """Rule 10."""
-    done = json.loads(model.metadata.get(SMOOTH_KEY, "{}"))
+    done = stored_texts(model, SMOOTH_KEY, dict)
     for site in ("output", "input"):
         names = tuple(name for name in policy if policy[name].smooth == site and name not in done)
         if names:
@@ -273,7 +283,7 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
                 "refused", layer.name, "float16: its weights are quantized, its activations stay float16"
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
-        packed = is_packed(choice.weights, fuses and choice.activations.is_integer, standard)
+        packed = Storage(standard, fuses).packs(choice)
         if (
             not packed
             and not choice.weights.is_float

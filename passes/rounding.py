@@ -19,7 +19,7 @@ from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
 from passes.rounding_grid import RowFormat
-from passes.weights import EncodedWeight, half_scale, shape_trellis
+from passes.weights import EncodedWeight, shape_trellis, trellis_scale
 from runtime_ops.adaround import Learning
 from runtime_ops.rounding import (
     corrected_target,
@@ -39,6 +39,7 @@ __all__ = [
     "choose_dampings",
     "prediction_error",
     "round_task",
+    "with_codes",
 ]
 
 Float = npt.NDArray[np.float64]
@@ -77,10 +78,12 @@ class RoundingTask:
     output: the tensor that the node writes, by which the application finds it in the model.
     array: the weight (a Gemm's alpha is in it). bias: float64 [C] with beta in it, zeros where there is
     none yet; None where none can be added. input_scale: of quantized activations, for the int32 range of the
-    bias; None where the bias stays float. half: scales that float16 holds (bit streams). method: gptq;
+    bias; None where the bias stays float. half: float16 scales if they fit (bit streams). method: gptq;
     adaround, which learns the codes on top of it; brecq, which learns those of a block together on top of
     that; or bias, which keeps the plain rounding of the given weight
-    and corrects the bias alone (empirical bias correction).
+    and corrects the bias alone (empirical bias correction). shares: the same text for layers that read the
+    same weight and want the same of it; empty for a weight with one reader. floor: least scale by channel,
+    which the biases of all these need.
     """
 
     layer: Layer
@@ -91,6 +94,8 @@ class RoundingTask:
     input_scale: float | None = None
     half: bool = False
     method: Method = "gptq"
+    shares: str = ""
+    floor: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,8 @@ def _round_to(
     groups = len(moments.second)
     weight = _rows(task.array, task.layer.channel_axis, groups)
     learning = Learning() if task.method == "adaround" else None
-    floor, bias = None, task.bias
-    plain = task.scheme.is_integer and task.scheme.granularity != "block"
-    keeps = task.input_scale is not None and bias is not None and plain
+    floor, bias = task.floor, task.bias
+    keeps = _has_integer_bias(task)
     for _ in range(_TRIES):
         if keeps and bias is not None and task.input_scale is not None:
             wanted = bias_floor(bias, task.input_scale)
@@ -190,11 +194,35 @@ def _round_to(
     return RoundedLayer(encoded, bias)
 
 
+def _has_integer_bias(task: RoundingTask) -> bool:
+    plain = task.scheme.is_integer and task.scheme.granularity != "block"
+    return task.input_scale is not None and task.bias is not None and plain
+
+
+def with_codes(task: RoundingTask, encoded: EncodedWeight, moments: Moments) -> RoundedLayer | None:
+    """A layer whose weight was rounded for another one that reads it, and its own bias.
+
+    None where the bias would leave the range of int32 on these scales.
+    """
+    if task.bias is None:
+        return RoundedLayer(encoded, None)
+    groups = len(moments.second)
+    weight, real = (_rows(array, task.layer.channel_axis, groups) for array in (task.array, encoded.decoded))
+    bias = task.bias + _bias_shift(weight, real, moments)
+    if _has_integer_bias(task) and task.input_scale is not None:
+        # As in `_round_to`: the floor leaves a factor of 2.
+        if not (2 * encoded.scale >= bias_floor(bias, task.input_scale)).all():
+            return None
+    return RoundedLayer(encoded, bias)
+
+
 def _trellis(
     task: RoundingTask, target: Float, metric: tuple[Float, Float] | None, sweeps: int
 ) -> EncodedWeight:
     """W1 [N, M, K] as a trellis."""
-    found = round_trellis(target, task.scheme.bits, half_scale, *(metric or ()), sweeps=sweeps)
+    found = round_trellis(
+        target, task.scheme.bits, trellis_scale(task.scheme), *(metric or ()), sweeps=sweeps
+    )
     windows = found.windows.reshape(-1, found.windows.shape[-1])
     return shape_trellis(task.array, task.layer.channel_axis, task.scheme, windows, found.scale.reshape(-1))
 

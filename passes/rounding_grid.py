@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from passes.layers import Layer
 from passes.policy import Scheme
+from passes.scales import fits_half, represented
 from passes.weights import EncodedWeight, code_range, encode_layer, shape_gse, shape_integers
 from runtime_ops.gse import EXPONENT_BITS, GSETensor
 from runtime_ops.rounding import Grid, Rounded
@@ -55,13 +56,14 @@ class RowFormat:
         half: bool = False,
     ) -> None:
         """array: the weight before rounding, for its shape and dtype. target: W1 [N, M, K]. floor: least
-        scale by channel; half: scales that float16 holds (`encode_layer`)."""
-        self.array, self.scheme, self.half, self.groups = array, scheme, half, len(target)
+        scale by channel; half: float16 scales if they fit (`encode_layer`)."""
+        self.array, self.scheme, self.groups = array, scheme, len(target)
         self.axis = axis = layer.channel_axis
         moved = [array.shape[axis], *np.delete(array.shape, axis)]
         wanted = np.moveaxis(target.reshape(moved), 0, axis).astype(array.dtype)
         self.floor = floor
         self.plain = encode_layer(layer, wanted, scheme, floor, half)
+        self.half = (half or array.dtype == np.float16) and fits_half(self.plain.rows.scale, scheme.bits)
 
     def represent(self, scale: Float) -> Float:
         """Scales [..., n] as the file will hold them."""
@@ -69,10 +71,7 @@ class RowFormat:
         if self.floor is not None and self.scheme.granularity != "block":
             least = self.floor.max() if self.scheme.granularity == "tensor" else self.floor.reshape(-1, 1)
             held = np.maximum(held, np.broadcast_to(least, (self.floor.size, 1)).reshape(-1, *held.shape[1:]))
-        held = np.maximum(held, np.float32(2.0**-24) if self.half else np.finfo(np.float32).tiny)
-        if self.half or self.array.dtype == np.float16:
-            held = np.minimum(held, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
-        return held.astype(np.float64)
+        return represented(held, self.half)
 
     def grid(self) -> Grid:
         """The candidates of every group of columns, the plain encoder's first."""

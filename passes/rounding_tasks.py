@@ -8,16 +8,19 @@ do.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.activations import Range
 from passes.base import Context
-from passes.biases import fold_gemm_factors, room_for_bias
+from passes.biases import bias_floor, fold_gemm_factors, room_for_bias
 from passes.editing import values
 from passes.layers import Layer, weight_index
-from passes.packed import is_packed
+from passes.packed import Storage
 from passes.placement import activation_input
 from passes.policy import Policy, Scheme
 from passes.rounding import Method, RoundingTask
@@ -41,16 +44,16 @@ def rounding_tasks(
     found: Sequence[tuple[Layer, gs.Node, gs.Graph]],
     policy: Policy,
     ranges: Mapping[str, Range],
-    standard: bool,
+    storage: Storage,
     context: Context,
     method: Method = "gptq",
 ) -> list[RoundingTask]:
     """A task for every layer whose weights the policy quantizes, in graph order; Gemm's factors are folded.
 
-    ranges: of quantized activations by name. standard: no bit streams (passes/quantize.py). method: see
-    `RoundingTask`.
+    ranges: of quantized activations by name. method: see `RoundingTask`.
     """
     tasks: list[RoundingTask] = []
+    readers: dict[str, list[int]] = {}
     for layer, node, _ in found:
         choice, index = policy[layer.name], weight_index(node)
         if choice.weights.is_float or index is None:
@@ -71,9 +74,33 @@ def rounding_tasks(
                 array,
                 choice.weights,
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
-                input_scale=None if source is None else float(source.scale),
-                half=is_packed(choice.weights, choice.activations.is_integer, standard),
+                input_scale=float(source.scale) if source is not None and storage.fuses else None,
+                half=storage.packs(choice),
                 method=method,
             )
         )
+        readers.setdefault(_share(tasks[-1], node.inputs[index].name), []).append(len(tasks) - 1)
+    for key, places in readers.items():
+        if len(places) > 1:
+            floor = _common_floor([tasks[place] for place in places])
+            for place in places:
+                tasks[place] = dataclasses.replace(tasks[place], shares=key, floor=floor)
     return tasks
+
+
+def _share(task: RoundingTask, weight: str) -> str:
+    """What tasks have in common whose weights may have the same codes."""
+    layer = task.layer
+    return f"{weight}:{task.scheme}:{task.half}:{task.method}:{layer.channel_axis}:{layer.groups}"
+
+
+def _common_floor(tasks: Sequence[RoundingTask]) -> npt.NDArray[np.float32] | None:
+    """The least scales that hold the int32 biases of all these layers; None where there are none."""
+    floors = [
+        bias_floor(task.bias, task.input_scale)
+        for task in tasks
+        if task.bias is not None and task.input_scale is not None
+    ]
+    if not floors or not tasks[0].scheme.is_integer or tasks[0].scheme.granularity == "block":
+        return None
+    return np.asarray(np.max(floors, axis=0))

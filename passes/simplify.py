@@ -18,9 +18,11 @@ Legality of folding a node (4):
     that numpy holds; it does not read sub-byte, 8-bit float, bfloat16 or string constants.
  b. It is no quantization: QuantizeLinear and DequantizeLinear of a weight are what makes a file small.
  c. Its result is known to be no larger than `size_limit` bytes, or than its inputs together
-    (a ConstantOfShape, Tile or Expand must not blow up the file).
+    (a ConstantOfShape, Tile or Expand must not take all memory).
  d. It makes no output of its graph: an output is never an initializer directly.
- e. Below IR 4 nested graphs keep their Constant nodes: an initializer there would have to be an input.
+ e. It pays (passes/folding_cost.py): what folding adds to the file is no more than what it removes. The
+    transpose of an embedding that is read as it is too, or a table that a few nodes compute, stay as they are.
+ f. Below IR 4 nested graphs keep their Constant nodes: an initializer there would have to be an input.
 
 Inputs and outputs keep their names, order and types. Opsets before 7 broadcast and train differently;
 such a model is refused.
@@ -39,7 +41,8 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import Context, RepeatedPass, register
-from passes.editing import add_constant, is_constant, subgraphs, values
+from passes.editing import add_constant, is_constant, sort_nodes, subgraphs, values
+from passes.folding_cost import paying
 from passes.graph import source_model
 from passes.inference import Types, infer_types
 from passes.noops import remove_noops
@@ -130,6 +133,30 @@ class _Folding:
         held = {name: types.of(tensor) for name, tensor in graph.tensors().items()}
         return cls(held, frozenset(tensor.name for tensor in graph.outputs), limit)
 
+    def worth(self, graph: gs.Graph) -> tuple[set[str], int]:
+        """Names of the nodes to fold (rules a to e), and the bytes that others would cost."""
+        known: set[int] = set()
+        possible = []
+        for node in graph.nodes:
+            ready = all(t.is_empty() or is_constant(t) or id(t) in known for t in node.inputs)
+            if ready and node.outputs and not self.excludes(node):
+                possible.append(node)
+                known.update(id(tensor) for tensor in node.outputs)
+        chosen, cost = paying(possible, graph.outputs, self._most)
+        return {node.name for node in chosen}, cost
+
+    def _most(self, tensor: Any) -> int:
+        """Bytes of a tensor's values, at most."""
+        held = self._bytes(tensor.name)
+        if held is not None:
+            return held
+        if isinstance(tensor, gs.Constant):
+            return int(values(tensor).nbytes)
+        maker = tensor.inputs[0]
+        if maker.op == "Range":
+            return int(self._range_elements(maker) * 8)
+        return sum(8 * (self._bytes(source.name) or 0) for source in maker.inputs if not source.is_empty())
+
     def _bytes(self, name: str) -> int | None:
         kind = self.types.get(name)
         if kind is None or kind.static is None or kind.dtype not in _PLAIN:
@@ -181,13 +208,16 @@ def _scalar_ranges(top: gs.Graph, graph: gs.Graph) -> bool:
 
 def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
     """Let graphsurgeon work out constant nodes of one graph; True if any went."""
+    sort_nodes(graph)
     folding = _Folding.of(graph, types, limit)
+    chosen, cost = folding.worth(graph)
+    if cost:
+        text = f"constants that nodes compute stay computed: stored, they would take {cost} bytes"
+        context.note("info", "", text)
     foldable = [
         node
         for node in graph.nodes
-        if all(tensor.is_empty() or is_constant(tensor) for tensor in node.inputs)
-        and node.outputs
-        and not folding.excludes(node)
+        if node.name in chosen and all(t.is_empty() or is_constant(t) for t in node.inputs)
     ]
     if not foldable:
         return False
@@ -199,7 +229,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
         "recurse_subgraphs": False,
         "flatten_subgraphs": False,
         "recurse_functions": False,
-        "should_exclude_node": folding.excludes,
+        "should_exclude_node": lambda node: node.name not in chosen,
     }
     graph.fold_constants(partitioning="recursive", **options)
     for tensor in graph.tensors().values():
@@ -222,6 +252,7 @@ class Simplify(RepeatedPass):
 
     size_limit: int = 1 << 20
     name: ClassVar[str] = "simplify"
+    keeps_function: ClassVar[bool] = True
 
     def run(self, graph: gs.Graph, context: Context) -> bool:
         types = infer_types(graph)

@@ -28,6 +28,7 @@ from passes.editing import add_constant, packed_constant, unique_name
 from passes.errors import UnsupportedModelError
 from passes.layers import Layer
 from passes.policy import Scheme
+from passes.scales import as_stored, fits_half, represented
 from runtime_ops import (
     GSETensor,
     IntegerFormat,
@@ -38,7 +39,7 @@ from runtime_ops import (
     symmetric_scale,
 )
 from runtime_ops.trellis import tcq_levels
-from runtime_ops.trellis_rounding import round_trellis
+from runtime_ops.trellis_rounding import Represent, round_trellis
 
 __all__ = [
     "EncodedWeight",
@@ -47,12 +48,12 @@ __all__ = [
     "container_bits",
     "encode_layer",
     "encode_weight",
-    "half_scale",
     "recoded",
     "required_opset",
     "shape_gse",
     "shape_integers",
     "shape_trellis",
+    "trellis_scale",
     "weight_format",
     "write_weight",
 ]
@@ -154,14 +155,6 @@ def _parameters(
     return scale, np.full_like(scale, 0 if scheme.signed else 1 << (scheme.bits - 1), dtype=fmt.container)
 
 
-def _representable(scale: npt.NDArray[np.float32], dtype: Any) -> npt.NDArray[np.float32]:
-    """Scales as the file will hold them: rounded to float16 where the weight is float16."""
-    if np.dtype(dtype) != np.float16:
-        return scale
-    held = np.clip(scale, np.finfo(np.float16).tiny, np.finfo(np.float16).max)
-    return held.astype(np.float16).astype(np.float32)
-
-
 def encode_weight(
     array: npt.NDArray[Any],
     scheme: Scheme,
@@ -171,8 +164,9 @@ def encode_weight(
 ) -> EncodedWeight:
     """Encode a weight, float16 or float32 of any shape, with output channels on `axis`.
 
-    floor: least scale per channel [C] (or scalar), used to keep int32 biases in range. half: scales that
-    float16 holds, as bit streams have them. Scales below 8 bits are chosen by least squares.
+    floor: least scale per channel [C] (or scalar), used to keep int32 biases in range. half: scales of
+    float16, if it can hold them, as bit streams have them; those of float16 weights always are
+    (passes/scales.py). Scales below 8 bits are chosen by least squares.
     Raises UnsupportedModelError for NaN or Inf.
     """
     weight = np.asarray(array, np.float32)
@@ -182,7 +176,7 @@ def encode_weight(
     if scheme.format == "gse":
         return _encode_gse(weight, rows, scheme, axis, np.asarray(array).dtype)
     if scheme.format == "tcq":
-        found = round_trellis(rows[np.newaxis].astype(np.float64), scheme.bits, half_scale)
+        found = round_trellis(rows[np.newaxis].astype(np.float64), scheme.bits, trellis_scale(scheme))
         return shape_trellis(np.asarray(array), axis, scheme, found.windows[0], found.scale[0])
     grouped = _blocks(rows, scheme.block_size) if scheme.granularity == "block" else rows
     axes: tuple[int, ...] = {"block": (2,), "channel": (1,), "tensor": (0, 1)}[scheme.granularity]
@@ -192,10 +186,8 @@ def encode_weight(
             floor.reshape([-1] + [1] * (scale.ndim - 1)) if scheme.granularity != "tensor" else floor.max()
         )
         scale = np.maximum(scale, wanted.astype(np.float32))
-    scale = _representable(scale, np.asarray(array).dtype)
-    if half:
-        # The least float16 may be denormal: a coarse scale is better than one that is far too large.
-        scale = np.clip(scale, 2.0**-24, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
+    half = half or np.asarray(array).dtype == np.float16
+    scale = represented(scale, half and fits_half(scale, scheme.bits)).astype(np.float32)
     coded = quantize(grouped, scale, zero, weight_format(scheme))
     real = dequantize(coded, scale, zero)
     if np.asarray(array).dtype == np.float16:
@@ -220,13 +212,13 @@ def shape_gse(array: npt.NDArray[Any], axis: int, scheme: Scheme, gse: GSETensor
     return replace(shaped, gse=gse)
 
 
-def half_scale(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Scales as float16 holds them, those of nothing but zeros 0.
+def trellis_scale(scheme: Scheme) -> Represent:
+    """What the file makes of all scales of a trellis together; those of nothing but zeros are 0."""
 
-    The least one may be denormal: a coarse scale is better than none.
-    """
-    held = np.clip(scale, 2.0**-24, np.finfo(np.float16).max).astype(np.float16).astype(np.float64)
-    return np.where(scale > 0, held, 0.0)
+    def represent(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.where(scale > 0, represented(scale, fits_half(scale, scheme.bits)), 0.0)
+
+    return represent
 
 
 def shape_trellis(
@@ -236,7 +228,7 @@ def shape_trellis(
     windows: npt.NDArray[np.uint16],
     scale: npt.NDArray[Any],
 ) -> EncodedWeight:
-    """As `shape_gse`: the windows of a trellis [C, K], and a scale [C] that float16 holds."""
+    """As `shape_gse`: the windows of a trellis [C, K], and scales [C] as `trellis_scale` gives them."""
     held = scale.astype(np.float32)[:, np.newaxis]
     real = tcq_levels().astype(np.float32)[windows] * held
     if array.dtype == np.float16:
@@ -361,9 +353,9 @@ def write_weight(
         return add_constant(root, f"{hint}_{suffix}", codes)
 
     def emit(
-        op: str, inputs: list[gs.Tensor], shape: tuple[int, ...], suffix: str, **attrs: Any
+        op: str, inputs: list[gs.Tensor], shape: tuple[int, ...], suffix: str, kind: Any = dtype, **attrs: Any
     ) -> gs.Variable:
-        output = gs.Variable(unique_name(root, f"{hint}_{suffix}"), dtype, list(shape))
+        output = gs.Variable(unique_name(root, f"{hint}_{suffix}"), kind, list(shape))
         graph.nodes.append(gs.Node(op, unique_name(root, f"{hint}_{op}"), attrs, inputs, [output]))
         return output
 
@@ -377,10 +369,14 @@ def write_weight(
     attrs: dict[str, int] = {"axis": axis} if scale.ndim else {}
     if encoded.block_size:
         attrs["block_size"] = encoded.block_size
-    inputs = [constant("quantized", codes), add_constant(root, f"{hint}_scale", scale.astype(dtype))]
-    result = emit(
-        "DequantizeLinear", [*inputs, constant("zero_point", zero)], codes.shape, "dequantized", **attrs
-    )
+    # What DequantizeLinear gives has the type of its scales.
+    steps = as_stored(scale) if np.dtype(dtype) == np.float16 else scale.astype(dtype)
+    inputs = [constant("quantized", codes), add_constant(root, f"{hint}_scale", steps)]
+    inputs.append(constant("zero_point", zero))
+    result = emit("DequantizeLinear", inputs, codes.shape, "dequantized", steps.dtype, **attrs)
+    if steps.dtype != dtype:
+        kind = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        result = emit("Cast", [result], codes.shape, "cast", to=kind)
     if codes.shape == target:
         return result
     turned = encoded.codes.shape != target and encoded.channel_axis != 0

@@ -47,7 +47,8 @@ def decode_packed_affine(
     out: Float | None = None,
 ) -> Float:
     """`decode_affine` of runtime_ops/gse.py, into `out` if one is given. Raises ValueError for bad input."""
-    if native_available():
+    # The library reads float16 scales; float32 ones, of weights that float16 cannot hold, are rare.
+    if native_available() and scale.dtype == np.float16:
         return decode_affine_native(packed, scale, zero_point, bits, group_size, shape, out=out)
     return _into(out, decode_affine(packed, scale, zero_point, bits, group_size, shape))
 

@@ -241,7 +241,7 @@ def decode_gse(
 
 def decode_affine(
     packed: npt.NDArray[np.uint8],
-    scale: npt.NDArray[np.float16],
+    scale: npt.NDArray[np.float16] | npt.NDArray[np.float32],
     zero_point: npt.NDArray[np.int8],
     bits: int,
     group_size: int,

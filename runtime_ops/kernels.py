@@ -158,7 +158,7 @@ def decode_affine_native(
 
 def decode_tcq_native(
     packed: npt.NDArray[np.uint8],
-    scale: npt.NDArray[np.float16],
+    scale: npt.NDArray[np.float16] | npt.NDArray[np.float32],
     levels: npt.NDArray[np.int8],
     bits: int,
     shape: Sequence[int],
@@ -173,7 +173,9 @@ def decode_tcq_native(
     _fits(bits=bits)
     packed = _contiguous(packed, np.uint8, "packed")
     levels = _contiguous(levels, np.int8, "levels")
-    scales = np.ascontiguousarray(_contiguous(scale, np.float16, "scale"), np.float32)
+    if scale.dtype not in (np.float16, np.float32):
+        raise ValueError(f"scale is {scale.dtype}, neither float16 nor float32")
+    scales = np.ascontiguousarray(scale, np.float32)
     rows, row_size, out = _prepare(shape, out)
     if scales.size != rows or levels.size != _STATES:
         raise ValueError(f"scale must hold {rows} numbers and levels {_STATES}")

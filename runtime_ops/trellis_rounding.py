@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime_ops.trellis import level_spread, tcq_levels, trellis_path
 
-__all__ = ["Represent", "TrellisRows", "round_trellis"]
+__all__ = ["Represent", "TrellisRows", "first_scale", "round_trellis"]
 
 Float = npt.NDArray[np.float64]
 # What the file makes of a scale.
@@ -125,6 +126,12 @@ class _Chain:
         return TrellisRows(windows, scale, values, self.cost(values))
 
 
+def first_scale(target: npt.NDArray[Any]) -> Float:
+    """The scale of each row [..., K] that a search starts from."""
+    spread = np.sqrt(np.mean(np.square(target, dtype=np.float64), axis=-1))
+    return np.asarray(spread * (_SPREAD / level_spread()))
+
+
 def round_trellis(
     target: Float,
     bits: int,
@@ -141,8 +148,7 @@ def round_trellis(
     With sweeps the result is never worse, in its metric, than plain rounding on the same scales.
     """
     chain = _Chain(target, hessian, factor, bits)
-    spread = np.sqrt(np.mean(np.square(target), axis=-1))
-    best = chain.sequential(represent(spread * (_SPREAD / level_spread())))
+    best = chain.sequential(represent(first_scale(target)))
     if not sweeps:
         return best
     for _ in range(_FITS):

@@ -21,9 +21,10 @@ from onnxq.calibration.patches import MatrixRows, patches_of
 from onnxq.data.dataset import Dataset
 from onnxq.data.inputs import fit_batch, input_specs
 from onnxq.rounding.moments import Accumulator
+from onnxq.rounding.pooled import Pool, pooled
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
-from passes.errors import DataError, UserError
+from passes.errors import DataError, PolicyError, UserError
 from passes.model import Model
 from passes.rounding import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
 
@@ -94,18 +95,25 @@ class DataRounder:
         damping = self.damping
         if damping is None and all(task.method == "bias" for task in tasks):
             damping = DAMPING  # biases alone have no use for it: no pass to choose it
+        pool = pooled(tasks, lambda shared: self.replay(model, shared, alone=True), self._sums)
         if damping is not None:
-            return self._rounded(
-                model, tasks, dict.fromkeys((task.output for task in tasks), damping), arrived
-            )
-        chosen = self._chosen(model, tasks)
-        return self._rounded(model, tasks, chosen, arrived, done=len(tasks), total=2 * len(tasks))
+            same: dict[str, float | Dampings] = dict.fromkeys((task.output for task in tasks), damping)
+            return self._rounded(model, tasks, same, pool, arrived)
+        chosen = self._chosen(model, tasks, pool)
+        return self._rounded(model, tasks, chosen, pool, arrived, done=len(tasks), total=2 * len(tasks))
+
+    def _sums(
+        self, replay: Replay, task: RoundingTask, node: onnx.NodeProto, before: Accumulator | None
+    ) -> Accumulator:
+        """Sums over the inputs of a layer, added to those of the layers before it."""
+        return self._moments(replay, task, node, fit=before)[0]
 
     def _rounded(
         self,
         model: Model,
         tasks: Sequence[RoundingTask],
         dampings: Mapping[str, float | Dampings],
+        pool: Pool,
         arrived: Arrived,
         done: int = 0,
         total: int | None = None,
@@ -116,16 +124,17 @@ class DataRounder:
         for task, node in replay:
             arrived(replay, task, found)
             fit, _ = self._moments(replay, task, node)
-            held = round_task(task, fit.moments(task.bias is not None), dampings[task.output], self.sweeps)
+            of_one = pool.rounded if task in pool else round_task
+            held = of_one(task, fit.moments(task.bias is not None), dampings[task.output], self.sweeps)
             replay.rounded((task, held))
             found[task.layer.name] = held
             self._tell(done + len(found), len(tasks) if total is None else total)
         return found
 
-    def _chosen(self, model: Model, tasks: Sequence[RoundingTask]) -> dict[str, float | Dampings]:
+    def _chosen(self, model: Model, tasks: Sequence[RoundingTask], pool: Pool) -> dict[str, float | Dampings]:
         """Output -> its layer's dampings, from a pass in which some chunks are held out of every layer.
 
-        With fewer chunks than one to hold out, the default.
+        With fewer chunks than one to hold out, and for layers that share their weights, the default.
         """
         replay = self.replay(model, tasks)
         chosen: dict[str, float | Dampings] = {}
@@ -136,12 +145,13 @@ class DataRounder:
             centred = task.bias is not None
             moments = fit.moments(centred)
             own: float | Dampings = DAMPING
-            if held_out.count and task.method != "bias":
+            if held_out.count and task.method != "bias" and task not in pool:
                 own = choose_dampings(plain, moments, held_out.moments(centred), _TARGETS, _METRICS)
             chosen[task.output] = own
             # Here a layer only has to err about as it will: one search of a trellis is enough.
             sweeps = 0 if task.scheme.format == "tcq" else self.sweeps
-            replay.rounded((task, round_task(plain, moments, own, sweeps)))
+            of_one = pool.rounded if task in pool else round_task
+            replay.rounded((task, of_one(plain, moments, own, sweeps)))
             self._tell(len(chosen), 2 * len(tasks))
         return chosen
 
@@ -195,13 +205,18 @@ class DataRounder:
         return Replay(model, tasks, feeds, self.threads, self.budget, alone, to_end)
 
     def _moments(
-        self, replay: Replay, task: RoundingTask, node: onnx.NodeProto, hold: int = 0
+        self,
+        replay: Replay,
+        task: RoundingTask,
+        node: onnx.NodeProto,
+        hold: int = 0,
+        fit: Accumulator | None = None,
     ) -> tuple[Accumulator, Accumulator]:
-        """Sums over the chunks to fit on, and over those held out: one in `hold`, 0 for none."""
+        """Sums over the chunks to fit on, added to `fit`, and over those held out: one in `hold`, 0 for none."""
         index = list(node.input).index(task.layer.weight)
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         patches = patches_of(task.layer, attributes, index)
-        fit = Accumulator()
+        fit = fit or Accumulator()
         held_out: Accumulator | None = None
         most = self.positions // 4 if task.layer.depthwise else self.positions
         added = None if replay.alone else replay.added(task)
@@ -217,10 +232,16 @@ class DataRounder:
                 picked = np.sort(generator.choice(size, limit, replace=False))
             own = patches.columns(real, picked)
             other = None if replay.alone else patches.columns(rounded, picked)
-            if not all(item is None or np.isfinite(item).all() for item in (own, other)):
+            if not np.isfinite(own).all():
                 raise DataError(
                     f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration "
                     "data; check the model and the preprocessing"
+                )
+            if other is not None and not np.isfinite(other).all():
+                raise PolicyError(
+                    f"layer '{task.layer.name}': its input becomes NaN or infinite once the layers in "
+                    "front of it are rounded, and is finite in float; keep the nearest one float, or give "
+                    "it more bits"
                 )
             lack = None
             if lag is not None and lag[0].size == task.layer.out_channels * size * (

@@ -19,7 +19,7 @@ from passes.base import Context
 from passes.graph import import_graph
 from passes.layers import Layer, graph_layers
 from passes.model import Model
-from passes.packed import is_packed
+from passes.packed import Storage
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.rounding import RoundingTask
 from passes.rounding_tasks import rounding_tasks
@@ -75,13 +75,13 @@ class RoundedWeights:
             graph_layers(graph),
             policy,
             {},
-            standard=False,
+            storage=Storage(),
             context=Context(check=False),
             method="bias" if self.rounding == "bias" else "gptq",
         )
         return [
             [
-                replace(task, scheme=scheme, half=is_packed(scheme, False))
+                replace(task, scheme=scheme, half=Storage().packs(LayerPolicy(scheme)))
                 for scheme in schemes[task.layer.name]
             ]
             for task in first

@@ -25,7 +25,7 @@ from passes.base import Context, RangeProvider
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.layers import Layer
 from passes.model import Model, every_graph
-from passes.packed import is_packed
+from passes.packed import Storage
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.weights import encode_layer
@@ -190,7 +190,7 @@ class VariantBuilder:
             found = None if self._rounded is None else self._rounded.get(layer, scheme)
             if found is None:
                 array = self.array(layer)
-                encoded = encode_layer(layer, array, scheme, half=is_packed(scheme, False))
+                encoded = encode_layer(layer, array, scheme, half=Storage().packs(LayerPolicy(scheme)))
                 found = encoded.decoded.astype(array.dtype), None
             self._encoded[key] = found
             while len(self._encoded) > 1 and not self._fits():

@@ -19,7 +19,8 @@ from passes.layers import graph_layers, weight_index
 from passes.model import Model, is_large
 from passes.policy import Policy
 from passes.quantize import Quantize
-from passes.weights import EncodedWeight, shape_trellis
+from passes.weights import EncodedWeight, shape_trellis, trellis_scale
+from runtime_ops.trellis_rounding import first_scale
 
 __all__ = ["file_bytes", "with_real_sizes"]
 
@@ -55,7 +56,8 @@ def _empty_trellises(model: Model, policy: Policy) -> dict[str, EncodedWeight]:
         if layer.name not in chosen or index is None:
             continue
         array, axis = values(node.inputs[index]), layer.channel_axis
-        channels = array.shape[axis]
-        windows = np.zeros((channels, array.size // channels), np.uint16)
-        found[layer.name] = shape_trellis(array, axis, chosen[layer.name], windows, np.ones(channels))
+        rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        scale = trellis_scale(chosen[layer.name])(first_scale(rows))
+        windows = np.zeros(rows.shape, np.uint16)
+        found[layer.name] = shape_trellis(array, axis, chosen[layer.name], windows, scale)
     return found

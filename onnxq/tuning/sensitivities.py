@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from onnxq._version import __version__
 from onnxq.allocation.problem import Problem
 from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, materialise
-from onnxq.files import atomic_write
+from onnxq.files import atomic_write, scratch_folder
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.statistics import Sensitivity
@@ -124,8 +123,8 @@ def sensitivities(
         "--precision": f"{settings.precision:g}",
         "--calibration": calibration,
     }
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
-        home = Path(folder) if folder is not None else Path(temporary)
+    with scratch_folder() as temporary:
+        home = Path(folder) if folder is not None else temporary
         with Journal(home, fingerprint) as journal:
             held = materialise(data, _MEMORY_FOR_DATA)
             ranges = RecordedRanges.of(journal, CalibratedRanges(held, calibration, threads=settings.threads))

@@ -24,6 +24,7 @@ from passes.errors import UserError
 from passes.graph import import_graph
 from passes.layers import graph_layers
 from passes.model import Model, save
+from passes.packed import Storage
 from passes.policy import Policy, Scheme
 from passes.quantize import Quantize
 from passes.rounding import RoundedLayer, RoundingTask
@@ -52,7 +53,7 @@ def tasks_for(model: Model, weights: str) -> list[RoundingTask]:
     graph = import_graph(model)
     found = graph_layers(graph)
     policy = Policy.uniform([layer for layer, _, _ in found], Scheme.parse(weights))
-    return rounding_tasks(graph, found, policy, {}, False, Context(), "brecq")
+    return rounding_tasks(graph, found, policy, {}, Storage(), Context(), "brecq")
 
 
 def error(model: Model, values: Sequence[Array], x: Array) -> float:
