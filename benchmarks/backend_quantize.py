@@ -17,10 +17,11 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
-from backend_suite import KINDS, cases
+from backend_suite import KINDS, Case, cases
 from click.testing import CliRunner
 
 from onnxq.cli.app import cli
@@ -31,7 +32,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "gse6 weights": ("--weights", "gse6", "--activations", "float"),
     "tcq3 weights": ("--weights", "tcq3", "--activations", "float"),
     "int4:block32 weights": ("--weights", "int4:block32", "--activations", "float"),
-    "int8 static": ("--random-calibration", "--calibration-samples", "2", "--threads", "1"),
+    "int8 static": ("--random-calibration", "--calibration-samples", "16", "--threads", "1"),
 }
 
 
@@ -56,6 +57,25 @@ def group(sentence: str) -> str:
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\S*\.onnx:", "_", sentence))[:110]
 
 
+def run_all(found: Iterable[Case], sentences: Counter[str]) -> dict[str, Counter[int]]:
+    """How often each scheme ended with each exit code; counts the sentences of refusals."""
+    counts = {scheme: Counter[int]() for scheme in SCHEMES}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for case in found:
+            onnx.save(case.model, path)
+            for scheme, flags in SCHEMES.items():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    code, text = attempt(path, flags)
+                counts[scheme][code] += 1
+                if code == 2:
+                    sentences[group(text)] += 1
+                elif code:
+                    print(f"{case.kind}/{case.name}, {scheme}: {text}", file=sys.stderr, flush=True)
+    return counts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -65,27 +85,16 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=0, help="a random sample of this many of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    start, failures = time.monotonic(), 0
-    counts = {scheme: Counter[int]() for scheme in SCHEMES}
-    sentences = Counter[str]()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        for kind in options.kind or KINDS:
-            for case in cases(kind, options.text, options.sample, options.seed):
-                onnx.save(case.model, path)
-                for scheme, flags in SCHEMES.items():
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        code, text = attempt(path, flags)
-                    counts[scheme][code] += 1
-                    if code == 2:
-                        sentences[group(text)] += 1
-                    elif code:
-                        failures += 1
-                        print(f"{kind}/{case.name}, {scheme}: {text}", file=sys.stderr, flush=True)
-    print("| scheme | quantized | refused in a sentence | failed |\n| --- | ---: | ---: | ---: |")
-    for scheme, codes in counts.items():
-        print(f"| {scheme} | {codes[0]} | {codes[2]} | {codes[1]} |")
+    start, sentences = time.monotonic(), Counter[str]()
+    print(
+        "| kind | scheme | quantized | refused in a sentence | failed |\n| --- | --- | ---: | ---: | ---: |"
+    )
+    failures = 0
+    for kind in options.kind or KINDS:
+        found = cases(kind, options.text, options.sample, options.seed)
+        for scheme, codes in run_all(found, sentences).items():
+            print(f"| {kind} | {scheme} | {codes[0]} | {codes[2]} | {codes[1]} |", flush=True)
+            failures += codes[1]
     print()
     for text, count in sentences.most_common():
         print(f"{count:6} {text}")

@@ -36,7 +36,7 @@ def net(spoil: Spoil) -> Model:
 
 
 def special(proto: onnx.ModelProto) -> onnx.NodeProto:
-    nodes = {node.name: node for node in proto.graph.node}
+    nodes: dict[str, onnx.NodeProto] = {node.name: node for node in proto.graph.node}
     return nodes["special"]
 
 
