@@ -3,8 +3,8 @@
 ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and
 told:
 
-1. A dimension of -1, or of 0 in an input: free. A second declaration of an output: dropped, without a remark.
-1. The operator set named 'ai.onnx', the alias of '' (no remark: it means the same; passes/alias.py).
+1. Without a remark: the operator set named 'ai.onnx', the alias of '' (passes/alias.py), and a second
+   declaration of an output. A dimension of -1, or of 0 in an input, is free.
 2. Nodes out of order; a cycle is refused, with a node on it.
 3. An IR version that is missing, or too old for initializers that are not inputs; a graph without a name.
 4. The same initializer twice, with the same values.
