@@ -108,6 +108,7 @@ class InlineFunctions(Pass):
 
     name: ClassVar[str] = "inline_functions"
     keeps_values: ClassVar[bool] = True
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         names = functions_with_layers(model.proto)

@@ -24,6 +24,7 @@ from passes.alias import has_alias, write_out_alias
 from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
 from passes.scratch import scratch_folder
+from passes.sorting import every_graph
 
 __all__ = [
     "Model",
@@ -167,18 +168,6 @@ def has_external_data(proto: onnx.ModelProto) -> bool:
                 if any(tensor.data_location == external for tensor in held):
                     return True
     return False
-
-
-def every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and all that are nested in its nodes' attributes, outermost first."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from every_graph(attribute.g)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for nested in attribute.graphs:
-                    yield from every_graph(nested)
 
 
 def is_large(proto: onnx.ModelProto) -> bool:
