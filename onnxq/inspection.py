@@ -243,7 +243,7 @@ def layer_facts(model: Model) -> list[LayerFacts]:
                 weights=scheme,
                 activations=reader.activations(node),
                 policy=f"{entry['weights']}/{entry['activations']}" if entry else "",
-                stored_bits=_integers(maker)["bits"]
+                stored_bits=_integers(maker).get("bits", 0)
                 if maker is not None and stream
                 else _BITS.get(_dtype(reader.held[stored].data_type), 32),
             )

@@ -220,7 +220,7 @@ class Sequential(Pass):
                 ran = ", ".join(done) or "none"
                 raise PassError(f"{error} (passes that already ran: {ran})") from error
             model, modified = result.model, modified or result.modified
-            done.append(str(member).partition("{")[0])
+            done.append(member.member.name if isinstance(member, Courtesy) else member.name)
         return model, modified
 
     def __call__(self, model: Model, context: Context | None = None) -> PassResult:

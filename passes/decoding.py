@@ -252,6 +252,10 @@ class Decode(Pass):
         write = spill_array if large else numpy_helper.from_array
         for name, array in arrays.items():
             result.proto.graph.initializer.append(write(array, name))
+            if result.proto.ir_version < 4:  # which lists initializers among the inputs
+                tensor = result.proto.graph.initializer[-1]
+                value = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+                result.proto.graph.input.append(value)
             context.note("applied", "", f"{name}: float again")
         if not has_packed_weights(result.proto):
             # The layers are float again, so that the next quantize may treat them.

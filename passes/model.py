@@ -8,7 +8,7 @@ The large tensors of a model over 2 GB stay in its files and are read when a pas
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from passes.admission import admit
+from passes.alias import has_alias, write_out_alias
 from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
 from passes.external_data import (
@@ -52,7 +53,6 @@ __all__ = [
     "size_on_disk",
 ]
 
-ALIAS = "ai.onnx"
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
 # Tensors of up to so many bytes are saved in the model's own file, beside external data.
@@ -139,7 +139,7 @@ def read(path: str | os.PathLike[str]) -> Model:
     proto = _read(file)
     if has_references(proto):
         proto = _bound(proto, file)
-    return normalized(Model(proto, str(file)))
+    return Model(proto, str(file))
 
 
 def _read(file: Path) -> onnx.ModelProto:
@@ -160,42 +160,13 @@ def _read(file: Path) -> onnx.ModelProto:
     return proto
 
 
-def _imports(opsets: Sequence[onnx.OperatorSetIdProto]) -> list[onnx.OperatorSetIdProto]:
-    """The imports with the standard operators' domain as '', once: ONNX Runtime obeys the last of several."""
-    versions = {"" if held.domain == ALIAS else held.domain: held.version for held in opsets}
-    return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
-
-
 def normalized(model: Model) -> Model:
-    """The model with the domain of the standard operators spelled '' everywhere; itself where it is already.
-
-    'ai.onnx' is an alias of '' that the checker takes in imports only, and few tools take at all.
-    """
-
-    def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-        for graph in every_graph(proto.graph):
-            yield from graph.node
-        for function in proto.functions:
-            for node in function.node:
-                yield node
-                for attribute in node.attribute:
-                    for nested in (attribute.g, *attribute.graphs):
-                        for graph in every_graph(nested):
-                            yield from graph.node
-
-    holders = (model.proto, *model.proto.functions)
-    listed = any(held.domain == ALIAS for holder in holders for held in holder.opset_import)
-    if not listed and all(node.domain != ALIAS for node in nodes(model.proto)):
+    """The model with the standard operators' domain spelled '' everywhere; itself where it is already."""
+    if not has_alias(model.proto):
         return model
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    for holder in (proto, *proto.functions):
-        imports = _imports(holder.opset_import)
-        del holder.opset_import[:]
-        holder.opset_import.extend(imports)
-    for node in nodes(proto):
-        if node.domain == ALIAS:
-            node.domain = ""
+    write_out_alias(proto, model.name)
     return model.with_proto(proto)
 
 

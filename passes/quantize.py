@@ -160,7 +160,11 @@ class Quantize(Pass):
     def _is_done(self, model: Model) -> bool:
         """Whether the model was quantized by this very pass: running it again changes nothing."""
         held = model.metadata.get(POLICY_KEY)
-        done = Policy.from_json(json.loads(held)) if held else Policy()
+        done = (
+            Policy.from_json(parse_json(held, f"{model.name}: the policy in its metadata"))
+            if held
+            else Policy()
+        )
         wanted = self._given_policy() if self.policy else None
         uniform = weight_scheme(self.weights)
         return bool(done.quantized) and all(

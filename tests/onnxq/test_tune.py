@@ -271,6 +271,15 @@ def test_expired_budget_leaves_the_best_so_far(workspace: Path) -> None:
     assert files(run)
 
 
+def test_each_start_on_a_short_time_gets_further(workspace: Path) -> None:
+    hurried = config(workspace, time_budget=1e-6, weights=("int8:channel",))
+    results = [tune(hurried, workspace / "in-steps") for _ in range(4)]
+    assert [len(result.candidates) for result in results] == [1, 2, 3, 4]
+    assert [result.resumed for result in results] == [0, 1, 2, 3]
+    assert [result.finished for result in results] == [False, False, False, True]
+    assert len({candidate.name for candidate in results[-1].candidates}) == 4
+
+
 def test_goal_that_cannot_be_met_is_told(workspace: Path) -> None:
     result = tune(config(workspace, metric_floor=1.01, weights=("int8:channel",)), workspace / "goal")
     assert result.goal_met is False
