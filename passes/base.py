@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.errors import GraphError, PassError, UserError
+from passes.file_growth import growth
 from passes.graph import export_graph, import_graph
 from passes.model import Model, check
 from passes.rounding import Rounder
@@ -154,10 +155,22 @@ class GraphPass(Pass):
 class RepeatedPass(GraphPass):
     """A graph pass that runs until it changes nothing, for one rewrite may make another possible.
 
-    Opsets before OLDEST_OPSET broadcast and train differently; such a model is left untouched.
+    Opsets before OLDEST_OPSET broadcast and train differently; such a model is left untouched, and so is one
+    of which the pass would make a larger file.
     """
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        own = dataclasses.replace(context, notes=[])
+        result, modified = self._repeated(model, own)
+        more = growth(model.proto, result.proto) if modified else 0
+        if more > 0:
+            raise GraphError(
+                f"{model.name}: {self.name} would make the file {more} bytes larger; left untouched"
+            )
+        context.notes.extend(own.notes)
+        return result, modified
+
+    def _repeated(self, model: Model, context: Context) -> tuple[Model, bool]:
         if model.opset() < OLDEST_OPSET:
             raise GraphError(f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; left untouched")
         modified, applied = False, list[Note]()

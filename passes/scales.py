@@ -2,8 +2,9 @@
 
 Bit streams of integers and trellises, and every format of a float16 weight, take float16 scales where those
 move the largest code of b bits by an eighth of a step at most, which holds from 2^(b - 23) to 65504; a weight
-with any scale outside of that has all its scales in float32. Encoders and rounding (`fits_half`, `represented`) choose numbers of that type, so
-that the writer only has to look at them (`as_stored`): it never rounds.
+with any scale outside of that has all its scales in float32. Encoders and rounding (`fits_half`,
+`represented`) choose numbers of that type, so that the writer only has to
+look at them (`as_stored`): it never rounds.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from passes.editing import add_constant, packed_constant, unique_name
 from passes.errors import UnsupportedModelError
 from passes.layers import Layer
 from passes.policy import Scheme
+from passes.scales import as_stored, fits_half, represented
 from runtime_ops import (
     GSETensor,
     IntegerFormat,
@@ -37,7 +38,6 @@ from runtime_ops import (
     quantize,
     symmetric_scale,
 )
-from passes.scales import as_stored, fits_half, represented
 from runtime_ops.trellis import tcq_levels
 from runtime_ops.trellis_rounding import Represent, round_trellis
 
