@@ -14,7 +14,7 @@ def _bytes(proto: onnx.ModelProto) -> int:
     """Of initializers and nodes, nested graphs included; part by part, for models of more than 2 GB."""
     graph = proto.graph
     stored = sum(tensor.ByteSize() - len(tensor.name) for tensor in graph.initializer)
-    return stored + sum(node.ByteSize() - len(node.name) for node in graph.node)
+    return int(stored + sum(node.ByteSize() - len(node.name) for node in graph.node))
 
 
 def growth(before: onnx.ModelProto, after: onnx.ModelProto) -> int:

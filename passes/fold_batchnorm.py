@@ -19,8 +19,8 @@ Legality:
 fold_affine=true merges, by rule 3, Mul, Add, Sub and Div by constants that are exactly per channel (or
 scalar) as well. It is off because `smooth` inserts such a Mul on purpose.
 
-7. A weight that other nodes read too is not copied, unless that is cheaper than the map: all its readers must have the same map merged into them,
-   and then share the result.
+7. A weight that other nodes read too is not copied, unless that is cheaper than the map: all its readers must
+   have the same map merged into them, and then share the result.
 
 Weights are never changed in place. What is refused is noted with its node.
 """

@@ -34,10 +34,12 @@ def represented(scale: npt.NDArray[Any], half: bool) -> npt.NDArray[np.float64]:
     A scale that rounding tries may lie a little outside of what `fits_half` allows.
     """
     if half:
-        return np.clip(scale, 2.0**-24, _MOST).astype(np.float16).astype(np.float64)
+        held = np.clip(scale, 2.0**-24, _MOST).astype(np.float16)
+        return np.asarray(held, np.float64)
     with np.errstate(over="ignore"):
-        held = np.asarray(scale, np.float32)
-    return np.clip(held, np.finfo(np.float32).tiny, np.finfo(np.float32).max).astype(np.float64)
+        wide = np.asarray(scale, np.float32)
+    limits = np.finfo(np.float32)
+    return np.asarray(np.clip(wide, limits.tiny, limits.max), np.float64)
 
 
 def as_stored(scale: npt.NDArray[Any]) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:
