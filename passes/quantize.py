@@ -45,6 +45,7 @@ from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, Storage
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
+from passes.sizes import pays
 from passes.smooth import SMOOTH_KEY, Smooth
 from passes.weights import container_bits, required_opset
 from runtime_ops.functions import STREAM_OPS
@@ -270,6 +271,14 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
         packed = Storage(standard, fuses).packs(choice)
+        reads_integers = fuses and choice.activations.is_integer
+        if not choice.weights.is_float and not pays(
+            layer, choice.weights, itemsize=dtype.itemsize, integer_activations=reads_integers
+        ):
+            why = f"its {layer.weights} weights would take more bytes as {choice.weights}; stays float"
+            context.note("refused", layer.name, why)
+            changed[layer.name] = LayerPolicy()
+            continue
         if (
             not packed
             and not choice.weights.is_float

@@ -217,7 +217,7 @@ def trellis_scale(scheme: Scheme) -> Represent:
     """What the file makes of all scales of a trellis together; those of nothing but zeros are 0."""
 
     def represent(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.where(scale > 0, represented(scale, fits_half(scale, scheme.bits)), 0.0)
+        return np.where(scale > 0, represented(scale, fits_half(scale.reshape(-1), scheme.bits)), 0.0)
 
     return represent
 
