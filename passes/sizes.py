@@ -39,6 +39,10 @@ def pays(layer: Layer, scheme: Scheme, *, itemsize: int = 4, integer_activations
     if integer_activations and not is_packed(scheme, integer_activations):
         return True
     stored = _code_bytes(layer, scheme, itemsize, integer_activations)
+    if scheme.format != "gse" and is_packed(scheme, integer_activations):
+        # Scales that float16 cannot hold take two bytes more (passes/scales.py).
+        row_size = layer.weights // layer.weight_shape[layer.channel_axis]
+        stored += 2 * layer.weights // min(scheme.block_size or row_size, row_size)
     return stored + _table_bytes(layer, scheme, integer_activations) <= layer.weights * itemsize
 
 
