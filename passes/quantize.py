@@ -20,7 +20,8 @@
 
 10. Layers that the policy smooths are smoothed first (passes/smooth.py), unless they are already.
 
-A weight read by several layers is encoded for each of them; the shared original stays for the others.
+A weight read by several layers is encoded once for all that have the same scheme (passes/sharing.py). A layer
+whose weights would take more bytes than floats stays float (passes/sizes.py).
 """
 
 from __future__ import annotations
