@@ -27,10 +27,10 @@ import imagenet
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxq.evaluation.metrics import Metrics, Score
 
 from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, input_specs, materialise, open_dataset
-from onnxq.evaluation.metrics import Metrics, Score
 from onnxq.rounding.rounder import DAMPING, DataRounder
 from onnxq.training import BlockRounder
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load, save

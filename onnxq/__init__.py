@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from onnxq.evaluation import load_session as load_session
     from onnxq.hub import fetch as fetch
     from onnxq.inspection import describe as describe
+    from onnxq.metrics import Metric as Metric
+    from onnxq.metrics import SampleMetric as SampleMetric
+    from onnxq.proof import save as save
     from onnxq.public import calibrate as calibrate
     from onnxq.public import evaluate as evaluate
     from onnxq.public import open_dataset as open_dataset
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
     from passes import load_policy as load_policy
     from passes import load_recipe as load_recipe
     from passes import parse_recipe as parse_recipe
-    from passes import save as save
     from passes import select_layers as select_layers
     from passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
     from passes.golden import GoldenMismatch as GoldenMismatch
@@ -73,6 +75,7 @@ __all__ = [
     "GoldenMismatch",
     "Layer",
     "LayerPolicy",
+    "Metric",
     "Model",
     "Pass",
     "PassResult",
@@ -80,6 +83,7 @@ __all__ = [
     "Preprocess",
     "Problem",
     "Quantize",
+    "SampleMetric",
     "Scheme",
     "Score",
     "SensitivityTable",
@@ -122,6 +126,8 @@ _PLACES = {
     "onnxq.evaluation": ("Score", "load_session"),
     "onnxq.hub": ("fetch",),
     "onnxq.inspection": ("describe",),
+    "onnxq.metrics": ("Metric", "SampleMetric"),
+    "onnxq.proof": ("save",),
     "onnxq.public": ("calibrate", "evaluate", "open_dataset"),
     "onnxq.report": ("load_report",),
     "onnxq.tuning": ("TuneConfig", "TuneResult", "build_candidate", "tune"),

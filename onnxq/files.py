@@ -12,29 +12,29 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import time
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from passes.errors import OutputError
+from passes.scratch import Scratch, lock_descriptor, remove_leftovers, scratch_folder, temporary_name
 
 __all__ = [
+    "Scratch",
     "atomic_write",
     "atomic_write_json",
     "canonical_json",
     "fsync_folder",
     "make_folder",
     "output_errors",
-    "remove_stale_temporaries",
+    "remove_leftovers",
+    "scratch_folder",
     "sha256_bytes",
     "sha256_file",
 ]
 
 _CHUNK_BYTES = 1 << 20
-_TEMPORARY = ".tmp"
 
 
 @contextlib.contextmanager
@@ -83,9 +83,11 @@ def atomic_write(path: str | PathLike[str], content: bytes | str) -> None:
     with output_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Opened like any other file, so that the umask decides who may read it (mkstemp says 0600).
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}{_TEMPORARY}")
+        temporary = temporary_name(target)
         try:
             with temporary.open("xb") as file:
+                with contextlib.suppress(OSError):
+                    lock_descriptor(file.fileno())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -95,14 +97,6 @@ def atomic_write(path: str | PathLike[str], content: bytes | str) -> None:
                 temporary.unlink()
             raise
         fsync_folder(target.parent)
-
-
-def remove_stale_temporaries(folder: str | PathLike[str], *, older_than_s: float = 60.0) -> None:
-    """Delete what writers that were killed left in `folder`; young files may belong to a living one."""
-    for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > older_than_s:
-                leftover.unlink()
 
 
 def atomic_write_json(path: str | PathLike[str], obj: Any) -> None:

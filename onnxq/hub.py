@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from urllib.parse import quote
 
 from onnxq.files import atomic_write, sha256_file
 from passes.errors import DataError, UserError
+from passes.jsontext import parse_json
 
 __all__ = ["fetch", "is_hub", "resolve"]
 
@@ -114,10 +114,9 @@ def _read(base: str, path: str, spec: str) -> bytes:
 
 
 def _manifest(base: str, spec: str) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(_read(base, _MANIFEST, spec))
-    except ValueError:
-        entries = None
+    entries = parse_json(
+        _read(base, _MANIFEST, spec), f"{spec}: {base}{_MANIFEST}", DataError, "the manifest of a model hub"
+    )
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "model_path" in e for e in entries):
         raise DataError(f"{spec}: {base}{_MANIFEST} is not the manifest of a model hub")
     return entries

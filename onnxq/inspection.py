@@ -6,7 +6,6 @@ Both are given.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from passes.errors import UserError
+from passes.jsontext import parse_json
 from passes.model import Model, every_graph, is_large
+from passes.policy import Policy
 from runtime_ops.functions import GSE_OP, SIMULATED_OP, STREAM_OPS, TCQ_OP
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
@@ -201,11 +203,12 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _policy(model: Model) -> dict[str, dict[str, str]]:
+    """What the metadata asks for, layer by layer; nothing where it is not a policy: the nodes count."""
     try:
-        layers = json.loads(model.metadata.get("onnxq.policy", "{}")).get("layers", {})
-    except (ValueError, AttributeError):
+        document = parse_json(model.metadata.get("onnxq.policy", '{"layers": {}}'), model.name)
+        return {name: entry.to_json() for name, entry in Policy.from_json(document).layers.items()}
+    except UserError:
         return {}
-    return layers if isinstance(layers, dict) else {}
 
 
 def layer_facts(model: Model) -> list[LayerFacts]:

@@ -54,7 +54,19 @@ def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int |
 
 
 def evaluate(
-    model: Model, dataset: Dataset, reference: Model | None = None, *, chunk: int = 0, threads: int = 1
+    model: Model,
+    dataset: Dataset,
+    reference: Model | None = None,
+    *,
+    metric: str | object = "",
+    chunk: int = 0,
+    threads: int = 1,
 ) -> Score:
-    """Metrics of a model on labelled data, or against `reference` (agreement, MSE, SQNR)."""
-    return evaluate_file(model, dataset, reference, chunk=chunk, threads=threads)
+    """Quality of a model on labelled data, or against `reference`, the float model.
+
+    metric: a name, `module:Class`, or an object (`oq.Metric`); by default accuracy for labelled data and
+    agreement with `reference` otherwise, with what is measured beside them.
+
+    Raises DataError where the metric needs labels or a reference and there is none.
+    """
+    return evaluate_file(model, dataset, reference, metric=metric, chunk=chunk, threads=threads)

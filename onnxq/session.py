@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
 from passes.model import Model, every_graph, is_large, load, on_disk, serialize
 
-__all__ = ["float_weights_only", "load_session", "refuse_unknown_ops", "surviving_qdq"]
+__all__ = [
+    "float_weights_only",
+    "load_session",
+    "plain_session",
+    "refuse_unknown_ops",
+    "stock_session",
+    "surviving_qdq",
+]
 
 _STANDARD_DOMAINS = {
     "",
@@ -53,7 +61,7 @@ def float_weights_only(model: Model) -> bool:
 def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptions:
     """Options of a session; `threads` None leaves the number to ONNX Runtime."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions too
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -122,28 +130,56 @@ def load_session(
     if has_packed_weights(held.proto):
         held, kept = _hand_over(held, options, own=path is not None)
         path = None
-    try:
+    with _refusals(held.name):
         session = _open(held, path, options, providers)
-        session._onnxq_weights = kept
-        return session
-    except (RuntimeError, ort.capi.onnxruntime_pybind11_state.Fail) as error:
-        raise InvalidModelError(f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        if type(error).__module__.startswith("onnxruntime"):
-            raise InvalidModelError(
-                f"{held.name}: ONNX Runtime cannot load it: {_first_line(error)}"
-            ) from None
-        raise
+    session._onnxq_weights = kept
+    return session
+
+
+def stock_session(model: Model | Path, name: str) -> Any:
+    """A session as anybody else would open it: ONNX Runtime's default options, on the CPU, none of our code.
+
+    name: of the model in messages. Raises InvalidModelError when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    held = model if isinstance(model, Model) else Model(onnx.ModelProto(), name)
+    with _refusals(name):
+        return _open(held, model if isinstance(model, Path) else None, options, ["CPUExecutionProvider"])
+
+
+def plain_session(model: Model) -> Any:
+    """A session that optimises nothing, so that every tensor can be read and arithmetic is in another order.
+
+    Raises InvalidModelError when ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with _refusals(model.name):
+        return _open(model, None, options, ["CPUExecutionProvider"])
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """ONNX Runtime's refusal to load a model as an InvalidModelError; its exceptions share no base class."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, (RuntimeError, UnicodeDecodeError))
+        if not known and not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise InvalidModelError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
 
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
     """path: the file that holds exactly this model and need not be written again; None without one."""
     if path is not None:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     if is_large(model.proto):
         with on_disk(model) as path:
-            return ort.InferenceSession(str(path), options, providers=providers)
-    session = ort.InferenceSession(serialize(model), options, providers=providers)
+            return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    session = ort.InferenceSession(serialize(model), options, providers=providers, enable_fallback=0)
     # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
     session._model_bytes = None
     return session

@@ -18,9 +18,11 @@ from passes.equalize import Equalize
 from passes.errors import UserError
 from passes.exclude import Exclude, exclude
 from passes.fold_batchnorm import FoldBatchNorm
+from passes.inline_functions import InlineFunctions
 from passes.layers import Layer, find_layers, macs
 from passes.model import Model, check, load, save
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.preparation import preparation
 from passes.quantize import Quantize
 from passes.recipe import format_pass, load_recipe, parse_recipe
 from passes.select import select_layers
@@ -35,6 +37,7 @@ __all__ = [
     "Exclude",
     "FoldBatchNorm",
     "GraphPass",
+    "InlineFunctions",
     "Layer",
     "LayerPolicy",
     "Model",
@@ -59,6 +62,7 @@ __all__ = [
     "macs",
     "parse_recipe",
     "pass_names",
+    "preparation",
     "register",
     "save",
     "select_layers",

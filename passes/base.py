@@ -20,13 +20,14 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import GraphError, PassError, UserError
 from passes.file_growth import growth
-from passes.graph import export_graph, import_graph
+from passes.graph import export_graph, import_graph, losses
 from passes.model import Model, check
 from passes.rounding import Rounder
 from passes.weights import EncodedWeight
 
 __all__ = [
     "Context",
+    "Courtesy",
     "GraphPass",
     "Note",
     "Pass",
@@ -97,6 +98,8 @@ class Pass(ABC):
     name: ClassVar[str] = ""
     # Whether tensors that keep their names keep their values, so that what is known about them stays true.
     keeps_values: ClassVar[bool] = False
+    # Whether the rewritten model computes the same function; it is then held to that before it is saved.
+    keeps_function: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
@@ -105,30 +108,55 @@ class Pass(ABC):
     def __call__(self, model: Model, context: Context | None = None) -> PassResult:
         """Run the pass and check what it made.
 
-        Raises PassError naming the pass when the rewritten model fails the ONNX checker.
+        Raises GraphError naming the pass when the graph cannot be edited, PassError when the rewritten model
+        fails the ONNX checker.
         """
         context = context or Context()
         own = dataclasses.replace(context, notes=[])
         try:
             result, modified = self.transform(model, own)
         except GraphError as error:
-            own.note("refused", "", str(error))
-            result, modified = model, False
+            reason = str(error).removeprefix(f"{model.name}: ")
+            prefix = "" if reason.startswith("pass '") else f"pass '{self.name}' cannot work on it: "
+            raise GraphError(f"{model.name}: {prefix}{reason}") from error
+        if modified:
+            told = {note.reason for note in own.notes}
+            for loss in losses(model.proto, result.proto):
+                if loss not in told:  # a pass inside this one may have told it
+                    own.note("info", "", loss)
         if modified and not self.keeps_values:
             context.distributions.clear()
         if modified and context.check:
             try:
                 check(result)
             except UserError as error:
-                raise PassError(f"{model.name}: pass '{self.name}' made an invalid model: {error}") from error
+                # What the checker refuses of the model as it came is not this pass's fault (admission.py).
+                if not _refused(model):
+                    raise PassError(
+                        f"{model.name}: pass '{self.name}' made an invalid model: {error}"
+                    ) from error
         context.notes.extend(own.notes)
-        return PassResult(result if modified else model, modified, tuple(own.notes))
+        if modified:
+            # A pass of several steps has remembered them, and what its last step was applied to.
+            remembered = len(result.history) > len(model.history) and result.history[-1].name == self.name
+            made = result if remembered else result.rewritten(self.name, model, exact=self.keeps_function)
+            return PassResult(made, True, tuple(own.notes))
+        return PassResult(model, False, tuple(own.notes))
 
     def __or__(self, other: Pass) -> Sequential:
         return Sequential((*_members(self), *_members(other)))
 
     def __str__(self) -> str:
         return format_pass(self)
+
+
+def _refused(model: Model) -> bool:
+    """Whether the ONNX checker refuses the model."""
+    try:
+        check(model)
+    except UserError:
+        return True
+    return False
 
 
 class GraphPass(Pass):
@@ -138,14 +166,7 @@ class GraphPass(Pass):
         graph = import_graph(model)
         if not self.run(graph, context):
             return model, False
-        result = export_graph(graph, model)
-        # From IR 4 on an initializer that is an input is only a default, which a caller may override.
-        kept = {value.name for value in result.proto.graph.input}
-        frozen = [value.name for value in model.proto.graph.input if value.name not in kept]
-        if frozen and model.proto.ir_version >= 4:
-            which = f"input '{frozen[0]}'" + (f" and {len(frozen) - 1} more" if frozen[1:] else "")
-            context.note("applied", "", f"{which}: the default is a constant now; callers cannot set it")
-        return result, True
+        return export_graph(graph, model), True
 
     @abstractmethod
     def run(self, graph: gs.Graph, context: Context) -> bool:
@@ -155,8 +176,8 @@ class GraphPass(Pass):
 class RepeatedPass(GraphPass):
     """A graph pass that runs until it changes nothing, for one rewrite may make another possible.
 
-    Opsets before OLDEST_OPSET broadcast and train differently; such a model is left untouched, and so is one
-    of which the pass would make a larger file.
+    Opsets before OLDEST_OPSET broadcast and train differently; such a model is refused. One of which the pass
+    would make a larger file is left untouched.
     """
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
@@ -164,15 +185,16 @@ class RepeatedPass(GraphPass):
         result, modified = self._repeated(model, own)
         more = growth(model.proto, result.proto) if modified else 0
         if more > 0:
-            raise GraphError(
-                f"{model.name}: {self.name} would make the file {more} bytes larger; left untouched"
-            )
+            context.note("refused", "", f"would make the file {more} bytes larger; left untouched")
+            return model, False
         context.notes.extend(own.notes)
         return result, modified
 
     def _repeated(self, model: Model, context: Context) -> tuple[Model, bool]:
         if model.opset() < OLDEST_OPSET:
-            raise GraphError(f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; left untouched")
+            raise GraphError(
+                f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; export it at a newer one"
+            )
         modified, applied = False, list[Note]()
         while True:
             # Every round refuses the same rewrites again; only the last one's refusals count.
@@ -210,7 +232,7 @@ class Sequential(Pass):
                 ran = ", ".join(done) or "none"
                 raise PassError(f"{error} (passes that already ran: {ran})") from error
             model, modified = result.model, modified or result.modified
-            done.append(member.name)
+            done.append(str(member).partition("{")[0])
         return model, modified
 
     def __call__(self, model: Model, context: Context | None = None) -> PassResult:
@@ -219,6 +241,35 @@ class Sequential(Pass):
         start = len(context.notes)
         result, modified = self.transform(model, context)
         return PassResult(result, modified, tuple(context.notes[start:]))
+
+
+@dataclass(frozen=True)
+class Courtesy(Pass):
+    """A pass that nobody asked for: on a graph that it cannot edit it leaves a note, and the next one runs.
+
+    Its text is that of the pass in it.
+    """
+
+    member: Pass
+    name: ClassVar[str] = "courtesy"
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        try:
+            result = self.member(model, context)
+        except GraphError as error:
+            context.note("skipped", "", str(error))
+            return model, False
+        return result.model, result.modified
+
+    def __call__(self, model: Model, context: Context | None = None) -> PassResult:
+        # The member has checked its own result.
+        context = context or Context()
+        start = len(context.notes)
+        result, modified = self.transform(model, context)
+        return PassResult(result, modified, tuple(context.notes[start:]))
+
+    def __str__(self) -> str:
+        return format_pass(self.member)
 
 
 _REGISTRY: dict[str, type[Pass]] = {}
@@ -257,6 +308,8 @@ def _format_value(value: object) -> str:
 
 def format_pass(item: Pass) -> str:
     """The pass as recipe text; `parse_recipe` gives the same pass back."""
+    if isinstance(item, Courtesy):
+        return format_pass(item.member)
     if isinstance(item, Sequential):
         return " | ".join(format_pass(member) for member in item.members)
     options = []

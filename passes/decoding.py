@@ -168,9 +168,15 @@ def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str,
     ]
 
     def decoded(chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
-        array = _decoded(chain[0], held, model.name, out)
-        for node in chain[1:]:
-            array = _moved(node, array, held)
+        array, node = _decoded(chain[0], held, model.name, out), chain[0]
+        try:
+            for node in chain[1:]:
+                array = _moved(node, array, held)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise InvalidModelError(
+                f"{model.name}: node '{node.name}' ({node.op_type}) behind a bit stream is malformed: "
+                f"{error}; write the file again"
+            ) from None
         return np.ascontiguousarray(array)
 
     space = _space([chain[0] for chain in chains], held)
@@ -207,7 +213,9 @@ def _drop(proto: onnx.ModelProto, gone: set[int], uses: _Uses) -> None:
     }
     for graph in list(every_graph(proto.graph)):
         _delete(graph.node, [index for index, node in enumerate(graph.node) if id(node) in gone])
-        _delete(graph.initializer, [i for i, tensor in enumerate(graph.initializer) if tensor.name in unread])
+        dropped = {tensor.name for tensor in graph.initializer if tensor.name in unread}
+        for field in (graph.initializer, graph.input):  # IR 3 lists initializers among the inputs
+            _delete(field, [index for index, entry in enumerate(field) if entry.name in dropped])
     calls = {(node.domain, node.op_type) for graph in every_graph(proto.graph) for node in graph.node}
     for index in range(len(proto.functions) - 1, -1, -1):
         function = proto.functions[index]
@@ -225,6 +233,7 @@ class Decode(Pass):
     """Turn weights that stand as bit streams into plain float initializers."""
 
     name: ClassVar[str] = "decode"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         if not has_packed_weights(model.proto):

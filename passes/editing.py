@@ -76,7 +76,7 @@ def sort_nodes(graph: gs.Graph) -> None:
             if not waiting[id(reader)]:
                 heapq.heappush(ready, order[id(reader)])
     if len(result) != len(nodes):
-        raise GraphError(f"graph '{graph.name}' has a cycle; left untouched")
+        raise GraphError(f"graph '{graph.name}' has a cycle; export the model again")
     graph.nodes[:] = result
 
 

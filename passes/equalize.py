@@ -61,6 +61,7 @@ class Equalize(Pass):
 
     clip: Literal["min", "keep"] = "min"
     name: ClassVar[str] = "equalize"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         if EQUALIZE_KEY in model.metadata:

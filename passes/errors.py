@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 __all__ = [
     "DataError",
@@ -13,6 +14,7 @@ __all__ = [
     "OutputError",
     "PassError",
     "PolicyError",
+    "ProofError",
     "RecipeError",
     "ResumeError",
     "SelectorError",
@@ -25,6 +27,17 @@ class UserError(Exception):
     """Bad input: one sentence that names the file, the node, what is wrong and what to do."""
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes send errors; classes whose arguments are not the text could not be read there.
+        return _rebuilt, (type(self), self.args, dict(vars(self)))
+
+
+def _rebuilt(kind: type[UserError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    vars(error).update(fields)
+    return error
 
 
 class ModelFileError(UserError):
@@ -43,11 +56,15 @@ class UnsupportedModelError(UserError):
 
 
 class GraphError(UserError):
-    """A graph that the editing library cannot hold; it is left untouched."""
+    """A graph that cannot be edited."""
 
 
 class PassError(UserError):
     """A pass failed; names the pass, the node and the passes that already ran."""
+
+
+class ProofError(UserError):
+    """A rewritten model that does not do what the model that it came from does; it is not written."""
 
 
 class RecipeError(UserError):

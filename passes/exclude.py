@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from passes.base import Context, Pass, register
 from passes.graph import import_graph
+from passes.jsontext import stored_texts
 from passes.model import Model
 from passes.policy import Policy
 from passes.select import select, select_layers
@@ -34,10 +35,11 @@ class Exclude(Pass):
 
     layers: tuple[str, ...]
     name: ClassVar[str] = "exclude"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         chosen = [layer.name for layer in select(import_graph(model), self.layers)]
-        held = json.loads(model.metadata.get(EXCLUDE_KEY, "[]"))
+        held = stored_texts(model, EXCLUDE_KEY, list)
         merged = [*held, *(name for name in chosen if name not in held)]
         for name in chosen:
             context.note("applied", name, "excluded: stays float")

@@ -239,6 +239,7 @@ class FoldBatchNorm(RepeatedPass):
     standalone: Literal["depthwise", "keep"] = "depthwise"
     fold_affine: bool = False
     name: ClassVar[str] = "fold_batchnorm"
+    keeps_function: ClassVar[bool] = True
     keeps_values: ClassVar[bool] = True
 
     def run(self, graph: gs.Graph, context: Context) -> bool:

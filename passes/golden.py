@@ -29,7 +29,7 @@ from pathlib import Path
 import onnx
 
 from passes.base import Context, Pass
-from passes.golden_order import canonical_order, nested_graphs, read_tensors
+from passes.golden_order import Reads, canonical_order, nested_graphs
 from passes.golden_values import attribute_text, tensor_text, type_text
 from passes.inference import infer_model, input_symbols
 from passes.model import Model
@@ -50,9 +50,10 @@ class _Writer:
     names: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
+    reading: Reads = field(default_factory=Reads)
 
     def scope(self) -> _Writer:
-        return _Writer(self.symbols, self.counters, dict(self.names), [], {})
+        return _Writer(self.symbols, self.counters, dict(self.names), [], {}, self.reading)
 
     def node(self, node: onnx.NodeProto, constants: dict[str, str]) -> None:
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
@@ -104,13 +105,10 @@ class _Writer:
     def body(
         self, nodes: Sequence[onnx.NodeProto], outputs: list[str], held: dict[str, onnx.TensorProto]
     ) -> None:
-        order = canonical_order(nodes, outputs, held, self.names)
-        uses = Counter(name for node in order for name in read_tensors(node) if name in held)
-        used = [
-            name for name in dict.fromkeys(n for node in order for n in read_tensors(node)) if name in held
-        ]
+        order = canonical_order(nodes, outputs, held, self.reading, self.names)
+        uses = Counter(name for node in order for name in self.reading.of(node) if name in held)
         constants: dict[str, str] = {}
-        for name in used:
+        for name in uses:  # in the order of their first use
             constants[name] = tensor_text(held[name])
             if uses[name] > 1:
                 self.names[name] = f"${self.counters['$']}"

@@ -10,7 +10,7 @@ import onnx
 
 from passes.golden_values import attribute_text, tensor_text
 
-__all__ = ["canonical_order", "nested_graphs", "read_tensors"]
+__all__ = ["Reads", "canonical_order", "nested_graphs"]
 
 
 def nested_graphs(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
@@ -22,28 +22,45 @@ def nested_graphs(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
     return found
 
 
-def read_tensors(node: onnx.NodeProto) -> Iterator[str]:
-    """Tensors that a node reads, those of the graphs nested in it included, in an order of structure."""
-    yield from (name for name in node.input if name)
-    for _, graph in nested_graphs(node):
-        held = {tensor.name: tensor for tensor in graph.initializer}
-        outputs = [value.name for value in graph.output]
-        order = canonical_order(graph.node, outputs, held)
-        own = {name for inner in graph.node for name in inner.output} | set(held)
-        own |= {value.name for value in graph.input}
-        yield from (name for inner in order for name in read_tensors(inner) if name not in own)
-        yield from (name for name in outputs if name not in own)
+class Reads:
+    """Tensors that nodes read, found once for each node; else a graph nested n deep is walked 2^n times."""
+
+    def __init__(self) -> None:
+        # The node is held beside its tensors: an id may be given again once its owner is gone.
+        self._held: dict[int, tuple[onnx.NodeProto, tuple[str, ...]]] = {}
+
+    def of(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """What a node reads, the graphs nested in it included, in an order of structure."""
+        held = self._held.get(id(node))
+        if held is None:
+            held = self._held[id(node)] = (node, tuple(self._found(node)))
+        return held[1]
+
+    def _found(self, node: onnx.NodeProto) -> Iterator[str]:
+        yield from (name for name in node.input if name)
+        for _, graph in nested_graphs(node):
+            held = {tensor.name: tensor for tensor in graph.initializer}
+            outputs = [value.name for value in graph.output]
+            order = canonical_order(graph.node, outputs, held, self)
+            own = {name for inner in graph.node for name in inner.output} | set(held)
+            own |= {value.name for value in graph.input}
+            yield from (name for inner in order for name in self.of(inner) if name not in own)
+            yield from (name for name in outputs if name not in own)
 
 
 def _alone(
-    node: onnx.NodeProto, made: Container[str], held: dict[str, onnx.TensorProto], named: Mapping[str, str]
+    node: onnx.NodeProto,
+    read_tensors: tuple[str, ...],
+    made: Container[str],
+    held: dict[str, onnx.TensorProto],
+    named: Mapping[str, str],
 ) -> str:
     """What a node says by itself, the tensors that other nodes of the graph make left open."""
     nested = {name for name, _ in nested_graphs(node)}
     plain = sorted((a for a in node.attribute if a.name not in nested), key=lambda a: a.name)
     read = [
         "*" if name in made else tensor_text(held[name]) if name in held else named.get(name, "?")
-        for name in (*node.input, *read_tensors(node))
+        for name in (*node.input, *read_tensors)
     ]
     return repr((node.domain, node.op_type, [attribute_text(a) for a in plain], read, len(node.output)))
 
@@ -52,6 +69,7 @@ def _colours(
     nodes: Sequence[onnx.NodeProto],
     ordered: Sequence[int],
     held: dict[str, onnx.TensorProto],
+    reading: Reads,
     named: Mapping[str, str],
 ) -> dict[int, str]:
     """A digest for each node that is not in `ordered`: of all that tells it from others, but for names.
@@ -63,7 +81,7 @@ def _colours(
         name: (at, slot) for at, node in enumerate(nodes) for slot, name in enumerate(node.output) if name
     }
     reads = [
-        [(name, place) for place, name in enumerate(read_tensors(node)) if name in makers] for node in nodes
+        [(name, place) for place, name in enumerate(reading.of(node)) if name in makers] for node in nodes
     ]
     readers: list[list[tuple[int, int, int]]] = [[] for _ in nodes]
     for at, entries in enumerate(reads):
@@ -71,7 +89,11 @@ def _colours(
             maker, slot = makers[name]
             readers[maker].append((at, slot, place))
     known = {at: f"ordered {place}" for place, at in enumerate(ordered)}
-    colours = {at: _alone(node, makers, held, named) for at, node in enumerate(nodes) if at not in known}
+    colours = {
+        at: _alone(node, reading.of(node), makers, held, named)
+        for at, node in enumerate(nodes)
+        if at not in known
+    }
     while True:
         every = colours | known
         told = {
@@ -92,14 +114,16 @@ def canonical_order(
     nodes: Sequence[onnx.NodeProto],
     outputs: Iterable[str],
     held: dict[str, onnx.TensorProto],
+    reading: Reads,
     named: Mapping[str, str] = MappingProxyType({}),
 ) -> list[onnx.NodeProto]:
     """Nodes in canonical order (rule 1), each after those that it reads from.
 
+    reading: what nodes read, shared by everything that is written of one model.
     named: canonical names of tensors from outside, as far as they are known.
     """
     makers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    reads = [[makers[name] for name in read_tensors(node) if name in makers] for node in nodes]
+    reads = [[makers[name] for name in reading.of(node) if name in makers] for node in nodes]
     order: list[int] = []
     done: set[int] = set()
 
@@ -121,7 +145,7 @@ def canonical_order(
             visit(makers[name])
     dead = [index for index in range(len(nodes)) if index not in done]
     if dead:
-        colours = _colours(nodes, order, held, named)
+        colours = _colours(nodes, order, held, reading, named)
         needed = {index for reader in dead for index in reads[reader]}
         for index in sorted((at for at in dead if at not in needed), key=lambda at: colours[at]):
             visit(index)

@@ -1,8 +1,8 @@
 """The boundary to onnx-graphsurgeon: every pass edits a graph that came through here.
 
-Carried across what graphsurgeon drops: metadata_props, doc strings, value types other than
-plain tensors, initializer order for determinism. What it cannot hold is refused (`GraphError`)
-so that the model is left untouched.
+Carried across what graphsurgeon drops: metadata_props, doc strings, initializer order for determinism; and
+what it cannot hold, such as sparse initializers, empty lists and values that are not plain tensors
+(passes/carried.py). Only what cannot even be carried is refused (`GraphError`).
 """
 
 from __future__ import annotations
@@ -16,55 +16,16 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from passes.carried import free_names, import_proto, mask, put_back, unmasked
+from passes.carrying import carry_annotations
 from passes.editing import sort_nodes
-from passes.errors import GraphError
-from passes.model import Model, every_graph
+from passes.errors import GraphError, UnsupportedModelError
+from passes.model import Model, every_graph, normalized
 from runtime_ops.functions import DOMAIN, function
 
-__all__ = ["declare_functions", "export_graph", "import_graph", "node_name", "source_model"]
+__all__ = ["declare_functions", "export_graph", "import_graph", "losses", "node_name", "source_model"]
 
 G_LOGGER.severity = G_LOGGER.ERROR
-
-_HELD_ATTRIBUTES = {
-    onnx.AttributeProto.FLOAT,
-    onnx.AttributeProto.INT,
-    onnx.AttributeProto.STRING,
-    onnx.AttributeProto.TENSOR,
-    onnx.AttributeProto.GRAPH,
-    onnx.AttributeProto.FLOATS,
-    onnx.AttributeProto.INTS,
-    onnx.AttributeProto.STRINGS,
-}
-
-
-def _refuse_unheld(model: Model) -> None:
-    """Raise GraphError for what graphsurgeon 0.6 would lose or corrupt."""
-    for graph in every_graph(model.proto.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            kind = value.type.WhichOneof("value")
-            element = value.type.sequence_type.elem_type
-            nested = kind == "sequence_type" and not element.HasField("tensor_type")
-            if kind not in (None, "tensor_type", "sequence_type") or nested:
-                raise GraphError(f"{model.name}: value '{value.name}' is a {kind}; left untouched")
-        if graph.sparse_initializer:
-            raise GraphError(f"{model.name}: sparse initializers are left untouched")
-        for node in graph.node:
-            if getattr(node, "overload", ""):
-                raise GraphError(f"{model.name}: node '{node.name}' calls an overload; left untouched")
-            for attribute in node.attribute:
-                empty = not (attribute.floats or attribute.ints or attribute.strings)
-                listed = attribute.type in (
-                    onnx.AttributeProto.FLOATS,
-                    onnx.AttributeProto.INTS,
-                    onnx.AttributeProto.STRINGS,
-                )
-                if attribute.type not in _HELD_ATTRIBUTES or (listed and empty):
-                    raise GraphError(
-                        f"{model.name}: node '{node.name}' ({node.op_type}) has an attribute "
-                        f"'{attribute.name}' that cannot be edited safely; left untouched"
-                    )
-    if model.proto.training_info:
-        raise GraphError(f"{model.name}: training information is left untouched")
 
 
 def _all_names(graph: gs.Graph) -> set[str]:
@@ -121,14 +82,15 @@ def import_graph(model: Model) -> gs.Graph:
 
     Raises GraphError for what cannot be held without loss.
     """
-    _refuse_unheld(model)
+    model = normalized(model)
     try:
-        graph = gs.import_onnx(model.proto)
+        graph = import_proto(model.proto)
+    except GraphError as error:
+        raise GraphError(f"{model.name}: {error}") from None
     except Exception as error:  # graphsurgeon raises bare exceptions of many kinds
-        raise GraphError(f"{model.name}: cannot be opened for editing ({error}); left untouched") from error
-    # gs shares the proto's opset list; an edit must not write through to the original model.
-    graph.import_domains = [onnx.helper.make_opsetid(o.domain, o.version) for o in model.proto.opset_import]
+        raise GraphError(f"{model.name}: cannot be opened for editing ({error})") from error
     _name_nodes(graph, "", _all_names(graph), set())
+    mask(graph)
     _own_attribute_tensors(graph)
     graph.__dict__["_onnxq_source"] = model
     return graph
@@ -161,11 +123,12 @@ def _restore_signature(proto: onnx.ModelProto, graph: gs.Graph, source: onnx.Mod
 
     written = {value.name: value for value in proto.graph.input}
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
     inputs = []
     for before in source.graph.input:
         if before.name in written:
             inputs.append(restored(written.pop(before.name)))
-        elif before.name in initializers:
+        elif before.name in initializers or before.name in sparse:
             inputs.append(before)
     inputs.extend(written.values())
     if proto.ir_version < 4:
@@ -184,6 +147,7 @@ def _restore_signature(proto: onnx.ModelProto, graph: gs.Graph, source: onnx.Mod
 def _strip_outer(graph: onnx.GraphProto, outer: set[str]) -> None:
     """Remove from nested graphs what graphsurgeon copies into them of the graphs around them."""
     own = outer | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    own |= {tensor.values.name for tensor in graph.sparse_initializer}
     own |= {name for node in graph.node for name in node.output}
     for node in graph.node:
         for attribute in node.attribute:
@@ -226,8 +190,10 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     """The edited graph as a model again, with everything carried over from `model`."""
     graph.cleanup(recurse_functions=False)
     sort_nodes(graph)
-    proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
-    source = model.proto
+    with unmasked(graph):
+        proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
+    put_back(proto.graph, graph)
+    source = normalized(model).proto
     proto.ir_version = source.ir_version
     proto.producer_name, proto.producer_version = source.producer_name, source.producer_version
     proto.domain, proto.model_version = source.domain, source.model_version
@@ -235,26 +201,47 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     proto.metadata_props.extend(source.metadata_props)
     if hasattr(source, "configuration"):
         proto.configuration.extend(source.configuration)
-    proto.graph.metadata_props.extend(source.graph.metadata_props)
-    proto.graph.quantization_annotation.extend(source.graph.quantization_annotation)
-    documented = {
-        node.output[0]: node
-        for node in source.graph.node
-        if node.output and (node.doc_string or node.metadata_props)
-    }
-    for node in proto.graph.node:
-        original = documented.get(node.output[0]) if node.output else None
-        if original is not None and original.op_type == node.op_type:
-            node.doc_string = original.doc_string
-            node.metadata_props.extend(original.metadata_props)
     _restore_signature(proto, graph, source)
     _strip_outer(proto.graph, set())
     if proto.ir_version >= 4:
         _share_nested(proto.graph)
+    carry_annotations(proto.graph, source.graph)
     del proto.functions[:]
     proto.functions.extend(source.functions)
     declare_functions(proto)
+    if not _lost_to_training(source, proto):
+        proto.training_info.extend(source.training_info)
     return model.with_proto(proto)
+
+
+def _lost_to_training(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
+    """Initializers that the training information sets or reads, and that are there no more."""
+    names: set[str] = set()
+    for info in before.training_info:
+        names.update(entry.key for entry in (*info.initialization_binding, *info.update_binding))
+        names |= free_names(info.initialization) | free_names(info.algorithm)
+    return names & _initializers(before) - _initializers(after)
+
+
+def _initializers(proto: onnx.ModelProto) -> set[str]:
+    sparse = {tensor.values.name for tensor in proto.graph.sparse_initializer}
+    return sparse | {tensor.name for tensor in proto.graph.initializer}
+
+
+def losses(before: onnx.ModelProto, after: onnx.ModelProto) -> list[str]:
+    """What a caller of the model can no longer do after a rewrite, in sentences."""
+    told = []
+    # From IR 4 on an initializer that is an input is only a default, which a caller may override.
+    kept = {value.name for value in after.graph.input}
+    frozen = [value.name for value in before.graph.input if value.name not in kept]
+    if frozen and before.ir_version >= 4:
+        which = f"input '{frozen[0]}'" + (f" and {len(frozen) - 1} more" if frozen[1:] else "")
+        told.append(f"{which}: the default is a constant now; callers cannot set it")
+    if before.training_info and not after.training_info:
+        lost = _lost_to_training(before, after)
+        which = f", which updates '{min(lost)}'," if lost else ""
+        told.append(f"the training information{which} was dropped; train the model that this one was made of")
+    return told
 
 
 def declare_functions(proto: onnx.ModelProto) -> None:
@@ -264,6 +251,9 @@ def declare_functions(proto: onnx.ModelProto) -> None:
     }
     missing = calls - {held.name for held in proto.functions if held.domain == DOMAIN}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    proto.functions.extend(function(name, opset) for name in sorted(missing))
+    try:
+        proto.functions.extend(function(name, opset) for name in sorted(missing))
+    except ValueError as error:
+        raise UnsupportedModelError(f"a layer is stored as a bit stream: {error}") from None
     if calls and not any(o.domain == DOMAIN for o in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))

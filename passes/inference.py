@@ -141,6 +141,7 @@ def _light(graph: onnx.GraphProto, top: bool = True) -> onnx.GraphProto:
             copy.initializer.append(tensor)
         elif tensor.name not in listed:
             copy.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    copy.sparse_initializer.extend(graph.sparse_initializer)
     copy.node.extend(graph.node)
     return copy
 

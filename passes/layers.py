@@ -1,6 +1,6 @@
 """Layers: the weighted nodes that can be quantized, wherever they stand (subgraphs too).
 
-A layer is a Conv, ConvTranspose, Gemm or MatMul whose weight is constant.
+A layer is a Conv, ConvTranspose, Gemm or MatMul whose weight is constant, and not empty.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def weight_index(node: gs.Node) -> int | None:
         tensor = node.inputs[index]
         if is_constant(tensor) and not is_constant(node.inputs[1 - index]):
             array = tensor.dtype if isinstance(tensor, gs.Constant) else values(tensor).dtype
-            if str(array) in ("float32", "float16", "float64") and len(_shape(tensor)) >= 2:
+            shape = _shape(tensor)
+            if str(array) in ("float32", "float16", "float64") and len(shape) >= 2 and 0 not in shape:
                 return index
     return None
 

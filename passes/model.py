@@ -7,10 +7,9 @@ Weights of a model over 2 GB live in one file of external data beside it.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -20,21 +19,56 @@ from onnx.external_data_helper import (
     load_external_data_for_model,
 )
 
+from passes.admission import admit
+from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
+from passes.scratch import scratch_folder
 
-__all__ = ["Model", "check", "every_graph", "is_large", "load", "on_disk", "save", "serialize"]
+__all__ = [
+    "Model",
+    "Step",
+    "check",
+    "every_graph",
+    "is_large",
+    "load",
+    "normalized",
+    "on_disk",
+    "read",
+    "save",
+    "serialize",
+]
 
 _TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
+ALIAS = "ai.onnx"
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
 
 
+# Models between two rewrites are kept up to this size, so that a rewrite at fault can be named.
+_KEPT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rewrite in the history of a model.
+
+    Attributes:
+        name: the pass. exact: whether it claims to keep the function that the model computes.
+        before: the model that it was applied to; None where that was too large to keep.
+    """
+
+    name: str
+    exact: bool
+    before: Model | None
+
+
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model and what to call it in messages (its path, usually)."""
+    """An ONNX model, what to call it in messages (its path, usually), and the rewrites that made it."""
 
     proto: onnx.ModelProto
     name: str = "model"
+    history: tuple[Step, ...] = field(default=(), compare=False, repr=False)
 
     def opset(self, domain: str = "") -> int:
         """Version of `domain` that the model imports; 0 where it imports none."""
@@ -43,6 +77,17 @@ class Model:
 
     def with_proto(self, proto: onnx.ModelProto) -> Model:
         return replace(self, proto=proto)
+
+    @property
+    def origin(self) -> Model:
+        """The model that the first rewrite was given; the model itself where there was none."""
+        first = self.history[0].before if self.history else None
+        return first or self
+
+    def rewritten(self, name: str, before: Model, *, exact: bool) -> Model:
+        """This model, remembered as what the rewrite `name` made of `before`."""
+        small = not before.history or (not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES)
+        return replace(self, history=(*before.history, Step(name, exact, before if small else None)))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -60,10 +105,21 @@ class Model:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model with its external data.
+    """Read a model with its external data, and check it (passes/admission.py).
 
-    Raises ModelFileError for a file that is missing, truncated, not ONNX, or lacks its data.
+    Warns with a ModelWarning where ONNX Runtime accepts what the ONNX checker refuses.
+
+    Raises:
+        ModelFileError: the file is missing, truncated, not ONNX, or lacks its data.
+        InvalidModelError: neither the ONNX checker nor ONNX Runtime accepts the model.
     """
+    model = read(path)
+    admit(model.proto, model.name)
+    return model
+
+
+def read(path: str | os.PathLike[str]) -> Model:
+    """Read a model with its external data, unchecked. Raises ModelFileError."""
     file = Path(path)
     if file.is_dir():
         raise ModelFileError(file, "is a folder; give the .onnx file in it")
@@ -79,14 +135,53 @@ def load(path: str | os.PathLike[str]) -> Model:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
     if not has_external_data(proto):
-        return Model(proto, str(file))
+        return normalized(Model(proto, str(file)))
     try:
         load_external_data_for_model(proto, str(file.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0]
         problem = f"its external data cannot be read ({reason}); copy it beside the model"
         raise ModelFileError(file, problem) from None
-    return Model(proto, str(file))
+    return normalized(Model(proto, str(file)))
+
+
+def _imports(opsets: Sequence[onnx.OperatorSetIdProto]) -> list[onnx.OperatorSetIdProto]:
+    """The imports with the standard operators' domain as '', once: ONNX Runtime obeys the last of several."""
+    versions = {"" if held.domain == ALIAS else held.domain: held.version for held in opsets}
+    return [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
+
+
+def normalized(model: Model) -> Model:
+    """The model with the domain of the standard operators spelled '' everywhere; itself where it is already.
+
+    'ai.onnx' is an alias of '' that the checker takes in imports only, and few tools take at all.
+    """
+
+    def nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+        for graph in every_graph(proto.graph):
+            yield from graph.node
+        for function in proto.functions:
+            for node in function.node:
+                yield node
+                for attribute in node.attribute:
+                    for nested in (attribute.g, *attribute.graphs):
+                        for graph in every_graph(nested):
+                            yield from graph.node
+
+    holders = (model.proto, *model.proto.functions)
+    listed = any(held.domain == ALIAS for holder in holders for held in holder.opset_import)
+    if not listed and all(node.domain != ALIAS for node in nodes(model.proto)):
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for holder in (proto, *proto.functions):
+        imports = _imports(holder.opset_import)
+        del holder.opset_import[:]
+        holder.opset_import.extend(imports)
+    for node in nodes(proto):
+        if node.domain == ALIAS:
+            node.domain = ""
+    return model.with_proto(proto)
 
 
 def has_external_data(proto: onnx.ModelProto) -> bool:
@@ -137,14 +232,14 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
     data = target.with_name(target.name + ".data")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder:
-            part = Path(folder) / target.name
+        with scratch_folder(target.parent) as folder:
+            part = folder / target.name
             if is_large(model.proto):
                 proto = onnx.ModelProto()
                 proto.CopyFrom(model.proto)
                 convert_model_to_external_data(proto, location=data.name, size_threshold=1024)
                 onnx.save(proto, part)
-                (Path(folder) / data.name).replace(data)
+                (folder / data.name).replace(data)
             else:
                 part.write_bytes(serialize(model))
             with part.open("rb+") as handle:
@@ -159,8 +254,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
 @contextmanager
 def on_disk(model: Model) -> Iterator[Path]:
     """The model as a temporary file, for tools that want a path (always so above 2 GB)."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         save(model, path)
         yield path
 
@@ -168,11 +263,6 @@ def on_disk(model: Model) -> Iterator[Path]:
 def check(model: Model) -> None:
     """Full onnx.checker check (shape inference included). Raises InvalidModelError with its first line."""
     try:
-        if is_large(model.proto):
-            with on_disk(model) as path:
-                onnx.checker.check_model(str(path), full_check=True)
-        else:
-            onnx.checker.check_model(model.proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {reason}") from None
+        full_check(model.proto)
+    except Refusal as refusal:
+        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {refusal}") from None

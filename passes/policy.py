@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Literal, cast
 
 from passes.errors import PolicyError
+from passes.jsontext import read_json
 from passes.layers import Layer
 from runtime_ops.gse import Encoder
 from runtime_ops.trellis import TCQ_BITS
 
-__all__ = ["FLOAT", "LayerPolicy", "Policy", "Scheme", "load_policy"]
+__all__ = ["FLOAT", "POLICY_KEY", "LayerPolicy", "Policy", "Scheme", "load_policy"]
 
 Format = Literal["float", "int", "gse", "tcq"]
 Granularity = Literal["tensor", "channel", "block"]
@@ -150,6 +150,8 @@ class Scheme:
 
 
 FLOAT = Scheme()
+# The entry of a model's metadata that holds the policy it was quantized by.
+POLICY_KEY = "onnxq.policy"
 
 
 @dataclass(frozen=True)
@@ -271,17 +273,21 @@ class Policy:
 def load_policy(path: str | Path) -> Policy:
     """A policy from a .json or .csv file. Raises PolicyError naming the file and the layer."""
     file = Path(path)
+    if file.suffix != ".csv":
+        return Policy.from_json(read_json(file, "the policy", PolicyError), str(file))
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise PolicyError(f"{file}: the policy cannot be read ({reason})") from None
-    if file.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text)))
-        entries = {row.pop("layer", ""): {k: v for k, v in row.items() if v} for row in rows}
-        return Policy.from_json({"layers": entries}, str(file))
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PolicyError(f"{file}: is not JSON ({error.msg}, line {error.lineno})") from None
-    return Policy.from_json(data, str(file))
+        rows = list(csv.DictReader(io.StringIO(text), restkey="one more column"))
+    except csv.Error as error:
+        raise PolicyError(f"{file}: is not CSV ({error})") from None
+    entries: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name = row.pop("layer", "")
+        if name in entries:
+            raise PolicyError(f"{file}: names the layer '{name}' twice; keep one line of it")
+        entries[name] = {key: value for key, value in row.items() if value}
+    return Policy.from_json({"layers": entries}, str(file))

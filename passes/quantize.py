@@ -9,8 +9,8 @@
    Runtime has no integer kernel that gives float16.
 6. GSE activations are simulated: what a layer reads goes through GSEQuantizeDequantize first, in float
    (passes/simulated.py).
-7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is none any
-   more, and a tensor that has a Q/DQ pair keeps that one.
+7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is not a layer
+   any more, and a tensor that has a Q/DQ pair keeps that one.
 
 8. placement=inputs quantizes what layers read and nothing else, as papers on quantization-aware training do:
    nothing fuses, so that weights keep their bit streams and biases stay float.
@@ -19,6 +19,12 @@
    (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
 
 10. Layers that the policy smooths are smoothed first (passes/smooth.py), unless they are already.
+
+11. Functions of the model that hold layers are inlined first (passes/inline_functions.py).
+
+12. A policy that asks for layers to be quantized, none of which can be, is an error with the reasons: a model
+   that is quantized already, weights of types without a scale. A policy that wants every layer float is not
+   an error, nor is a second run of the same pass.
 
 A weight read by several layers is encoded once for all that have the same scheme (passes/sharing.py). A layer
 whose weights would take more bytes than floats stays float (passes/sizes.py).
@@ -35,25 +41,31 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Context, Pass, register
-from passes.editing import is_constant, producer, subgraphs, values
+from passes.editing import values
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
 from passes.graph import export_graph, import_graph
+from passes.inline_functions import InlineFunctions
 from passes.insertion import Insertion, Rounding
-from passes.layers import LAYER_OPS, graph_layers, weight_index
+from passes.jsontext import parse_json, stored_texts
+from passes.layers import graph_layers, weight_index
 from passes.model import Model
 from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, Storage
-from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.policy import FLOAT, POLICY_KEY, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
 from passes.sizes import pays
 from passes.smooth import SMOOTH_KEY, Smooth
+from passes.unquantizable import counted, no_layer, nothing_left, odd_layers, quantized_already
 from passes.weights import container_bits, required_opset
-from runtime_ops.functions import STREAM_OPS
 
-__all__ = ["POLICY_KEY", "Quantize", "activation_scheme", "required_policy_opset", "weight_scheme"]
-
-POLICY_KEY = "onnxq.policy"
+__all__ = [
+    "POLICY_KEY",
+    "Quantize",
+    "activation_scheme",
+    "required_policy_opset",
+    "weight_scheme",
+]
 
 
 def weight_scheme(text: str) -> Scheme:
@@ -90,7 +102,7 @@ class Quantize(Pass):
     data, bias (nearest, with biases corrected), gptq, adaround (learned on top of gptq), or
     brecq (by blocks of layers, on top of that).
     placement: of activations, see rule 8.
-    Raises UnsupportedModelError when the model has no quantizable layer, PolicyError for a policy
+    Raises UnsupportedModelError when no layer that should be quantized can be, PolicyError for a policy
     that does not fit, PassError through the protocol.
     """
 
@@ -112,14 +124,11 @@ class Quantize(Pass):
         """The policy for this model, layer by layer."""
         found = graph_layers(graph)
         layers = [layer for layer, _, _ in found]
-        done = _quantized_already(model, graph)
-        if not layers and done:
+        done = quantized_already(model, graph)
+        if not layers and self._is_done(model):
             return Policy()
         if not layers:
-            raise UnsupportedModelError(
-                f"{model.name}: has no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a "
-                "constant weight); run simplify first, if its weights are computed"
-            )
+            raise UnsupportedModelError(no_layer(model, graph, done))
         if self.policy:
             policy = self._given_policy()
             policy = Policy({name: choice for name, choice in policy.layers.items() if name not in done})
@@ -129,7 +138,7 @@ class Quantize(Pass):
         if self.exclude:
             policy = policy.exclude(layer.name for layer in select(graph, self.exclude, found))
         known = {layer.name for layer in layers}
-        marked = json.loads(model.metadata.get(EXCLUDE_KEY, "[]"))
+        marked = stored_texts(model, EXCLUDE_KEY, list)
         policy = policy.exclude(name for name in marked if name in known)
         # In graph order, whatever order the policy was written in: the same policy gives the same bytes.
         return Policy({layer.name: policy[layer.name] for layer in layers})
@@ -138,10 +147,7 @@ class Quantize(Pass):
         if not self.policy.lstrip().startswith("{"):
             policy = load_policy(self.policy)
         else:
-            try:
-                policy = Policy.from_json(json.loads(self.policy))
-            except json.JSONDecodeError as error:
-                raise PolicyError(f"the policy is not JSON ({error.msg}, line {error.lineno})") from None
+            policy = Policy.from_json(parse_json(self.policy, "the policy", PolicyError))
         for name, choice in policy.layers.items():
             if choice.weights.dynamic:
                 raise PolicyError(
@@ -153,31 +159,45 @@ class Quantize(Pass):
                 )
         return policy
 
+    def _is_done(self, model: Model) -> bool:
+        """Whether the model was quantized by this very pass: running it again changes nothing."""
+        held = model.metadata.get(POLICY_KEY)
+        done = Policy.from_json(json.loads(held)) if held else Policy()
+        wanted = self._given_policy() if self.policy else None
+        uniform = weight_scheme(self.weights)
+        return bool(done.quantized) and all(
+            done[name].weights == (wanted[name].weights if wanted else uniform) for name in done.quantized
+        )
+
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        given = model
+        model = InlineFunctions()(model, context).model
         graph = import_graph(model)
         resolved = self.resolve(graph, model)
-        given, model = model, _smoothed(model, resolved, context)
-        graph = graph if model is given else import_graph(model)
+        before, model = model, _smoothed(model, resolved, context)
+        graph = graph if model is before else import_graph(model)
         fuses = self.placement == "fused"
         policy = _supported(resolved, graph, self.standard, context, fuses)
-        done = _quantized_already(model, graph)
+        done = quantized_already(model, graph)
         if done:
             context.note("skipped", "", f"{len(done)} layer(s) are quantized already, first '{min(done)}'")
-        if not policy.quantized:
-            context.note(
-                "skipped",
-                "",
-                "every layer is float in the policy" if not done else "nothing left to quantize",
-            )
+        for reason, names in odd_layers(graph).items():
+            context.note("skipped", "", f"{counted(names)} {reason}; stays float")
+        if not resolved.quantized:
+            if self.policy and not self._is_done(model) and done.intersection(self._given_policy().quantized):
+                raise UnsupportedModelError(no_layer(model, graph, done))
+            why = "every layer is float in the policy" if not done else "nothing left to quantize"
+            context.note("skipped", "", why)
             return model, model is not given
+        if not policy.quantized:
+            raise UnsupportedModelError(nothing_left(model, resolved, context.notes))
         least = required_policy_opset(policy, self.standard, fuses)
-        if any(
-            values(node.inputs[weight_index(node)]).dtype == np.float16 for _, node, _ in graph_layers(graph)
-        ):
+        if _has_float16_scales(policy, graph, self.standard, fuses):
             least = max(least, 19)
         upgraded = upgrade(model, least, "the policy", context)
         if upgraded is not model:
-            model, graph = upgraded, import_graph(upgraded)
+            model = upgraded.rewritten("opset upgrade", model, exact=True)
+            graph = import_graph(model)
         if any(choice.activations.format == "gse" for choice in policy.layers.values()):
             context.note(
                 "info", "", "activations in GSE are simulated in float: accuracy is real, speed is not"
@@ -194,13 +214,15 @@ class Quantize(Pass):
             )
         Insertion(graph, model, policy, context, self.standard, self.rounding, fuses).run()
         result = export_graph(graph, model)
-        return result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":"))), True
+        result = result.with_metadata(policy=json.dumps(policy.to_json(), separators=(",", ":")))
+        return result.rewritten(self.name, model, exact=False), True
 
 
 def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = True) -> int:
     """The least opset that holds every scheme of the policy.
 
-    Static activations take 13: ONNX Runtime runs MaxPool on integers from 12 on.
+    Static activations take 13: a DequantizeLinear per channel keeps float layers between two pairs float
+    (passes/activations.py), and ONNX Runtime runs MaxPool on integers from 12 on.
     """
 
     def weights(choice: LayerPolicy) -> int:
@@ -216,34 +238,26 @@ def required_policy_opset(policy: Policy, standard: bool = False, fuses: bool = 
     return max((max(weights(choice), activations(choice.activations)) for choice in chosen), default=0)
 
 
+def _has_float16_scales(policy: Policy, graph: gs.Graph, standard: bool, fuses: bool) -> bool:
+    """Whether a DequantizeLinear gives float16, which takes opset 19. Bit streams give float32 to a Cast."""
+    for layer, node, _ in graph_layers(graph):
+        choice, index = policy[layer.name], weight_index(node)
+        if index is None or choice.weights.is_float or values(node.inputs[index]).dtype != np.float16:
+            continue
+        if not Storage(standard, fuses).packs(choice):
+            return True
+    return False
+
+
 def _smoothed(model: Model, policy: Policy, context: Context) -> Model:
     """Rule 10."""
-    done = json.loads(model.metadata.get(SMOOTH_KEY, "{}"))
+    done = stored_texts(model, SMOOTH_KEY, dict)
     for site in ("output", "input"):
         names = tuple(name for name in policy if policy[name].smooth == site and name not in done)
         if names:
             # As a pass, so that what was known of the channels it rescales is forgotten.
             model = Smooth(site=site, layers=names)(model, context).model
     return model
-
-
-def _quantized_already(model: Model, graph: gs.Graph) -> set[str]:
-    """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
-    held = model.metadata.get(POLICY_KEY)
-    names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
-    for current, _ in subgraphs(graph):
-        for node in current.nodes:
-            if node.op in LAYER_OPS and weight_index(node) is None:
-                names.update(node.name for tensor in node.inputs[:2] if _dequantized_constant(tensor))
-    return names
-
-
-def _dequantized_constant(tensor: gs.Tensor) -> bool:
-    maker = producer(tensor)
-    while maker is not None and maker.op in ("Reshape", "Transpose", "Slice", "Cast"):
-        maker = producer(maker.inputs[0])
-    coded = maker is not None and maker.op in ("DequantizeLinear", *STREAM_OPS)
-    return maker is not None and coded and is_constant(maker.inputs[0])
 
 
 def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context, fuses: bool) -> Policy:

@@ -252,6 +252,7 @@ class Simplify(RepeatedPass):
 
     size_limit: int = 1 << 20
     name: ClassVar[str] = "simplify"
+    keeps_function: ClassVar[bool] = True
 
     def run(self, graph: gs.Graph, context: Context) -> bool:
         types = infer_types(graph)

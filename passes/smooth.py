@@ -40,6 +40,7 @@ from passes.editing import (
     values,
 )
 from passes.graph import export_graph, import_graph
+from passes.jsontext import stored_texts
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
 from passes.select import select
@@ -59,6 +60,7 @@ class Smooth(Pass):
     absorb: Literal["auto", "never"] = "auto"
     floor: float = 256.0
     name: ClassVar[str] = "smooth"
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         graph = import_graph(model)
@@ -66,7 +68,7 @@ class Smooth(Pass):
         if self.layers == ("depthwise",) and not any(layer.depthwise for layer, _, _ in found):
             context.note("skipped", "", "the model has no depthwise convolution")
             return model, False
-        done: dict[str, str] = json.loads(model.metadata.get(SMOOTH_KEY, "{}"))
+        done: dict[str, str] = stored_texts(model, SMOOTH_KEY, dict)
         chosen = {layer.name for layer in select(graph, self.layers, found)}
         edit = _Smoother(graph, self, chosen | set(done))
         counts: Counter[str] = Counter()

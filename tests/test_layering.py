@@ -14,9 +14,23 @@ ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {"passes": {"onnxq"}, "runtime_ops": {"onnxq", "passes"}, "onnxq": set[str]()}
 # Lowest first. A module of onnxq may import its own floor and those below it.
 FLOORS = (
-    ("_version", "errors", "files", "hub", "inspection", "machine", "session"),
+    (
+        "_version",
+        "documents",
+        "errors",
+        "files",
+        "float_share",
+        "hub",
+        "inspection",
+        "machine",
+        "plugins",
+        "session",
+        "signals",
+    ),
     ("data",),
+    ("proof",),
     ("calibration",),
+    ("metrics",),
     ("evaluation",),
     ("runners",),
     ("rounding",),

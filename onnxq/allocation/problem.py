@@ -167,8 +167,8 @@ class Problem:
                 {name: Resource.from_json(held) for name, held in document.get("extra", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"is no table of sensitivities: {error}") from None
+            raise UserError(f"is not a table of sensitivities: {error}") from None
         tables = (cost, size, bops, *(resource.table for resource in found.extra.values()))
         if any(table.shape != (len(found.layers), len(found.choices)) for table in tables):
-            raise UserError("is no table of sensitivities: its tables are not layers x choices")
+            raise UserError("is not a table of sensitivities: its tables are not layers x choices")
         return found

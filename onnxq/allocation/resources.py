@@ -12,7 +12,6 @@ A choice is written as in the sensitivities (`choice_text`). rest: what no choic
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from onnxq.sensitivity.variants import choice_text
 from passes.errors import UserError
+from passes.jsontext import read_json
 from passes.policy import LayerPolicy
 
 __all__ = ["CostModel", "LayerCosts", "Resource", "parse_limits", "read_costs"]
@@ -71,13 +71,7 @@ class LayerCosts:
 def read_costs(path: str | Path) -> LayerCosts:
     """A table of costs from a file. Raises UserError naming the file and what is wrong in it."""
     file = Path(path)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"{file}: the table of costs cannot be read ({reason})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: is not JSON ({error.msg}, line {error.lineno})") from None
+    document = read_json(file, "the table of costs")
     if not isinstance(document, dict) or not isinstance(document.get("layers"), dict):
         raise UserError(
             f"{file}: is no table of costs; it must be "

@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from onnxq._version import __version__
+from onnxq.signals import Terminated, end_cleanly
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -43,13 +46,22 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 _NOT_WRITABLE = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.ENOTDIR}
 
 
-class _Failure(click.ClickException):
+class _Sentence(click.ClickException):
+    """One line on stderr; control characters in it, from names in files say, are escaped."""
+
+    def format_message(self) -> str:
+        from onnxq.cli.terminal import printable
+
+        return printable(self.message)
+
+
+class _Failure(_Sentence):
     """Bad input: the sentence of a UserError."""
 
     exit_code = 2
 
 
-class _Unexpected(click.ClickException):
+class _Unexpected(_Sentence):
     """A bug, or a library's error that nobody translated."""
 
     exit_code = 1
@@ -83,18 +95,53 @@ class _Cli(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        from onnxq.cli.terminal import printable, say
+
         try:
-            return super().invoke(ctx)
+            with _shown_warnings():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(f"\nInterrupted. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
+            click.echo(err=True)
+            say(f"Interrupted. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
             ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except Terminated as end:
+            click.echo(err=True)
+            say(f"Ended by {end.name}. {ctx.meta.get('onnxq.resume', '')}".rstrip(), err=True)
+            raise
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             shown = _translated(error)
             if shown is error or (ctx.params.get("debug") and isinstance(shown, _Unexpected)):
                 raise
             raise shown from error
+
+
+@contextmanager
+def _shown_warnings() -> Iterator[None]:
+    """Remarks on models (ModelWarning) as lines of our own, each once a command."""
+    import warnings
+
+    from onnxq.cli.terminal import warn
+
+    told = set[str]()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__name__ != "ModelWarning":
+                usual(message, category, *place, **more)
+            elif (text := str(message).partition(": ")[2]) not in told:  # of a model and what is made of it
+                told.add(text)
+                warn(str(message))
+
+        warnings.showwarning = show
+        # By its text, since the class is in a module that takes long to import.
+        warnings.filterwarnings("always", message="(?s).*ONNX Runtime accepts that", category=UserWarning)
+        yield
 
 
 def _translated(error: Exception) -> Exception:
@@ -107,6 +154,10 @@ def _translated(error: Exception) -> Exception:
             return error  # click ends quietly when the reader of a pipe has gone
         if error.errno in _NOT_WRITABLE:
             return _Failure(f"{error.filename or 'output'}: {error.strerror or error}")
+    if isinstance(error, MemoryError):
+        return _Failure(
+            f"not enough memory ({error}); use smaller inputs or fewer samples, or a larger machine"
+        )
     first = str(error).strip().splitlines()[0][:300] if str(error).strip() else "no message"
     return _Unexpected(f"unexpected {type(error).__name__}: {first} (onnxq --debug ... shows where)")
 
@@ -130,4 +181,5 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    end_cleanly()
     cli(prog_name="onnxq")

@@ -28,13 +28,22 @@ class TerminalBar:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.text import Text
+
+            from onnxq.cli.terminal import printable
+
+            class Words(TextColumn):
+                """Text of a task as it is: no markup, control characters escaped."""
+
+                def render(self, task: Any) -> Text:
+                    return Text(printable(self.text_format.format(task=task)), style=self.style)
 
             self.bar = Progress(
-                TextColumn(self._label),
+                Words(self._label),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn(self._note, style="green"),
+                Words(self._note, style="green"),
                 console=Console(stderr=True),
                 transient=True,
             )

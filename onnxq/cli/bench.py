@@ -14,6 +14,7 @@ from onnxq.cli.options import (
     resolve_threads,
     threads_option,
 )
+from onnxq.cli.terminal import say
 
 __all__ = ["bench"]
 
@@ -51,7 +52,7 @@ def bench(
     from onnxq.data import fit_batch, input_specs
     from onnxq.evaluation import interleaved, load_session
     from onnxq.hub import resolve
-    from onnxq.runners.feeds import made_up_feed
+    from onnxq.proof.feeds import made_up_feed
     from passes.errors import DataError, UserError
     from passes.model import load
 
@@ -109,7 +110,7 @@ def bench(
         for row in rows
     ]
     table(["model", "median", "quartiles (ms)", "ratio"], cells, right=(1, 2, 3), title=None)
-    click.echo(
+    say(
         f"{runs} runs in turns, {used} thread(s), {'first sample of the data' if data else 'random input'}",
         err=True,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxq.cli.terminal import print_json, table, warn
+from onnxq.cli.terminal import print_json, say, table, warn
 from onnxq.runners import open_runner
 from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.base import Feed, Program, Runner
@@ -143,6 +143,7 @@ def _print(rows: Sequence[Mapping[str, Any]], profiles: Sequence[Mapping[str, An
             for node in entry["nodes"][:_NODES]
         ]
         alone = len(entry["unfused_qdq"])
-        click.echo(f"\n{entry['model']} on {entry['device']}: {alone} Q/DQ kernel(s) run by themselves")
+        say()
+        say(f"{entry['model']} on {entry['device']}: {alone} Q/DQ kernel(s) run by themselves")
         table(["node", "kernel", "provider", "ms"], shown, right=(3,))
-    click.echo(f"{runs} runs in turns on each device; ratio to the first model on that device", err=True)
+    say(f"{runs} runs in turns on each device; ratio to the first model on that device", err=True)

@@ -16,7 +16,8 @@ def open_for(model: Model, spec: str, preprocess: str | None, limit: int, seed: 
 
 def checked_labels(model: Model, dataset: Dataset) -> None:
     """Raise DataError for a label that is no class of the model; unlabelled data pass."""
-    from onnxq.evaluation import load_session, logits_of
+    from onnxq.evaluation import load_session
+    from onnxq.metrics import logits_of
 
     if dataset.labelled:
         first = next(dataset.batches(1, 0, 1))

@@ -12,6 +12,7 @@ from onnxq.cli.options import (
     data_options,
     hub_option,
     json_option,
+    metric_option,
     models_argument,
     resolve_threads,
 )
@@ -35,7 +36,10 @@ def _row(path: Path, score: Score, size: int) -> dict[str, Any]:
 @click.command("eval")
 @models_argument
 @data_options(required=True, calibration=False)
-@click.option("--reference", metavar="FLOAT", help="Model that agreement, MSE and SQNR are against.")
+@metric_option
+@click.option(
+    "--reference", metavar="FLOAT", help="The float model, for metrics that compare with its outputs."
+)
 @click.option(
     "--chunk", type=click.IntRange(min=0), default=0, help="Samples per run; default by their size."
 )
@@ -49,12 +53,13 @@ def evaluate(
     limit: int,
     seed: int,
     threads: int,
+    metric: str | None,
     reference: str | None,
     chunk: int,
     as_json: bool,
     hub: str | None,
 ) -> None:
-    """Top-1, top-5, agreement with float and SQNR of one or more models.
+    """Quality of one or more models: accuracy, agreement with float, error of the logits, or --metric.
 
     Unlabelled data need --reference. With several models and no --reference, the first one is the reference.
     """
@@ -63,37 +68,34 @@ def evaluate(
     from onnxq.cli.terminal import megabytes, print_json, table
     from onnxq.evaluation import evaluate_file
     from onnxq.hub import resolve
-    from onnxq.search import format_metric
+    from onnxq.metrics import Metric, metrics_beside, open_metric
     from passes.errors import DataError
     from passes.model import load
 
     paths = [resolve(model, hub) for model in models]
     loaded = [load(path) for path in paths]
     against = load(resolve(reference, hub)) if reference else loaded[0] if len(loaded) > 1 else None
-    rows = []
+    rows, shown = [], dict[str, Metric]()
     for path, model in zip(paths, loaded, strict=True):
         dataset = open_for(model, data, preprocess, limit, seed)
-        if not dataset.labelled and against is None:
-            raise DataError(f"{dataset.name}: has no labels, so give --reference FLOAT to compare with")
-        checked_labels(model, dataset)
-        score = evaluate_file(model, dataset, against, chunk=chunk, threads=resolve_threads(threads))
+        wanted = open_metric(metric or "", labelled=dataset.labelled)
+        if wanted.needs_reference and against is None:
+            why = "has no labels" if not metric else f"metric {wanted.name} compares with the float model"
+            raise DataError(f"{dataset.name}: {why}, so give --reference FLOAT to compare with")
+        metrics = metrics_beside(wanted, labelled=dataset.labelled, reference=against is not None)
+        if any(each.class_labels for each in metrics):
+            checked_labels(model, dataset)
+        score = evaluate_file(
+            model, dataset, against, metric=wanted, chunk=chunk, threads=resolve_threads(threads)
+        )
+        shown |= {each.name: each for each in metrics}
         rows.append(_row(path, score, size_on_disk(path)))
     if as_json:
         print_json({"data": data, "reference": against.name if against else None, "models": rows})
         return
-    names = [
-        name for name in ("top1", "top5", "agreement", "sqnr") if any(name in row["metrics"] for row in rows)
-    ]
     lines = []
     for row in rows:
-        cells = []
-        for name in names:
-            text = format_metric(name, row["metrics"].get(name), digits=2)
-            spread = row["stderr"].get(name)
-            cells.append(
-                f"{text.removesuffix(' %')} ± {100 * spread:.2f} %"
-                if name == "top1" and spread is not None
-                else text
-            )
+        values, spreads = row["metrics"], row["stderr"]
+        cells = [each.format_spread(values.get(name), spreads.get(name)) for name, each in shown.items()]
         lines.append([row["model"], *cells, str(row["samples"]), megabytes(row["bytes"])])
-    table(["model", *names, "samples", "size"], lines, right=range(1, len(names) + 3))
+    table(["model", *shown, "samples", "size"], lines, right=range(1, len(shown) + 3))

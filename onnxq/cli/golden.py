@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxq.cli.options import data_options, resolve_threads
+from onnxq.cli.terminal import say
 
 if TYPE_CHECKING:
     from passes import Context, Model, Sequential
@@ -60,9 +61,10 @@ def check(
     try:
         check_golden(parsed, loaded, file, context=context)
     except GoldenMismatch as error:
-        click.echo(str(error))
+        for line in str(error).split("\n"):
+            say(line)
         raise click.exceptions.Exit(1) from None
-    click.echo(f"{file}: as expected")
+    say(f"{file}: as expected")
 
 
 @golden.command()
@@ -91,4 +93,4 @@ def update(
     with output_errors(file):
         check_golden(parsed, loaded, file, update=True, context=context)
     same = before == Path(file).read_text(encoding="utf-8")
-    click.echo(f"{file}: {'unchanged' if same else 'written' if before is None else 'updated'}")
+    say(f"{file}: {'unchanged' if same else 'written' if before is None else 'updated'}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnxq.cli.options import hub_option, json_option
+from onnxq.cli.terminal import say, write_text
 
 __all__ = ["info", "passes", "policy"]
 
@@ -30,13 +31,13 @@ def _print_info(facts: dict[str, Any]) -> None:
         "size": f"{count(facts['parameters'])} parameters, {count(facts['macs'])} MACs per sample",
     }
     for key, text in lines.items():
-        click.echo(click.style(f"{key:<8}", bold=True) + text)
+        say(text, label=f"{key:<8}")
     for key in ("config", "smooth", "exclude"):
         if key in facts["metadata"]:
-            click.echo(click.style(f"{key:<8}", bold=True) + facts["metadata"][key])
+            say(facts["metadata"][key], label=f"{key:<8}")
     layers = facts["layers"]
     if not layers:
-        click.echo("no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a constant weight)")
+        say("no quantizable layer (Conv, ConvTranspose, Gemm or MatMul with a constant weight)")
         return
     quantized = any(layer["weights"] != "float" for layer in layers)
     columns = ["layer", "op", "weight", "groups", "weights", "MACs"]
@@ -51,7 +52,7 @@ def _print_info(facts: dict[str, Any]) -> None:
             count(layer["macs"]),
         ]
         rows.append([*row, _scheme(layer)] if quantized else row)
-    click.echo()
+    say()
     table([*columns, "scheme"] if quantized else columns, rows, right=(3, 4, 5))
 
 
@@ -108,27 +109,30 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
     from onnxq.cli.output import check_output
     from onnxq.files import atomic_write
     from passes.errors import UnsupportedModelError
+    from passes.jsontext import parse_json
     from passes.layers import find_layers
     from passes.model import load
     from passes.policy import Policy
+    from passes.preparation import preparation
     from passes.quantize import activation_scheme, weight_scheme
-    from passes.recipe import parse_recipe
 
     loaded = load(model)
     if "onnxq.policy" in loaded.metadata:
-        found = Policy.from_json(json.loads(loaded.metadata["onnxq.policy"]), model)
+        found = Policy.from_json(
+            parse_json(loaded.metadata["onnxq.policy"], f"{model}: the policy in its metadata"), model
+        )
     else:
-        layers = find_layers(parse_recipe("simplify | fold_batchnorm")(loaded).model)
+        layers = find_layers(preparation()(loaded).model)
         if not layers:
             raise UnsupportedModelError(f"{model}: has no quantizable layer, so there is no policy to write")
         found = Policy.uniform(layers, weight_scheme(weights), activation_scheme(activations))
     text = found.to_csv() if as_csv else json.dumps(found.to_json(), indent=2) + "\n"
     if output is None:
-        click.echo(text, nl=False)
+        write_text(text)
         return
     check_output(Path(output), Path(model))
     atomic_write(output, text)
-    click.echo(f"{output}: {len(found)} layers")
+    say(f"{output}: {len(found)} layers")
 
 
 @click.command()
@@ -159,8 +163,8 @@ def passes(as_json: bool) -> None:
             f"{key}=..." if value is None else f"{key}={_text(value)}"
             for key, value in entry["options"].items()
         )
-        click.echo(click.style(str(entry["name"]), bold=True) + (f"{{{shown}}}" if shown else ""))
-        click.echo(f"    {entry['help']}")
+        say(f"{{{shown}}}" if shown else "", label=str(entry["name"]))
+        say(f"    {entry['help']}")
 
 
 def _text(value: object) -> str:

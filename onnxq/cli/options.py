@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ __all__ = [
     "data_options",
     "hub_option",
     "json_option",
+    "metric_option",
     "models_argument",
     "output_option",
     "resolve_threads",
@@ -34,6 +34,7 @@ _ALIASES = {"model": "models", "mode": "modes"}
 
 def _read_config(path: Path) -> dict[str, Any]:
     from passes.errors import UserError
+    from passes.jsontext import parse_json
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -49,12 +50,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             ) from None
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: is not TOML ({error})") from None
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON ({error.msg}, line {error.lineno})") from None
+    found = parse_json(text, str(path))
     if not isinstance(found, dict):
         raise UserError(f'{path}: a configuration is an object of options, as in {{"weights": "int8"}}')
     return found
@@ -202,6 +200,15 @@ def damping_option(default: str) -> Callable[[F], F]:
 def json_option(function: F) -> F:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON on stdout and nothing else there."
+    )(function)
+
+
+def metric_option(function: F) -> F:
+    return click.option(
+        "--metric",
+        help="What quality is: top1 (the default for labelled data), top5, agreement (the default otherwise),"
+        " sqnr, mse, one that an installed package registers, or a class of your own as module:Class, whose"
+        " code is run.",
     )(function)
 
 

@@ -1,20 +1,19 @@
-"""Written models: where they go, and the proof that they run."""
+"""Written models: where they go, and what is written into them about how they were made."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onnxq._version import __version__
 from onnxq.cli.options import absolute_free
-from onnxq.files import canonical_json, make_folder, output_errors
-from passes.errors import InvalidModelError, OutputError
-from passes.model import Model, load, save
+from onnxq.files import canonical_json
+from passes.errors import OutputError
+from passes.model import Model
 
-__all__ = ["check_output", "output_path", "run_once", "size_on_disk", "stamped", "write_model"]
+__all__ = ["check_output", "output_path", "size_on_disk", "stamped"]
 
 
 def output_path(output: str | None, source: str, suffix: str) -> Path:
@@ -47,56 +46,6 @@ def stamped(model: Model, command: str, settings: Mapping[str, Any]) -> Model:
     """The model with the resolved configuration in its metadata, as `onnxq.config`."""
     config = {"command": command, "onnxq": __version__, **absolute_free(settings)}
     return model.with_metadata(config=canonical_json(config))
-
-
-def run_once(model: Model) -> None:
-    """Load the model in ONNX Runtime and run it once. Raises InvalidModelError when either fails."""
-    from onnxq.evaluation import load_session
-    from onnxq.runners.feeds import made_up_feed
-
-    session = load_session(model, threads=1)
-    feed = made_up_feed(model)
-    if feed is None:
-        return
-    try:
-        session.run(None, feed)
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        reason = str(error).strip().splitlines()[0][:300]
-        raise InvalidModelError(f"{model.name}: ONNX Runtime loads it but cannot run it: {reason}") from None
-
-
-def write_model(model: Model, target: Path) -> int:
-    """Write a model and prove the written file: it is loaded and run once before it takes its name.
-
-    Returns the bytes written. Raises InvalidModelError or OutputError; nothing is left behind then.
-    """
-    created = _missing_parents(target)
-    make_folder(target.parent)
-    try:
-        with (
-            output_errors(target),
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxq-") as folder,
-        ):
-            part = Path(folder) / target.name
-            size = save(Model(model.proto, str(target)), part)
-            run_once(Model(load(part).proto, str(target)))
-            for file in sorted(
-                Path(folder).iterdir(), reverse=True
-            ):  # external data before the model that names it
-                os.replace(file, target.with_name(file.name))  # noqa: PTH105 - tests inject faults here
-    except BaseException:
-        for folder_made in created:
-            if folder_made.is_dir() and not any(folder_made.iterdir()):
-                folder_made.rmdir()
-        raise
-    return size
-
-
-def _missing_parents(target: Path) -> list[Path]:
-    """Parent folders that do not exist yet, innermost first."""
-    return [folder for folder in target.parents if not folder.exists()]
 
 
 def size_on_disk(path: Path) -> int:

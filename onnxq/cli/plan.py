@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from onnxq.cli.terminal import print_json
+from onnxq.cli.terminal import print_json, say
 from onnxq.search import read_journal
 from onnxq.tuning import TuneConfig
 from onnxq.tuning.prepare import Prepared
@@ -49,9 +47,9 @@ def show_plan(configs: list[TuneConfig], folders: list[Path], as_json: bool) -> 
         print_json(plans[0] if len(plans) == 1 else {"runs": plans})
         return
     for plan in plans:
-        click.echo(
-            f"{plan['model']} -> {plan['run']}: {plan['layers']} layers, modes {', '.join(plan['modes'])}\n"
+        say(f"{plan['model']} -> {plan['run']}: {plan['layers']} layers, modes {', '.join(plan['modes'])}")
+        say(
             f"  at most {plan['candidates']} candidates of {plan['samples']} samples each, "
             f"{plan['finished']} already measured; ranges from {plan['calibration_samples']} samples"
         )
-    click.echo("Nothing was written.")
+    say("Nothing was written.")

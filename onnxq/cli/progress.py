@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from onnxq.cli.bar import EVERY_S, TerminalBar
+from onnxq.cli.terminal import printable, say
 
 if TYPE_CHECKING:
     from onnxq.tuning import Event
@@ -29,9 +28,9 @@ class Progress(TerminalBar):
         if event.phase == "warn":
             text = f"Warning: {event.text}"
             if self.bar is None:
-                click.echo(text, err=True)
+                say(text, err=True)
             else:
-                self.bar.console.print(text, markup=False, highlight=False)
+                self.bar.console.print(printable(text), markup=False, highlight=False)
             return
         phase = _PHASES.get(event.phase, event.phase)
         begins = (event.phase, event.total) != self._phase
@@ -55,7 +54,7 @@ class Progress(TerminalBar):
         best = f", {event.best}" if event.best else ""
         # Some searches do not know how many candidates there will be.
         count = f"{event.done}/{event.total}" if event.total else f"{event.done}"
-        click.echo(f"{phase} {count} {event.text}{best}", err=True)
+        say(f"{phase} {count} {event.text}{best}", err=True)
 
 
 class RoundingProgress(TerminalBar):
@@ -77,7 +76,7 @@ class RoundingProgress(TerminalBar):
             # Nothing for what is over before anybody wonders.
             if time.monotonic() - self._last >= EVERY_S:
                 self._last = time.monotonic()
-                click.echo(f"{phase} {done}/{total}", err=True)
+                say(f"{phase} {done}/{total}", err=True)
             return
         if phase not in self._tasks:
             self._tasks[phase] = self.bar.add_task(phase, total=total)

@@ -18,10 +18,13 @@ from onnxq.cli.options import (
     resolve_threads,
     smooth_options,
 )
+from onnxq.cli.terminal import say
 from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
     from onnxq.cli.progress import RoundingProgress
+    from onnxq.data import Dataset
+    from onnxq.proof.saving import Written
     from passes import Model, PassResult, Sequential
 
 __all__ = ["activation_text", "quantize", "weight_text"]
@@ -71,12 +74,11 @@ def _refuse_unread(settings: dict[str, Any]) -> None:
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
     from passes.base import Sequential
-    from passes.fold_batchnorm import FoldBatchNorm
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, weight_scheme
-    from passes.simplify import Simplify
     from passes.smooth import Smooth
 
-    members: list[Any] = [] if settings["no_fold"] else [Simplify(), FoldBatchNorm()]
+    members: list[Any] = [] if settings["no_fold"] else [*preparation()]
     if settings["smooth"] != "none":
         members.append(Smooth(site=settings["smooth"], layers=tuple(settings["smooth_layers"].split(","))))
     options: dict[str, Any] = {key: settings[key] for key in ("standard", "rounding")}
@@ -106,8 +108,8 @@ def _needs_data(settings: dict[str, Any]) -> bool:
 
 def _lent(
     model: Model, settings: dict[str, Any], threads: int, told: RoundingProgress
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the context lends to the passes, and what to remember about the data."""
+) -> tuple[dict[str, Any], Dataset | None, dict[str, str]]:
+    """What the context lends to the passes, the user's data, and what to remember about them."""
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.terminal import warn
     from onnxq.data import input_specs, random_dataset
@@ -132,7 +134,7 @@ def _lent(
             "or float (or, to try things out, --random-calibration)"
         )
     else:
-        return {}, {}
+        return {}, None, {}
     lent: dict[str, Any] = {"ranges": range_provider(dataset, settings["calibration"], threads)}
     if settings["rounding"] not in ("nearest", "analytic"):
         from onnxq.rounding import DataRounder, parse_damping
@@ -143,7 +145,8 @@ def _lent(
             dataset, damping=damping, seed=settings["seed"], threads=threads, progress=told.layers
         )
         lent["rounder"] = BlockRounder(layers, settings["brecq_steps"], told.blocks)
-    return lent, {"data_sha256": dataset.fingerprint()}
+    real = None if settings["random_calibration"] else dataset
+    return lent, real, {"data_sha256": dataset.fingerprint()}
 
 
 @click.command()
@@ -223,13 +226,15 @@ def quantize(
     onnxq quantize model.onnx --weights tcq4 --activations float --rounding gptq --data D
     onnxq quantize model.onnx --activations dynamic --exclude last
     """
-    from onnxq.cli.output import output_path, stamped, write_model
+    from onnxq.cli.output import output_path, stamped
     from onnxq.cli.progress import RoundingProgress
     from onnxq.cli.rewrite import rewritten
     from onnxq.hub import resolve
+    from onnxq.proof import Reference, write_model
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass
+    from passes.unquantizable import refuse_unchanged
 
     _refuse_unread(settings)
     recipe = _recipe(settings)
@@ -238,29 +243,34 @@ def quantize(
     suffix = "quantized" if settings["policy"] else settings["weights"].split(":")[0]
     target = output_path(output, path, suffix)
     with RoundingProgress() as told:
-        lent, remembered = _lent(loaded, settings, resolve_threads(threads), told)
-        result = rewritten(loaded, recipe, Context(**lent))
+        lent, dataset, remembered = _lent(loaded, settings, resolve_threads(threads), told)
+        reference = Reference(loaded, dataset)
+        result = rewritten(reference, recipe, Context(**lent))
+    refuse_unchanged(loaded, result.model)
     config = {key: value for key, value in settings.items() if key != "policy"}
     config |= {"recipe": format_pass(recipe) if not settings["policy"] else "", **remembered}
-    size = write_model(stamped(result.model, "quantize", config), target)
-    _report(result, path, target, size, explain, as_json)
+    written = write_model(stamped(result.model, "quantize", config), target, reference)
+    _report(result, path, target, written, explain, as_json)
 
 
-def _report(result: PassResult, source: str, target: Path, size: int, explain: bool, as_json: bool) -> None:
-    import tempfile
-
+def _report(
+    result: PassResult, source: str, target: Path, file: Written, explain: bool, as_json: bool
+) -> None:
     from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
+    from onnxq.cli.stays_float import float_share_text
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
     from onnxq.evaluation import surviving_qdq
+    from onnxq.files import scratch_folder
+    from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
     from passes.model import load
 
-    before = size_on_disk(Path(source))
+    before, size = size_on_disk(Path(source)), file.size
     written = load(target)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        left = surviving_qdq(written, Path(folder))
-    layers = layer_facts(written)
+    with scratch_folder() as folder:
+        left = surviving_qdq(written, folder)
+    layers, unquantized = layer_facts(written), float_weights(written)
     padded = [layer for layer in layers if layer.padded]
     quantized = [layer for layer in layers if layer.weights != "float"]
     if as_json:
@@ -273,15 +283,21 @@ def _report(result: PassResult, source: str, target: Path, size: int, explain: b
                 "quantized": len(quantized),
                 "surviving_qdq": left,
                 "padded": [layer.name for layer in padded],
+                "stays_float": [vars(weight) for weight in unquantized],
                 "notes": [vars(note) for note in result.notes],
+                "proof": file.proof.to_json(),
             }
         )
         return
     show_notes(result.notes, explain)
-    click.echo(
+    say(
         f"{target}: {len(quantized)} of {len(layers)} layers quantized, "
-        f"{megabytes(before)} -> {megabytes(size)} ({ratio(size, before)}); loads and runs"
+        f"{megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})"
     )
+    remark(f"  {file.proof.sentence()}")
+    share = float_share_text(unquantized, size)
+    if share:
+        remark(f"  {share}")
     remark(
         f"  left after ONNX Runtime's own optimisation: {left['QuantizeLinear']} QuantizeLinear, "
         f"{left['DequantizeLinear']} DequantizeLinear"

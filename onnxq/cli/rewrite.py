@@ -19,9 +19,11 @@ from onnxq.cli.options import (
     resolve_threads,
     splitted,
 )
+from onnxq.cli.terminal import say
 
 if TYPE_CHECKING:
-    from passes import Context, Model, Note, Pass, PassResult
+    from onnxq.proof import Reference
+    from passes import Context, Note, Pass, PassResult
 
 __all__ = ["apply", "decode", "fold", "show_notes", "smooth"]
 
@@ -46,16 +48,21 @@ def show_notes(notes: Sequence[Note], explain: bool) -> None:
         remark(f"  {', '.join(counts)}; --explain shows them")
 
 
-def rewritten(model: Model, item: Pass, context: Context | None = None) -> PassResult:
-    """Run passes on a model that ONNX Runtime knows all ops of."""
+def rewritten(reference: Reference, item: Pass, context: Context | None = None) -> PassResult:
+    """Run passes on a model that ONNX Runtime knows all ops of, whose declared output shapes hold."""
+    from onnxq.cli.terminal import warn
     from onnxq.evaluation import refuse_unknown_ops
 
-    refuse_unknown_ops(model)
+    refuse_unknown_ops(reference.model)
+    model, notes = reference.corrected()
+    for note in notes:
+        warn(note)
     return item(model, context)
 
 
 def finish(
     result: PassResult,
+    reference: Reference,
     source: str,
     target: Path,
     command: str,
@@ -65,24 +72,25 @@ def finish(
     as_json: bool = False,
 ) -> None:
     """Write the result and say what changed."""
-    from onnxq.cli.output import size_on_disk, stamped, write_model
+    from onnxq.cli.output import size_on_disk, stamped
     from onnxq.cli.terminal import megabytes, print_json, remark
-    from passes.model import load
+    from onnxq.proof import write_model
 
     before = size_on_disk(Path(source))
-    size = write_model(stamped(result.model, command, settings), target)
-    nodes = [len(model.proto.graph.node) for model in (load(source), result.model)]
+    written = write_model(stamped(result.model, command, settings), target, reference)
+    size, proof = written.size, written.proof
+    nodes = [len(model.proto.graph.node) for model in (reference.model, result.model)]
     if as_json:
         notes = [vars(note) for note in result.notes]
         document = {"output": str(target), "modified": result.modified, "bytes": size, "bytes_before": before}
-        print_json({**document, "nodes": nodes[1], "nodes_before": nodes[0], "notes": notes})
+        document |= {"nodes": nodes[1], "nodes_before": nodes[0], "notes": notes, "proof": proof.to_json()}
+        print_json(document)
         return
     show_notes(result.notes, explain)
     if not result.modified:
         remark("  nothing to change; the output equals the input")
-    click.echo(
-        f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}; loads and runs"
-    )
+    say(f"{target}: {nodes[0]} -> {nodes[1]} nodes, {megabytes(before)} -> {megabytes(size)}")
+    remark(f"  {proof.sentence()}")
 
 
 _explain = click.option("--explain", is_flag=True, help="Print every note of the passes: what and why.")
@@ -98,14 +106,16 @@ def fold(model: str, output: str | None, explain: bool, as_json: bool, hub: str 
     """Simplify MODEL (constants, shape arithmetic, pads, no-ops) and fold its BatchNormalizations."""
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
+    from onnxq.proof import Reference
     from passes.model import load
     from passes.recipe import parse_recipe
 
     path = str(resolve(model, hub))
     loaded = load(path)
     target = output_path(output, path, "fold")
-    result = rewritten(loaded, parse_recipe("simplify | fold_batchnorm"))
-    finish(result, path, target, "fold", {}, explain=explain, as_json=as_json)
+    reference = Reference(loaded)
+    result = rewritten(reference, parse_recipe("simplify | fold_batchnorm"))
+    finish(result, reference, path, target, "fold", {}, explain=explain, as_json=as_json)
 
 
 @click.command()
@@ -120,12 +130,14 @@ def decode(model: str, output: str | None, explain: bool, as_json: bool) -> None
     a float one.
     """
     from onnxq.cli.output import output_path
+    from onnxq.proof import Reference
     from passes.decoding import Decode
     from passes.model import load
 
     target = output_path(output, model, "decode")
-    result = rewritten(load(model), Decode())
-    finish(result, model, target, "decode", {}, explain=explain, as_json=as_json)
+    reference = Reference(load(model))
+    result = rewritten(reference, Decode())
+    finish(result, reference, model, target, "decode", {}, explain=explain, as_json=as_json)
 
 
 @click.command()
@@ -172,18 +184,20 @@ def smooth(
     """Even out the weight ranges of convolution channels; the float function stays the same."""
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
+    from onnxq.proof import Reference
     from passes.model import load
-    from passes.recipe import parse_recipe
+    from passes.preparation import preparation
     from passes.smooth import Smooth
 
     path = str(resolve(model, hub))
     loaded = load(path)
     target = output_path(output, path, "smooth")
     last = Smooth(site=site, layers=splitted(layers), absorb=absorb)
-    recipe: Pass = last if no_fold else parse_recipe("simplify | fold_batchnorm") | last
-    result = rewritten(loaded, recipe)
+    recipe: Pass = last if no_fold else preparation() | last
+    reference = Reference(loaded)
+    result = rewritten(reference, recipe)
     settings = {"site": site, "layers": layers, "absorb": absorb, "no_fold": no_fold}
-    finish(result, path, target, "smooth", settings, explain=explain, as_json=as_json)
+    finish(result, reference, path, target, "smooth", settings, explain=explain, as_json=as_json)
 
 
 @click.command()
@@ -222,11 +236,13 @@ def apply(
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
+    from onnxq.proof import Reference
     from onnxq.rounding import DataRounder, parse_damping
     from onnxq.training import BlockRounder
     from passes.base import Context
     from passes.model import load
     from passes.recipe import format_pass, load_recipe
+    from passes.unquantizable import refuse_unchanged
 
     parsed = load_recipe(recipe)
     path = str(resolve(model, hub))
@@ -235,6 +251,7 @@ def apply(
     context = Context()
     spec = calibration_data or data
     settings: dict[str, Any] = {"recipe": format_pass(parsed)}
+    reference = Reference(loaded)
     if spec is not None:
         samples = min(limit or calibration_samples, calibration_samples)
         dataset = open_for(loaded, spec, preprocess, samples, seed)
@@ -243,6 +260,9 @@ def apply(
             dataset, damping=parse_damping(damping), seed=seed, threads=resolve_threads(threads)
         )
         context.rounder = BlockRounder(layers)
+        reference = Reference(loaded, dataset)
         settings |= {"data": dataset.fingerprint(), "calibration": calibration, "damping": damping}
-    result = rewritten(loaded, parsed, context)
-    finish(result, path, target, "apply", settings, explain=explain, as_json=as_json)
+    result = rewritten(reference, parsed, context)
+    if any(member.name == "quantize" for member in parsed):
+        refuse_unchanged(loaded, result.model)
+    finish(result, reference, path, target, "apply", settings, explain=explain, as_json=as_json)

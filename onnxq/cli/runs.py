@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnxq.cli.options import hub_option, json_option
+from onnxq.cli.terminal import say
 
 __all__ = ["build", "report"]
 
@@ -16,27 +17,32 @@ __all__ = ["build", "report"]
 @click.argument("candidate")
 @click.option("-o", "--output", metavar="OUT", help="Where to write; default CANDIDATE.onnx in this folder.")
 @click.option("--model", metavar="M", help="Where the original model lies now, if not where it was tuned.")
+@click.option("--trust", is_flag=True, help="Run the module:callable that the run folder names as its data.")
 @hub_option
-def build(run: str, candidate: str, output: str | None, model: str | None, hub: str | None) -> None:
+def build(
+    run: str, candidate: str, output: str | None, model: str | None, trust: bool, hub: str | None
+) -> None:
     """Write CANDIDATE of RUN (a name such as static-003, or a pick: balanced, smallest, best-accuracy)."""
-    from onnxq.cli.output import check_output, write_model
-    from onnxq.cli.terminal import megabytes
+    from onnxq.cli.output import check_output
+    from onnxq.cli.terminal import megabytes, remark
     from onnxq.hub import resolve
-    from onnxq.search import format_metric
+    from onnxq.proof import write_model
+    from onnxq.report import load_report
+    from onnxq.report.readings import reading_in
     from onnxq.tuning import build_candidate
 
     target = Path(output or f"{candidate}.onnx")
     if target.is_dir():
         target = target / f"{candidate}.onnx"
     check_output(target, Path(model) if model else None)
-    built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None)
-    size = write_model(built, target)
+    built, found = build_candidate(run, candidate, str(resolve(model, hub)) if model else None, trust=trust)
+    written = write_model(built, target)
+    document = load_report(run)
     shown = ", ".join(
-        f"{name} {format_metric(name, value)}"
-        for name, value in found.metrics.items()
-        if name in ("top1", "agreement")
+        f"{name} {reading_in(document, name).format(value)}" for name, value in found.metrics.items()
     )
-    click.echo(f"{target}: {found.name}, {megabytes(size)}, {shown}; loads and runs")
+    say(f"{target}: {found.name}, {megabytes(written.size)}, {shown}")
+    remark(f"  {written.proof.sentence()}")
 
 
 @click.command()
@@ -49,7 +55,7 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     from onnxq.cli.show import print_report
     from onnxq.cli.terminal import megabytes, print_json, table
     from onnxq.report import load_report, write_comparison, write_report
-    from onnxq.search import format_metric
+    from onnxq.report.readings import main_reading
 
     if len(runs) == 1:
         document = load_report(runs[0])
@@ -65,18 +71,18 @@ def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     if as_json:
         print_json(comparison)
         return
-    metric = comparison["metric"]
+    metric = main_reading(comparison)
     rows = [
         (
             row["run"],
             row["pick"],
             row["candidate"],
-            format_metric(metric, float(row["value"]), digits=2),
+            metric.format(float(row["value"]), table=True),
             megabytes(row["bytes"]),
             f"{row['latency']:.2f}" if row["latency"] else "",
         )
         for row in comparison["rows"]
     ]
-    table(["run", "pick", "candidate", metric, "size", "latency ratio"], rows, right=(3, 4, 5))
-    click.echo(comparison["summary"])
-    click.echo(f"compared in {folder / 'compare.html'}")
+    table(["run", "pick", "candidate", metric.name, "size", "latency ratio"], rows, right=(3, 4, 5))
+    say(comparison["summary"])
+    say(f"compared in {folder / 'compare.html'}")

@@ -32,15 +32,7 @@ def _plot(path: Path, model: str, errors: list[LayerErrors]) -> None:
         {"name": e.layer, "op_type": e.op, "qdq_error": e.qdq, "xmodel_error": e.xmodel, "score": e.score}
         for e in errors
     ]
-    report = {
-        "model": model,
-        "metric": "agreement",
-        "candidates": [],
-        "front": [],
-        "picks": [],
-        "layers": layers,
-    }
-    atomic_write(path, png(errors_figure({**report, "float": None, "objectives": ["metric", "bytes"]})))
+    atomic_write(path, png(errors_figure({"model": model, "layers": layers})))
 
 
 @click.command()
@@ -117,6 +109,7 @@ def sensitivity(
     from onnxq.cli.rewrite import rewritten
     from onnxq.cli.terminal import print_json, remark, table
     from onnxq.hub import resolve
+    from onnxq.proof import Reference
     from onnxq.search.layer_errors import measure_layer_errors
     from onnxq.search.ranking import rank
     from passes.base import Context
@@ -125,8 +118,8 @@ def sensitivity(
     from passes.model import load
     from passes.opset import upgrade
     from passes.policy import Policy
+    from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
-    from passes.recipe import parse_recipe
 
     path = str(resolve(model, hub))
     if output:
@@ -150,7 +143,9 @@ def sensitivity(
         weight_scheme(weight_text(weights, None)),
         activation_scheme(activation_text(activations)),
     )
-    prepared = rewritten(load(path), parse_recipe("simplify | fold_batchnorm")).model
+    reference = Reference(load(path))
+    prepared = rewritten(reference, preparation()).model
+    reference.check(prepared)
     layers = find_layers(prepared)
     if not layers:
         raise UnsupportedModelError(f"{path}: has no quantizable layer")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from onnxq.cli.terminal import megabytes, table, warn
-from onnxq.search import Candidate, format_metric
+from onnxq.cli.terminal import megabytes, say, table, warn
+from onnxq.metrics import Reading
+from onnxq.report.readings import main_reading
+from onnxq.search import Candidate
 
 __all__ = ["print_report"]
 
@@ -16,12 +16,9 @@ _MOST_ROWS = 20
 
 
 def _row(
-    candidate: Candidate, metric: str, picks: dict[str, str], float_bytes: int, devices: list[str]
+    candidate: Candidate, metric: Reading, picks: dict[str, str], float_bytes: int, devices: list[str]
 ) -> list[str]:
-    value = format_metric(metric, candidate.metrics.get(metric), digits=2)
-    spread = candidate.stderr.get(metric)
-    if spread is not None:
-        value = f"{value.removesuffix(' %')} ± {100 * spread:.2f} %"
+    value = metric.format_spread(candidate.metrics.get(metric.name), candidate.stderr.get(metric.name))
     held = [candidate.latencies.get(name) for name in devices] if devices else [candidate.latency]
     latency = [f"{found.ratio:.2f}" if found else "" for found in held]
     smaller = f"{float_bytes / candidate.bytes:.2f}x" if candidate.bytes else ""
@@ -39,7 +36,7 @@ def _row(
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """The front of a report (thinned out to what fits a screen), the three picks and the files."""
-    metric = report["metric"]
+    metric = main_reading(report)
     by_name = {entry["name"]: Candidate.from_json(entry) for entry in report["candidates"]}
     baseline = Candidate.from_json(report["float"])
     picks: dict[str, str] = {}
@@ -49,7 +46,7 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     shown = _thinned(members, picks)
     devices = list(baseline.latencies)
     latencies = [f"latency@{name}" for name in devices] or ["latency/float"]
-    columns = ["candidate", metric, "size", "smaller", *latencies, "float layers", "pick"]
+    columns = ["candidate", metric.name, "size", "smaller", *latencies, "float layers", "pick"]
     rows = [_row(member, metric, picks, baseline.bytes, devices) for member in shown]
     if baseline.name not in {member.name for member in shown}:
         rows.append(_row(baseline, metric, picks, baseline.bytes, devices))
@@ -57,13 +54,13 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         columns, rows = _without(columns, 4), [_without(row, 4) for row in rows]
     table(columns, rows, right=range(1, len(columns) - 1))
     if len(shown) < len(members):
-        click.echo(f"{len(members) - len(shown)} more of the front stand in the report.")
-    click.echo()
+        say(f"{len(members) - len(shown)} more of the front stand in the report.")
+    say()
     for pick in report["picks"]:
-        click.echo(click.style(f"{pick['name']:<14}", bold=True) + f"{pick['candidate']}  {pick['reason']}")
-    click.echo()
-    click.echo(report["summary"])
-    click.echo(f"report: {folder / 'report.html'}   models: {folder / 'front'}/")
+        say(f"{pick['candidate']}  {pick['reason']}", label=f"{pick['name']:<14}")
+    say()
+    say(report["summary"])
+    say(f"report: {folder / 'report.html'}   models: {folder / 'front'}/")
     for text in report["warnings"]:
         warn(text)
 

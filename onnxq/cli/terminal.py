@@ -1,15 +1,59 @@
-"""How things are shown: tables on stdout, remarks on stderr, numbers as people write them."""
+"""How things are shown: tables on stdout, remarks on stderr, numbers as people write them.
+
+Names of files, nodes and tensors come from outside and may hold anything. Everything that reaches the
+terminal goes through `say`, `warn`, `remark`, `table` or `print_json`, which escape control characters.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
-__all__ = ["count", "megabytes", "print_json", "ratio", "remark", "table", "warn"]
+__all__ = [
+    "count",
+    "megabytes",
+    "print_json",
+    "printable",
+    "ratio",
+    "remark",
+    "say",
+    "table",
+    "warn",
+    "write_text",
+]
+
+# Control characters, the marks that turn the direction of text, separators of lines, and lone surrogates.
+_HIDDEN = r"\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+_UNPRINTABLE = re.compile(rf"[\x00-\x1f{_HIDDEN}]")
+_UNPRINTABLE_IN_JSON = re.compile(f"[{_HIDDEN}]")
+
+
+def printable(text: str) -> str:
+    """The text in one line, with every character that a terminal would obey or hide as an escape: `\\x1b`."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    )
+
+
+def say(text: str = "", *, label: str = "", err: bool = False) -> None:
+    """One line on stdout (or stderr), behind a label in bold; control characters in both are escaped."""
+    click.echo((click.style(printable(label), bold=True) if label else "") + printable(text), err=err)
+
+
+def write_text(text: str) -> None:
+    """A file's text on stdout, as it is; for a terminal, control characters except line ends are escaped."""
+    shown = "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
+    click.echo(shown, nl=False)
 
 
 def megabytes(size: float) -> str:
@@ -36,7 +80,9 @@ def ratio(size: float, before: float) -> str:
 
 def print_json(document: Any) -> None:
     """Plain JSON on stdout; what JSON lacks (nan, inf) becomes text."""
-    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    # They are inside of texts, where JSON's own escapes mean the same; json has escaped the others.
+    click.echo(_UNPRINTABLE_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
 
 
 def _plain(value: Any) -> Any:
@@ -51,11 +97,11 @@ def _plain(value: Any) -> Any:
 
 def remark(text: str) -> None:
     """A line for the person at the terminal, on stderr."""
-    click.echo(text, err=True)
+    say(text, err=True)
 
 
 def warn(text: str) -> None:
-    click.echo(click.style("Warning: ", fg="yellow") + text, err=True)
+    click.echo(click.style("Warning: ", fg="yellow") + printable(text), err=True)
 
 
 def table(
@@ -73,7 +119,7 @@ def table(
 
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, show_edge=False)
     numbers = set(right)
-    held = [[str(cell) for cell in row] for row in rows]
+    held = [[printable(str(cell)) for cell in row] for row in rows]
     for index, name in enumerate(columns):
         shown.add_column(
             name, justify="right" if index in numbers else "left", no_wrap=index in numbers, overflow="fold"

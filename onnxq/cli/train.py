@@ -100,9 +100,10 @@ def train(
 
     require_torch()
     from onnxq.cli.datasets import open_for
-    from onnxq.cli.output import output_path, stamped, write_model
+    from onnxq.cli.output import output_path, stamped
     from onnxq.cli.training import Live, report
     from onnxq.hub import resolve
+    from onnxq.proof import Reference, write_model
     from onnxq.training import draw, start
     from passes.model import load
 
@@ -123,8 +124,8 @@ def train(
     if made is None:
         raise _stopped(folder, outcome, as_json)
     stamp = {key: value for key, value in config.identity().items() if key != "policy"}
-    size = write_model(stamped(made, "train", stamp), target)
-    report(outcome, target, folder, size, Path(path).stat().st_size, as_json)
+    written = write_model(stamped(made, "train", stamp), target, Reference(made.origin, validation or data))
+    report(outcome, target, folder, written, Path(path).stat().st_size, as_json)
 
 
 def _config(settings: dict[str, Any]) -> TrainConfig:

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from onnxq.cli.bar import EVERY_S, TerminalBar
+from onnxq.cli.terminal import printable, say
 
 if TYPE_CHECKING:
+    from onnxq.proof.saving import Written
     from onnxq.training.run import Outcome
     from onnxq.training.trainer import Event
 
@@ -51,18 +51,21 @@ class Live(TerminalBar):
                 self.task = self.bar.add_task("training", total=event.total, text=text)
             self.bar.update(self.task, completed=event.step, total=event.total, text=text)
             if event.status:
-                self.bar.console.print(f"step {event.step}/{event.total}: {text}")
+                self.bar.console.print(printable(f"step {event.step}/{event.total}: {text}"), markup=False)
             return
         now = time.monotonic()
         if event.status or now - self._last > EVERY_S:
             self._last = now
-            click.echo(f"step {event.step}/{event.total}: {text}", err=True)
+            say(f"step {event.step}/{event.total}: {text}", err=True)
 
 
-def report(outcome: Outcome, target: Path, folder: Path, size: int, before: int, as_json: bool) -> None:
+def report(
+    outcome: Outcome, target: Path, folder: Path, written: Written, before: int, as_json: bool
+) -> None:
     """The end of a training, for people or as JSON."""
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
 
+    size = written.size
     if as_json:
         print_json(
             {
@@ -74,11 +77,13 @@ def report(outcome: Outcome, target: Path, folder: Path, size: int, before: int,
                 "float_accuracy": outcome.float_accuracy,
                 "bits": outcome.bits,
                 "folder": str(folder),
+                "proof": written.proof.to_json(),
             }
         )
         return
-    click.echo(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)}); loads and runs")
+    say(f"{target}: {megabytes(before)} -> {megabytes(size)} ({ratio(size, before)})")
+    remark(f"  {written.proof.sentence()}")
     if outcome.accuracy is not None:
-        click.echo(f"  accuracy {_share(outcome.accuracy)}, float {_share(outcome.float_accuracy)}")
-    click.echo("  bits " + " ".join(str(bits) for bits in outcome.bits.values()))
+        say(f"  accuracy {_share(outcome.accuracy)}, float {_share(outcome.float_accuracy)}")
+    say("  bits " + " ".join(str(bits) for bits in outcome.bits.values()))
     remark(f"  log and plots: {folder}")

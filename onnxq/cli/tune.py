@@ -16,6 +16,7 @@ from onnxq.cli.options import (
     data_options,
     hub_option,
     json_option,
+    metric_option,
     models_argument,
     smooth_options,
     splitted,
@@ -23,6 +24,7 @@ from onnxq.cli.options import (
 from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
+    from onnxq.metrics import Reading
     from onnxq.tuning import TuneConfig, TuneResult
 
 __all__ = ["tune"]
@@ -34,7 +36,6 @@ TIME_IS_UP = 4
 def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     """The options as the configuration of one model's run."""
     from onnxq.tuning import TuneConfig
-    from passes.errors import UserError
 
     values = dict(settings)
     values["modes"] = splitted(values["modes"])
@@ -44,8 +45,6 @@ def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
         values[key] = values[key] or ""
     config = TuneConfig(model=model, **values)
     config.validate()
-    if config.metric_floor > 1 and config.metric in ("", "top1", "top5", "agreement"):
-        raise UserError(f"--metric-floor {config.metric_floor:g}: is a fraction here, as in 0.75 for 75 %")
     return config
 
 
@@ -177,11 +176,12 @@ def _document(result: TuneResult) -> dict[str, Any]:
 @damping_option("1.0")
 @smooth_options("auto")
 @click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float in every candidate.")
+@metric_option
 @click.option(
-    "--metric", help="top1 (default for labelled data), top5, agreement (default else), sqnr or mse."
-)
-@click.option(
-    "--metric-floor", type=float, default=0.0, help="Goal, as in 0.75: exit code 3 when nothing reaches it."
+    "--metric-floor",
+    type=float,
+    default=0.0,
+    help="Goal in the metric's own unit, as in 0.75 for 75 %: exit code 3 when nothing reaches it.",
 )
 @click.option(
     "--objectives",
@@ -255,6 +255,7 @@ def tune(
     from onnxq.hub import resolve
     from onnxq.machine import default_threads
     from onnxq.report import load_report
+    from onnxq.report.readings import main_reading
     from onnxq.tuning import tune as run_tune
 
     ctx = click.get_current_context()
@@ -279,17 +280,17 @@ def tune(
             result = run_tune(config, folder, fresh=fresh, on_event=progress)
         results.append(result)
         if not as_json:
-            print_report(load_report(folder), folder)
-            _closing(result, config)
+            document = load_report(folder)
+            print_report(document, folder)
+            _closing(result, config, main_reading(document))
     if as_json:
         documents = [_document(result) for result in results]
         print_json(documents[0] if len(documents) == 1 else {"runs": documents})
     ctx.exit(_exit_code(results))
 
 
-def _closing(result: TuneResult, config: TuneConfig) -> None:
+def _closing(result: TuneResult, config: TuneConfig, metric: Reading) -> None:
     from onnxq.cli.terminal import remark
-    from onnxq.search import format_metric
 
     if result.resumed:
         remark(
@@ -298,5 +299,5 @@ def _closing(result: TuneResult, config: TuneConfig) -> None:
     if not result.finished:
         remark("The time budget ended or a device failed before all was measured; the same command goes on.")
     if result.goal_met is False:
-        floor = format_metric(result.metric, config.metric_floor)
+        floor = metric.format(config.metric_floor)
         remark(f"No candidate of the front reaches the floor of {floor}.")

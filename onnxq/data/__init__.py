@@ -4,7 +4,7 @@ from onnxq.data.dataset import Batch, Dataset, Source, SourceDataset
 from onnxq.data.inputs import InputSpec, fit_batch, input_specs
 from onnxq.data.memory import MemoryDataset, materialise, random_dataset
 from onnxq.data.preprocess import PRESETS, Preprocess, resolve
-from onnxq.data.sources import check_labels, open_dataset, require_labels
+from onnxq.data.sources import check_labels, open_dataset, require_labels, runs_code
 
 __all__ = [
     "PRESETS",
@@ -23,4 +23,5 @@ __all__ = [
     "random_dataset",
     "require_labels",
     "resolve",
+    "runs_code",
 ]

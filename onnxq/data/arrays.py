@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxq.data.archive import ARCHIVE_ERRORS, checked_members, copy_member
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis, sole_input
+from onnxq.data.npy import read_header, read_npy
 from onnxq.data.preprocess import Preprocess
-from onnxq.data.scratch import Scratch
+from onnxq.files import Scratch
 from passes.errors import DataError
 
 __all__ = ["LABEL_NAMES", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
@@ -26,35 +28,41 @@ class Rows:
     """The rows of a .npy file, each read on its own, so that the file is never in memory as a whole."""
 
     def __init__(self, path: Path, origin: str) -> None:
-        """`origin` is what messages name; raises DataError for a file that is no plain array."""
-        self._path = path
+        """`origin` is what messages name; raises DataError for a file that is not a plain array."""
+        self._path, self._origin = path, origin
         try:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with path.open("rb") as file:
+                self._header = read_header(file, path.stat().st_size, origin)
+        except OSError as error:
             raise DataError(
-                f"{origin}: cannot be read as an array ({error}); save it with numpy.save."
+                f"{origin}: cannot be read ({error.strerror or error}); check the file."
             ) from error
-        if not isinstance(mapped, np.memmap) or mapped.ndim == 0 or mapped.shape[0] == 0:
+        if not self._header.shape or not self._header.count:
             raise DataError(f"{origin}: it holds no samples; save an array of shape (samples, ...).")
-        self.shape: tuple[int, ...]
-        self.shape, self.dtype, self._offset = mapped.shape, mapped.dtype, int(mapped.offset)
-        self._row_major = mapped.flags.c_contiguous
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._header.shape
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def row(self, index: int) -> NDArray[Any]:
         """A copy of row `index`."""
-        if not self._row_major:
-            return np.array(np.load(self._path, mmap_mode="r")[index])
-        shape = self.shape[1:]
-        count = int(np.prod(shape, dtype=np.int64))
-        offset = self._offset + index * count * self.dtype.itemsize
-        return np.fromfile(self._path, self.dtype, count, offset=offset).reshape(shape)
+        header = self._header
+        try:
+            if header.column_major:
+                mapped = np.memmap(self._path, header.dtype, "r", header.offset, header.shape, "F")
+                return np.array(mapped[index])
+            count = header.count // len(self)
+            offset = header.offset + index * count * header.dtype.itemsize
+            return np.fromfile(self._path, header.dtype, count, offset=offset).reshape(header.shape[1:])
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self._origin}: has changed or gone since it was opened ({error}).") from error
 
     def all(self) -> NDArray[Any]:
         """The whole array in memory; for labels."""
-        return np.load(self._path, allow_pickle=False)  # type: ignore[no-any-return]
+        return read_npy(self._path, self._origin)
 
 
 class ArraySource:
@@ -86,6 +94,10 @@ class ArraySource:
         self._arrays, self._inputs, self._preprocess, self._keep = arrays, inputs, preprocess, keep
         self._length = next(iter(lengths.values()))
 
+    def __getstate__(self) -> dict[str, object]:
+        # Another process reads the rows where they lie, and does not remove them.
+        return {**self.__dict__, "_keep": None}
+
     def __len__(self) -> int:
         return self._length
 
@@ -113,22 +125,33 @@ def open_npy(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | N
 
 def open_npz(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ArraySource:
     """Unpacked to a temporary folder: the rows of an array inside a zip cannot be reached one by one."""
-    folder = Scratch("onnxq-npz-")
+    folder = Scratch()
     rows: dict[str, Rows] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for number, member in enumerate(archive.namelist()):
+            members = checked_members(archive, str(path))
+            _check_room(folder.path, str(path), sum(member.file_size for member in members))
+            for number, member in enumerate(members):
                 target = folder.path / f"{number}.npy"
-                with archive.open(member) as packed, target.open("wb") as plain:
-                    shutil.copyfileobj(packed, plain)
-                key = member.removesuffix(".npy")
+                with target.open("wb") as plain:
+                    copy_member(archive, member, plain)
+                key = member.filename.removesuffix(".npy")
                 rows[key] = Rows(target, f"{path}:{key}")
-    except (OSError, zipfile.BadZipFile) as error:
+    except ARCHIVE_ERRORS as error:
         raise DataError(f"{path}: cannot be read as .npz ({error}); save it with numpy.savez.") from error
     names, label = match_names(list(rows), inputs, str(path))
     labels = as_labels(rows[label].all(), f"{path}:{label}") if label else None
     arrays = {spec: rows[key] for spec, key in names.items()}
     return ArraySource(str(path), arrays, labels, inputs, preprocess, keep=folder)
+
+
+def _check_room(folder: Path, origin: str, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise DataError(
+            f"{origin}: unpacked it takes {size / 1e9:.1f} GB, but {folder.parent} has {free / 1e9:.1f} GB "
+            "left; set TMPDIR to a larger disk, or save its arrays as .npy."
+        )
 
 
 def match_names(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxq.data.arrays import as_labels, match_names
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis
+from onnxq.data.npy import read_npz
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
@@ -56,6 +57,10 @@ class FeedSource:
         if not self._index:
             raise DataError(f"{name}: it holds no samples; give at least one.")
         self.labels: Labels | None = np.concatenate(known) if known and not self.whole else None
+
+    def __getstate__(self) -> dict[str, object]:
+        # Another process reads the files where they lie, and does not remove them.
+        return {**self.__dict__, "_keep": None, "_held": None}
 
     def __len__(self) -> int:
         return len(self._index)
@@ -110,15 +115,6 @@ class FeedSource:
 def open_npz_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> FeedSource:
     """Every .npz of the folder by sorted name, one sample or one batch each."""
     paths = sorted(folder.glob("*.npz"))
-    return FeedSource(str(folder), [(str(path), _loader(path)) for path in paths], inputs, preprocess)
-
-
-def _loader(path: Path) -> Callable[[], RawFeed]:
-    def load() -> RawFeed:
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: cannot be read as .npz ({error}); save it with numpy.savez.") from error
-
-    return load
+    return FeedSource(
+        str(folder), [(str(path), partial(read_npz, path)) for path in paths], inputs, preprocess
+    )

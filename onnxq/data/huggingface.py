@@ -10,6 +10,7 @@ import numpy as np
 from onnxq.data.arrays import match_names
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform
+from onnxq.data.pixels import to_rgb
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
@@ -57,7 +58,8 @@ class HuggingFaceSource:
         row = self._table[index]
         cells = {name: row[column] for name, column in self._columns.items()}
         return {
-            name: np.asarray(c.convert("RGB") if hasattr(c, "convert") else c) for name, c in cells.items()
+            name: np.asarray(to_rgb(c, self.origin(index)) if hasattr(c, "convert") else c)
+            for name, c in cells.items()
         }
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from onnxq.data.archive import ARCHIVE_ERRORS, ZipFolder
 from onnxq.data.dataset import Labels
 from onnxq.data.inputs import InputSpec, Sample, conform, sole_input
+from onnxq.data.limits import check_unpacked
+from onnxq.data.pixels import decode_image
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
@@ -21,6 +22,8 @@ __all__ = ["ImageSource", "has_images", "open_image_folder", "open_image_zip"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 LABEL_FILE = "labels.txt"
+# Of a label; what has more is not a class number.
+_DIGITS = 9
 
 
 class ImageSource:
@@ -51,13 +54,7 @@ class ImageSource:
 
     def sample(self, index: int) -> Sample:
         origin = self.origin(index)
-        try:
-            with Image.open(io.BytesIO(self._bytes(index))) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{origin}: not a readable image ({error}); remove or replace the file."
-            ) from error
+        pixels = decode_image(self._bytes(index), origin)
         return conform({self._inputs[0].name: pixels}, self._inputs, self._preprocess, origin)
 
     def origin(self, index: int) -> str:
@@ -72,7 +69,7 @@ class ImageSource:
     def _bytes(self, index: int) -> bytes:
         try:
             return self._read(self.files[index])
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (KeyError, *ARCHIVE_ERRORS) as error:
             raise DataError(f"{self.origin(index)}: cannot be read ({error}); check the file.") from error
 
 
@@ -88,36 +85,53 @@ def open_image_folder(
     text = folder / LABEL_FILE
     labels: Labels | None
     if text.is_file():
-        content = text.read_text(encoding="utf-8-sig", errors="replace")
-        files, labels = _parse_labels(content, str(text), lambda name: (folder / name).is_file())
+        content = _read_file(folder, LABEL_FILE).decode("utf-8-sig", errors="replace")
+        files, labels = _parse_labels(content, str(text), partial(_exists, folder))
     else:
         files, labels = _classify(_list(folder), str(folder), _subfolders(folder))
-    return ImageSource(
-        str(folder), files, labels, lambda name: (folder / name).read_bytes(), inputs, preprocess
-    )
+    return ImageSource(str(folder), files, labels, partial(_read_file, folder), inputs, preprocess)
+
+
+def _exists(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    path = folder / name
+    check_unpacked(str(path), path.stat().st_size)
+    return path.read_bytes()
 
 
 def open_image_zip(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> ImageSource:
     """The same three arrangements inside a .zip, below one optional common folder."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as a zip ({error}); check the file.") from error
-    members = [
-        name for name in archive.namelist() if not name.endswith("/") and _visible(PurePosixPath(name))
-    ]
+    archive = ZipFolder(path)
+    members = [name for name in archive.names if _visible(PurePosixPath(name))]
     root = os.path.commonpath([str(PurePosixPath(name).parent) for name in members]) if members else ""
     prefix = f"{root}/" if root else ""
     names = {name.removeprefix(prefix) for name in members}
     labels: Labels | None
     if LABEL_FILE in names:
-        content = archive.read(prefix + LABEL_FILE).decode("utf-8-sig", errors="replace")
+        content = _label_text(archive, prefix + LABEL_FILE)
         files, labels = _parse_labels(content, f"{path}/{LABEL_FILE}", names.__contains__)
     else:
         images = sorted(name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES)
         folders = sorted({str(PurePosixPath(name).parent) for name in images} - {"."})
         files, labels = _classify(images, str(path), folders)
-    return ImageSource(str(path), files, labels, lambda name: archive.read(prefix + name), inputs, preprocess)
+    return ImageSource(str(path), files, labels, partial(_read_member, archive, prefix), inputs, preprocess)
+
+
+def _read_member(archive: ZipFolder, prefix: str, name: str) -> bytes:
+    return archive.read(prefix + name)
+
+
+def _label_text(archive: ZipFolder, name: str) -> str:
+    try:
+        return archive.read(name).decode("utf-8-sig", errors="replace")
+    except (KeyError, *ARCHIVE_ERRORS) as error:
+        raise DataError(f"{archive.path}/{name}: cannot be read ({error}); check the file.") from error
 
 
 def _visible(path: PurePosixPath) -> bool:
@@ -158,14 +172,15 @@ def _parse_labels(content: str, origin: str, exists: Callable[[str], bool]) -> t
         if not line.strip():
             continue
         parts = line.rsplit(maxsplit=1)
-        if len(parts) != 2 or not parts[1].isdecimal():
+        if len(parts) != 2 or not parts[1].isdecimal() or len(parts[1]) > _DIGITS:
             raise DataError(
-                f"{origin}:{number}: {line.strip()!r} is malformed; write 'file label', label 0 or above."
+                f"{origin}:{number}: {line.strip()[:80]!r} is malformed; write 'file label', label 0 or "
+                "above."
             )
         name = parts[0].strip()
         if not exists(name):
             raise DataError(
-                f"{origin}:{number}: image {name!r} does not exist; remove the line or add the file."
+                f"{origin}:{number}: image {name[:80]!r} does not exist; remove the line or add the file."
             )
         files.append(name)
         labels.append(int(parts[1]))

@@ -56,7 +56,8 @@ def input_specs(model: onnx.ModelProto) -> list[InputSpec]:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+    # Exporters write -1 and 0 for a dimension that they do not know.
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None
 
 
 def has_batch_axis(inputs: Sequence[InputSpec]) -> bool:
@@ -118,11 +119,22 @@ def conform(
             )
         out[spec.name] = _cast(array, spec, origin)
         _check_shape(out[spec.name].shape, spec, origin, whole)
+    if preprocess is not None and not prepared and any(_is_picture(sample[spec.name]) for spec in inputs):
+        raise DataError(
+            f"{origin}: --preprocess is for 8-bit images, and these arrays are not of uint8; scale them to "
+            "0..255 and save them as uint8."
+        )
     if preprocess is not None and not prepared:
         raise DataError(
             f"{origin}: --preprocess is for 8-bit images, these arrays are used as they are; drop it."
         )
     return out
+
+
+def _is_picture(array: NDArray[Any]) -> bool:
+    """Whether it looks like an image of other than 8 bits."""
+    shape = np.shape(array)
+    return len(shape) == 3 and 3 in (shape[0], shape[2])
 
 
 def _prepare(array: NDArray[Any], preprocess: Preprocess, origin: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxq.data.dataset import Batch, Dataset, Labels, SourceDataset, digest_arrays, group
-from onnxq.data.inputs import InputSpec, Sample
+from onnxq.data.inputs import InputSpec, Sample, has_batch_axis
 from passes.errors import DataError
 
 __all__ = ["MemoryDataset", "materialise", "random_dataset"]
@@ -62,9 +62,9 @@ def materialise(dataset: Dataset, max_bytes: int) -> Dataset:
 
 class _RandomSource:
     labels: Labels | None = None
-    whole = False
 
     def __init__(self, inputs: Sequence[InputSpec], samples: int, seed: int) -> None:
+        self.whole = not has_batch_axis(inputs)
         self.name = f"random(seed={seed})"
         self._inputs, self._samples, self._seed = inputs, samples, seed
 
@@ -75,7 +75,8 @@ class _RandomSource:
         rng = np.random.default_rng([self._seed, index])
         out: Sample = {}
         for spec in self._inputs:
-            shape = [dim for dim in spec.shape[1:] if isinstance(dim, int)]
+            first = [dim if isinstance(dim, int) else 1 for dim in spec.shape[:1]] if self.whole else []
+            shape = [*first, *(dim for dim in spec.shape[1:] if isinstance(dim, int))]
             kind = spec.dtype.kind
             values = rng.integers(0, 2, shape) if kind in "biu" else rng.standard_normal(shape)
             out[spec.name] = np.asarray(values).astype(spec.dtype)
@@ -94,7 +95,7 @@ class _RandomSource:
 def random_dataset(inputs: Sequence[InputSpec], samples: int, seed: int) -> SourceDataset:
     """Standard normal floats and 0/1 integers; only for --random-calibration, whose report must say so."""
     for spec in inputs:
-        if not spec.shape or any(not isinstance(dim, int) for dim in spec.shape[1:]):
+        if any(not isinstance(dim, int) for dim in spec.shape[1:]):
             raise DataError(
                 f"random data: model input '{spec.name}' has a free shape; fix its dims or give data."
             )

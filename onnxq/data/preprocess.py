@@ -14,13 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from onnxq import documents
+from onnxq.data.limits import check_unpacked
+from onnxq.data.pixels import to_rgb
 from passes.errors import DataError
+from passes.jsontext import parse_json
 
 __all__ = ["PRESETS", "Preprocess", "resolve"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Layout = Literal["NCHW", "NHWC"]
 Colour = Literal["RGB", "BGR"]
+
+
+# Pixels of a side; more is a mistake, and would fill the memory.
+_MOST = 2**15
+_THREE = documents.each(documents.number)
+_SHAPE = documents.record(
+    {
+        "resize_short": documents.optional(documents.integer),
+        "crop": documents.optional(documents.each(documents.integer)),
+        "interpolation": documents.text,
+        "mean": _THREE,
+        "std": _THREE,
+        "scale": documents.number,
+        "layout": documents.text,
+        "colour": documents.text,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,10 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Raise DataError for a value that no image could be prepared with."""
+        try:
+            _SHAPE(vars(self), "")
+        except ValueError as error:
+            raise DataError(f"preprocessing: {error}; correct it.") from None
         for field, kind in (("interpolation", Interpolation), ("layout", Layout), ("colour", Colour)):
             if getattr(self, field) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
@@ -53,16 +78,20 @@ class Preprocess:
             raise DataError(
                 "preprocessing: mean and std take three numbers each; std and scale must not be 0."
             )
-        if self.crop is not None and (len(self.crop) != 2 or min(self.crop) < 1):
-            raise DataError(f"preprocessing: crop is {self.crop}; give [height, width] in pixels, or null.")
-        if self.resize_short is not None and self.resize_short < 1:
+        if self.crop is not None and (
+            len(self.crop) != 2 or not 1 <= min(self.crop) <= max(self.crop) <= _MOST
+        ):
             raise DataError(
-                f"preprocessing: resize_short is {self.resize_short}; give pixels above 0, or null."
+                f"preprocessing: crop is {self.crop}; give [height, width] of 1 to {_MOST} pixels, or null."
+            )
+        if self.resize_short is not None and not 1 <= self.resize_short <= _MOST:
+            raise DataError(
+                f"preprocessing: resize_short is {self.resize_short}; give 1 to {_MOST} pixels, or null."
             )
 
     def apply(self, image: Image.Image) -> NDArray[np.float32]:
         """One sample without a batch axis; raises DataError when the image is smaller than the crop."""
-        image = self._crop(self._resize(image if image.mode == "RGB" else image.convert("RGB")))
+        image = self._crop(self._resize(to_rgb(image, "the image")))
         pixels = np.asarray(image, dtype=np.float32)
         if self.colour == "BGR":
             pixels = pixels[..., ::-1]
@@ -75,7 +104,8 @@ class Preprocess:
             return image
         width, height = image.size
         ratio = self.resize_short / min(width, height)
-        size = (round(width * ratio), round(height * ratio))
+        size = (max(round(width * ratio), 1), max(round(height * ratio), 1))
+        check_unpacked(f"the image of {height}x{width}, resized", 3 * size[0] * size[1])
         return image.resize(size, Image.Resampling[self.interpolation.upper()])
 
     def _crop(self, image: Image.Image) -> Image.Image:
@@ -97,27 +127,15 @@ class Preprocess:
     @classmethod
     def from_json(cls, text: str) -> Preprocess:
         """Parse `to_json` text; absent fields keep their defaults. Raises DataError on anything else."""
-        try:
-            data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"preprocessing: not JSON ({error}); write an object with Preprocess fields."
-            ) from error
+        data = parse_json(text, "preprocessing", DataError)
         known = {field.name for field in fields(cls)}
         if not isinstance(data, dict) or not set(data) <= known:
             extra = sorted(set(data) - known) if isinstance(data, dict) else type(data).__name__
             raise DataError(
-                f"preprocessing: {extra} not understood; the fields are {', '.join(sorted(known))}."
+                f"preprocessing: {str(extra)[:80]} not understood; the fields are {', '.join(sorted(known))}."
             )
-        try:
-            for key, kind in (("crop", int), ("mean", float), ("std", float)):
-                if data.get(key) is not None:
-                    data[key] = tuple(kind(value) for value in data[key])
-            return cls(**data)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"preprocessing: a field has the wrong type ({error}); correct the JSON."
-            ) from error
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 PRESETS: dict[str, Preprocess] = {
@@ -140,7 +158,9 @@ def resolve(spec: str | Path | Preprocess | None) -> Preprocess | None:
         return PRESETS[str(spec)]
     path = Path(spec)
     if path.suffix.lower() != ".json":
-        raise DataError(f"preprocessing {spec!s} is unknown; use {', '.join(sorted(PRESETS))} or FILE.json.")
+        raise DataError(
+            f"preprocessing {str(spec)[:80]} is unknown; use {', '.join(sorted(PRESETS))} or FILE.json."
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -11,10 +12,13 @@ from onnx import numpy_helper
 
 from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec
+from onnxq.data.limits import check_unpacked
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
 __all__ = ["find_test_sets", "open_test_sets"]
+
+_ERRORS = (OSError, DecodeError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
 
 
 def find_test_sets(folder: Path) -> list[Path]:
@@ -27,22 +31,25 @@ def find_test_sets(folder: Path) -> list[Path]:
 
 def open_test_sets(folder: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> FeedSource:
     """Output protobufs are ignored: they hold what the model answered, not labels."""
-    feeds = [(str(path), _loader(path, inputs)) for path in find_test_sets(folder)]
+    feeds = [
+        (str(path), partial(_load, path, [spec.name for spec in inputs])) for path in find_test_sets(folder)
+    ]
     return FeedSource(str(folder), feeds, inputs, preprocess)
 
 
-def _loader(folder: Path, inputs: Sequence[InputSpec]) -> Callable[[], RawFeed]:
-    def load() -> RawFeed:
-        feed = {}
-        for number, spec in enumerate(inputs):
-            path = folder / f"input_{number}.pb"
-            try:
-                tensor = onnx.TensorProto.FromString(path.read_bytes())
-                feed[spec.name] = numpy_helper.to_array(tensor)
-            except (OSError, DecodeError, ValueError, TypeError) as error:
-                raise DataError(
-                    f"{path}: cannot be read as a tensor ({error}); write a TensorProto there."
-                ) from error
-        return feed
-
-    return load
+def _load(folder: Path, names: Sequence[str]) -> RawFeed:
+    feed = {}
+    for number, name in enumerate(names):
+        path = folder / f"input_{number}.pb"
+        try:
+            check_unpacked(str(path), path.stat().st_size, path.stat().st_size)
+            tensor = onnx.TensorProto.FromString(path.read_bytes())
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                raise DataError(f"{path}: its numbers lie in another file; write them into the TensorProto.")
+            feed[name] = numpy_helper.to_array(tensor)
+        except _ERRORS as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{path}: cannot be read as a tensor ({reason}); write a TensorProto there."
+            ) from error
+    return feed

@@ -19,7 +19,7 @@ from onnxq.data.preprocess import Preprocess, resolve
 from onnxq.data.protobufs import find_test_sets, open_test_sets
 from passes.errors import DataError
 
-__all__ = ["check_labels", "open_dataset", "require_labels"]
+__all__ = ["check_labels", "open_dataset", "require_labels", "runs_code"]
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -50,6 +50,11 @@ def open_dataset(
         dataset = dataset.subset([int(index) for index in chosen])
     next(dataset.batches(1, 0, 1))
     return dataset
+
+
+def runs_code(spec: str) -> bool:
+    """Whether opening this data imports and calls a module, or downloads."""
+    return spec.startswith("hf:") or (not Path(spec).exists() and bool(_CALLABLE.fullmatch(spec)))
 
 
 def _open(spec: str, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> Source | Dataset:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.files import atomic_write, atomic_write_json, make_folder
+from onnxq.metrics.reading import Reading
+from onnxq.report.readings import main_reading
 from onnxq.report.report import data_uri, load_report, page
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import Objective, metric_named, named_objective
+from onnxq.search.objectives import Objective, named_objective
 from onnxq.search.pareto import front
 from passes.errors import UserError
 
@@ -38,6 +40,7 @@ def compare(folders: Sequence[str | PathLike[str]]) -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
         "metric": metrics[0],
+        "metrics": {metrics[0]: main_reading(next(iter(reports.values()))).to_json()},
         "summary": f"{_summary(reports)} {devices}".rstrip(),
         "warnings": [f"{run}: {text}" for run, report in reports.items() for text in report["warnings"]],
         "rows": rows,
@@ -95,11 +98,11 @@ def _rows(run: str, report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _points(report: dict[str, Any]) -> dict[str, Any]:
     """A run's front in the plane of size and metric as [bytes, value], and its float model."""
-    metric = report["metric"]
+    kind, metric = main_reading(report), report["metric"]
     candidates = [Candidate.from_json(document) for document in report["candidates"]]
     baseline = Candidate.from_json(report["float"])
-    plane = front(candidates, (Objective.METRIC, Objective.BYTES), metric)
-    timed = {objective.value: _timed(candidates, objective, metric) for objective in _latencies(report)}
+    plane = front(candidates, (Objective.METRIC, Objective.BYTES), kind)
+    timed = {objective.value: _timed(candidates, objective, kind) for objective in _latencies(report)}
     return {
         "latency": {name: points for name, points in timed.items() if points},
         "front": [_point(member, metric) for member in plane],
@@ -114,14 +117,14 @@ def _latencies(report: dict[str, Any]) -> list[Objective]:
     ]
 
 
-def _timed(candidates: list[Candidate], objective: Objective, metric: str) -> list[list[Any]]:
+def _timed(candidates: list[Candidate], objective: Objective, kind: Reading) -> list[list[Any]]:
     """A run's front in the plane of latency and metric as [ratio to float, value, name], fastest first."""
     plane = [
-        member
-        for member in front(candidates, (Objective.METRIC, objective), metric)
-        if member.mode != "float"
+        member for member in front(candidates, (Objective.METRIC, objective), kind) if member.mode != "float"
     ]
-    points = [[objective.latency_ratio(member), _point(member, metric)[1], member.name] for member in plane]
+    points = [
+        [objective.latency_ratio(member), _point(member, kind.name)[1], member.name] for member in plane
+    ]
     return sorted(points, key=lambda point: float(point[0]))
 
 
@@ -140,7 +143,9 @@ def _devices(reports: dict[str, dict[str, Any]]) -> str:
     for report in reports.values():
         candidates = [Candidate.from_json(document) for document in report["candidates"]]
         for objective in _latencies(report):
-            found = _fastest(candidates, Candidate.from_json(report["float"]), objective, report["metric"])
+            found = _fastest(
+                candidates, Candidate.from_json(report["float"]), objective, main_reading(report)
+            )
             if found is not None:
                 best[objective.value] = found.name
     if len(best) < 2:
@@ -151,9 +156,9 @@ def _devices(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def _fastest(
-    candidates: list[Candidate], baseline: Candidate, objective: Objective, metric: str
+    candidates: list[Candidate], baseline: Candidate, objective: Objective, kind: Reading
 ) -> Candidate | None:
-    kind = metric_named(metric)
+    metric = kind.name
     if kind.tolerance is None or metric not in baseline.metrics:
         return None
     allowed = kind.tolerance + 1e-9

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+from onnxq.metrics.reading import Reading
+from onnxq.metrics.registry import reading_of
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import LATENCY_RESOLUTION, Objective, format_metric, metric_named
+from onnxq.search.objectives import LATENCY_RESOLUTION, Objective
 from onnxq.search.pareto import Pick, front, hypervolume, pick_three
 
 __all__ = ["REPORT_SCHEMA", "LayerError", "environment", "headline", "make_report"]
@@ -40,8 +42,9 @@ def make_report(
     model: str,
     candidates: Sequence[Candidate],
     objectives: Sequence[Objective],
-    metric: str,
+    metric: str | Reading,
     baseline: Candidate,
+    beside: Sequence[Reading] = (),
     layers: Sequence[LayerError] = (),
     config: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
@@ -54,7 +57,9 @@ def make_report(
 
     Args:
         model: the model's name for a person.
+        metric: what the search was judged by; a name of onnxq's own, or how to read another.
         baseline: the float model, measured like a candidate (mode `float`).
+        beside: how to read the other metrics of the candidates.
         layers: in the order of the graph.
         config: the resolved configuration (plain JSON).
         environment: see `environment`.
@@ -66,20 +71,22 @@ def make_report(
     Raises:
         UserError: the metric is unknown.
     """
-    members = front(candidates, objectives, metric)
-    picks = pick_three(members, objectives, metric, reference=baseline, tolerance=tolerance)
+    kind = reading_of(metric)
+    members = front(candidates, objectives, kind)
+    picks = pick_three(members, objectives, kind, reference=baseline, tolerance=tolerance)
     return {
         "schema": REPORT_SCHEMA,
         "model": model,
-        "metric": metric,
+        "metric": kind.name,
+        "metrics": {reading.name: reading.to_json() for reading in (kind, *beside)},
         "objectives": [objective.value for objective in objectives],
         "finished": finished,
-        "summary": headline(picks, baseline, metric, candidates, tolerance=tolerance),
+        "summary": headline(picks, baseline, kind, candidates, tolerance=tolerance),
         "float": baseline.to_json(),
         "candidates": [candidate.to_json() for candidate in candidates],
         "front": [member.name for member in members],
         "picks": [pick.to_json() for pick in picks.values()],
-        "hypervolume": hypervolume(members, objectives, metric, baseline),
+        "hypervolume": hypervolume(members, objectives, kind, baseline),
         "layers": [asdict(layer) for layer in layers],
         "config": dict(config or {}),
         "environment": dict(environment or {}),
@@ -102,7 +109,7 @@ def environment(cpu_flags: Sequence[str] = (), **more: Any) -> dict[str, Any]:
 def headline(
     picks: Mapping[str, Pick],
     baseline: Candidate,
-    metric: str,
+    metric: str | Reading,
     candidates: Sequence[Candidate] = (),
     *,
     tolerance: float | None = None,
@@ -113,23 +120,23 @@ def headline(
         if failed:
             return f"No candidate could be measured so far; {failed[0].name} failed: {failed[0].error}"
         return "No candidate has been measured yet."
-    kind = metric_named(metric)
+    kind = reading_of(metric)
+    name = kind.name
     tolerance = kind.tolerance if tolerance is None else tolerance
     chosen = picks["balanced"].candidate
-    if tolerance is not None and metric in baseline.metrics:
+    if tolerance is not None and name in baseline.metrics:
         pool = [pick.candidate for pick in picks.values()]
-        within = [
-            c for c in pool if kind.gap(c.metrics[metric], baseline.metrics[metric]) <= tolerance + 1e-9
-        ]
+        within = [c for c in pool if kind.gap(c.metrics[name], baseline.metrics[name]) <= tolerance + 1e-9]
         # The sentence that people quote: not the one that is small and takes many times as long.
         within = [c for c in within if not c.crawls] or within
         chosen = min(within, key=lambda c: c.bytes, default=picks["best-accuracy"].candidate)
     if chosen.mode == "float":
         return "No quantized candidate stands on the front: float is at least as small and as good as each."
     facts = " and ".join(fact for fact in (_smaller(chosen, baseline), _faster(chosen)) if fact)
-    quality = f"{format_metric(metric, chosen.metrics[metric])} {_short_label(kind.label)}"
-    if metric in baseline.metrics and kind.percent and metric != "agreement":
-        quality += f" (float {format_metric(metric, baseline.metrics[metric])})"
+    quality = f"{kind.format(chosen.metrics[name])} {kind.within_sentence}"
+    # What compares with float says nothing of float itself.
+    if name in baseline.metrics and not kind.needs_reference:
+        quality += f" (float {kind.format(baseline.metrics[name])})"
     return (
         f"{chosen.name} is {facts} than float at {quality}." if facts else f"{chosen.name} reaches {quality}."
     )
@@ -148,10 +155,6 @@ def _faster(candidate: Candidate) -> str:
     if abs(ratio - 1) < LATENCY_RESOLUTION or ratio <= 0:
         return ""
     return f"{1 / ratio:.1f}x faster" if ratio < 1 else f"{ratio:.1f}x slower"
-
-
-def _short_label(label: str) -> str:
-    return label.removesuffix(" accuracy").removesuffix(" (dB)")
 
 
 def _version(package: str) -> str:

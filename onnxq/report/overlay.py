@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from onnxq.report.drawing import COLOURS, INK, MARKERS, add_legend, columns, new_figure, png, say_empty
-from onnxq.search.objectives import metric_named
+from onnxq.report.readings import main_reading
 
 __all__ = ["overlay_figure", "png"]
 
 
 def overlay_figure(comparison: Mapping[str, Any]) -> Figure:
     """Every run's front and float model (a star in the run's colour); see `compare` for the input."""
-    kind = metric_named(comparison["metric"])
-    scale = 100.0 if kind.percent else 1.0
+    kind = main_reading(comparison)
+    scale = kind.scale
     timed = [
         (f"{run}: {name}", points)
         for run, fronts in comparison["fronts"].items()
@@ -36,7 +36,7 @@ def overlay_figure(comparison: Mapping[str, Any]) -> Figure:
             star = (points["float"][0] / 1e6, scale * float(points["float"][1]))
             axes.scatter(*columns([star]), s=200, marker="*", c=colour, edgecolors=INK, zorder=5)
     axes.set_xlabel("size of the file (MB)")
-    axes.set_ylabel(kind.label + (" (%)" if kind.percent else ""))
+    axes.set_ylabel(kind.axis)
     axes.set_title("Fronts of the runs; stars are the float models", loc="left", fontsize=13)
     if not any(points["front"] for points in comparison["fronts"].values()):
         say_empty(axes, "no candidate measured yet")

@@ -136,8 +136,9 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
 
 
 def _draw_candidates(axes: Axes, view: View) -> None:
-    values = [abs(view.value(c) or 0.0) for c in view.candidates]
-    if view.report["metric"] == "mse" and values and max(values) > _LOG_SPAN * min(values) > 0:
+    values = [view.value(c) or 0.0 for c in view.candidates]
+    is_error = not view.metric.higher_is_better
+    if is_error and values and max(values) > _LOG_SPAN * min(values) > 0:
         axes.set_yscale("log")
     for mode, group in view.by_mode(view.candidates):
         colour, marker = mode_style(mode)
@@ -145,13 +146,13 @@ def _draw_candidates(axes: Axes, view: View) -> None:
         axes.scatter(*columns(dots), s=30, c=colour, marker=marker, alpha=0.3, linewidths=0)
         down_arrows(axes, [view.at(c) for c in group if view.is_low(c)], colour)
     if low := sum(map(view.is_low, view.candidates)):
-        down_arrows(axes, [], label=f"{low} below {view.floor:.0f} %")
+        down_arrows(axes, [], label=f"{low} below {view.floor:.0f} {view.metric.unit}")
 
 
 def _draw_front(axes: Axes, view: View) -> None:
     """The line joins only those that are also best in the two axes shown; others won on a third."""
     shown = [c for c in view.front if not view.is_low(c)]
-    line = front(shown, (Objective.METRIC, Objective.BYTES), view.report["metric"])
+    line = front(shown, (Objective.METRIC, Objective.BYTES), view.metric)
     if line:
         axes.plot(*columns(map(view.at, line)), color=INK, linewidth=1.4, alpha=0.8, zorder=3, label="front")
     for mode, group in view.by_mode(shown):
@@ -207,7 +208,7 @@ def _objective_panel(axes: Axes, view: View, read: Callable[[Candidate], float |
                 label=f"{mode}, on the front",
             )  # fmt: skip
         if low := [point for point in points if point[1] <= floor]:
-            down_arrows(axes, low, colour, label=f"below {floor:.0f} %")
+            down_arrows(axes, low, colour, label=f"below {floor:.0f} {view.metric.unit}")
     level = read(view.baseline) if view.baseline and view.candidates else None
     if level is not None and math.isfinite(level):
         axes.axhline(level, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2, label="float", zorder=1)

@@ -21,10 +21,13 @@ from typing import Any
 import jinja2
 
 from onnxq.files import atomic_write, atomic_write_json, make_folder
+from onnxq.metrics.reading import Reading
 from onnxq.report.contents import REPORT_SCHEMA
+from onnxq.report.readings import reading_in
+from onnxq.report.shape import checked_report
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import METRICS, format_metric
 from passes.errors import UserError
+from passes.jsontext import read_json
 
 __all__ = ["ReportWriter", "data_uri", "load_report", "page", "render_html", "write_report"]
 
@@ -140,18 +143,17 @@ def load_report(folder: str | PathLike[str]) -> dict[str, Any]:
         UserError: there is none, it is damaged, or another version of onnxq wrote it.
     """
     path = Path(folder) / _JSON_NAME
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not a report: {error}") from error
+    if not path.exists():
+        raise UserError(f"{folder}: is not a run folder, it has no {_JSON_NAME}")
+    report = read_json(path, "the report", kind="a report")
     if not isinstance(report, dict) or report.get("schema") != REPORT_SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
-        raise UserError(f"{path}: has report schema {found!r}, this version of onnxq reads {REPORT_SCHEMA}")
-    return report
+        shown = repr(found)[:40]
+        raise UserError(f"{path}: has report schema {shown}, this version of onnxq reads {REPORT_SCHEMA}")
+    try:
+        return checked_report(report)
+    except ValueError as error:
+        raise UserError(f"{path}: is not a report that onnxq wrote: {error}") from None
 
 
 def render_html(report: Mapping[str, Any], run: str, figures: Mapping[str, bytes]) -> str:
@@ -181,12 +183,26 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["metric"] = lambda value, name: format_metric(name, _float(value), digits=2)
+    environment.filters["metric"] = _formatted
     environment.filters["number"] = _float
     environment.filters["pretty"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["float_layers"] = lambda c: Candidate.from_json(c).float_layers
-    environment.globals["label"] = lambda name: METRICS[name].label if name in METRICS else name
+    environment.globals["label"] = _label
     return environment.get_template("template.html")
+
+
+def _reading(context: jinja2.runtime.Context, name: str) -> Reading:
+    return reading_in(context.get("report") or context.get("comparison") or {}, name)
+
+
+@jinja2.pass_context
+def _formatted(context: jinja2.runtime.Context, value: Any, name: str) -> str:
+    return _reading(context, name).format(_float(value), table=True)
+
+
+@jinja2.pass_context
+def _label(context: jinja2.runtime.Context, name: str) -> str:
+    return _reading(context, name).title
 
 
 def page(**context: Any) -> str:

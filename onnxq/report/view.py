@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq.metrics.reading import Reading
+from onnxq.report.readings import main_reading
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import metric_named
 
 __all__ = ["View", "finite"]
 
@@ -21,8 +22,7 @@ class View:
     Attributes:
         candidates: the usable ones.
         front: those on the front, smallest first.
-        label: of the metric's axis, unit included.
-        scale: from the metric's own unit to the one shown (percent).
+        metric: how its values are read.
         floor: the lowest value worth its space, in the unit shown.
         on_front: names of the front.
     """
@@ -31,34 +31,36 @@ class View:
     candidates: list[Candidate]
     front: list[Candidate]
     baseline: Candidate | None
-    label: str
-    scale: float
+    metric: Reading
     floor: float
     on_front: frozenset[str]
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> View:
-        kind = metric_named(report["metric"])
-        scale = 100.0 if kind.percent else 1.0
+        kind = main_reading(report)
         everything = [Candidate.from_json(document) for document in report["candidates"]]
         usable = [c for c in everything if c.usable and finite(c.metrics.get(kind.name))]
         by_name = {c.name: c for c in usable}
-        values = [scale * c.metrics[kind.name] for c in usable]
+        values = [kind.scale * c.metrics[kind.name] for c in usable]
         return cls(
             report,
             usable,
             [by_name[name] for name in report["front"] if name in by_name],
             Candidate.from_json(report["float"]) if report.get("float") else None,
-            kind.label + (" (%)" if kind.percent else ""),
-            scale,
-            _focus(values) if kind.percent else -math.inf,
+            kind,
+            _focus(values) if kind.percent and kind.higher_is_better else -math.inf,
             frozenset(report["front"]),
         )
 
+    @property
+    def label(self) -> str:
+        """Of the metric's axis, unit included."""
+        return self.metric.axis
+
     def value(self, candidate: Candidate) -> float | None:
         """The metric in the unit that is shown."""
-        found = candidate.metrics.get(self.report["metric"])
-        return None if found is None else self.scale * found
+        found = candidate.metrics.get(self.metric.name)
+        return None if found is None else self.metric.scale * found
 
     def is_low(self, candidate: Candidate) -> bool:
         """Whether it lies below the part of the axis that is shown."""
@@ -75,7 +77,7 @@ class View:
 
     def spread(self, candidate: Candidate) -> float:
         """The standard error of the metric in the unit that is shown."""
-        return self.scale * candidate.stderr.get(self.report["metric"], 0.0)
+        return self.metric.scale * candidate.stderr.get(self.metric.name, 0.0)
 
 
 def finite(value: float | None) -> bool:

@@ -24,7 +24,7 @@ from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.pooled import Pool, pooled
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
-from passes.errors import DataError, UserError
+from passes.errors import DataError, PolicyError, UserError
 from passes.model import Model
 from passes.rounding import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
 
@@ -232,10 +232,16 @@ class DataRounder:
                 picked = np.sort(generator.choice(size, limit, replace=False))
             own = patches.columns(real, picked)
             other = None if replay.alone else patches.columns(rounded, picked)
-            if not all(item is None or np.isfinite(item).all() for item in (own, other)):
+            if not np.isfinite(own).all():
                 raise DataError(
                     f"layer '{task.layer.name}': its input holds NaN or infinity on the calibration "
                     "data; check the model and the preprocessing"
+                )
+            if other is not None and not np.isfinite(other).all():
+                raise PolicyError(
+                    f"layer '{task.layer.name}': its input becomes NaN or infinite once the layers in "
+                    "front of it are rounded, and is finite in float; keep the nearest one float, or give "
+                    "it more bits"
                 )
             lack = None
             if lag is not None and lag[0].size == task.layer.out_channels * size * (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.data.scratch import Scratch
+from onnxq.files import Scratch
 
 __all__ = ["DEFAULT_BUDGET", "Store"]
 
@@ -32,7 +32,7 @@ class Store:
             self._arrays[tensor, chunk] = array
             return
         if self._scratch is None:
-            self._scratch = Scratch("onnxq-activations-")
+            self._scratch = Scratch()
         path = self._scratch.path / f"{self._serial}.npy"
         self._serial += 1
         np.save(path, array)

@@ -9,8 +9,8 @@ from typing import Any
 from onnx import parser
 
 from onnxq.machine import cpu_flags, cpu_name, default_threads
+from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.agreement import refuse_disagreement
-from onnxq.runners.feeds import made_up_feed
 from onnxq.runners.opening import open_runner
 from onnxq.runners.providers import available_providers
 from passes.errors import DeviceError, UserError

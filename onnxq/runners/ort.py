@@ -6,17 +6,17 @@ leave a session that runs on the CPU and looks as if all were well.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxq.files import scratch_folder
 from onnxq.machine import vnni_warning
+from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.base import Array, Feed, as_arrays, first_line
 from onnxq.runners.device import Device
-from onnxq.runners.feeds import made_up_feed
 from onnxq.runners.profile import Placement, read_profile
 from onnxq.runners.providers import CPU, configure
 from onnxq.session import load_session
@@ -96,8 +96,8 @@ class OrtRunner:
             raise UnsupportedModelError(
                 f"{model.name}: no input can be made up for it, so it cannot be profiled"
             )
-        with tempfile.TemporaryDirectory(prefix="onnxq-profile-") as folder:
-            _, apply = configure(self.device, Path(folder) / "ort")
+        with scratch_folder() as folder:
+            _, apply = configure(self.device, folder / "ort")
             session = load_session(model, threads=self.threads, configure=apply)
             self._check_provider(session)
             program = OrtProgram(self.name, session, ())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.data import input_specs
+from onnxq.files import Scratch
 from onnxq.runners.base import Array, Feed, first_line
 from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
 from onnxq.runners.device import Device
@@ -107,7 +108,7 @@ class TvmRunner:
         self._child: Child | None = None
         self._open = False
         self._phase = "connect"
-        self._folder = Path(tempfile.mkdtemp(prefix="onnxq-tvm-"))
+        self._scratch = Scratch()
 
     @property
     def name(self) -> str:
@@ -148,7 +149,7 @@ class TvmRunner:
             "ndk": self.device.options.get("ndk", ""),
             "local": not self.device.remote or self.device.host in _LOOPBACK,
         }
-        folder = Path(tempfile.mkdtemp(prefix="program-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix="program-", dir=self._scratch.path))
         try:
             child = self.child()
             return Path(
@@ -173,7 +174,7 @@ class TvmRunner:
 
     def close(self) -> None:
         self.drop_session()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
     def child(self) -> Child:
         """The child, started where there is none."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
 from typing import IO, Any
 
 from onnxq.runners.child import read_message, write_message
+from onnxq.signals import die_with_parent
 
 __all__ = ["main"]
-
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class _Tvm:
@@ -136,13 +133,6 @@ def _flat(outputs: Any) -> list[Any]:
     return [item for output in outputs for item in _flat(output)]
 
 
-def _die_with_parent() -> None:
-    """A call that hangs in C never sees the end of its input; Linux ends it for us."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
-
 def _streams() -> tuple[IO[bytes], IO[bytes]]:
     """The two ends of the talk; what anybody prints goes to standard error instead."""
     requests = os.fdopen(os.dup(0), "rb")
@@ -152,7 +142,8 @@ def _streams() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def main() -> None:
-    _die_with_parent()
+    # A call that hangs in C never sees the end of its input.
+    die_with_parent()
     # TVM imports torch where it finds it, which takes longer than TVM itself, and nothing here needs it.
     sys.modules["torch"] = None  # type: ignore[assignment]
     requests, answers = _streams()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnxq import documents
 from onnxq.files import canonical_json, sha256_bytes
 
-__all__ = ["Candidate", "Latency", "candidate_key"]
+__all__ = ["CANDIDATE", "LATENCY", "Candidate", "Latency", "candidate_key"]
 
 _STATUSES = ("ok", "failed")
 
@@ -31,6 +32,43 @@ class Latency:
     runs: int
     low: float | None = None
     high: float | None = None
+
+
+LATENCY = documents.record(
+    dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "float_median_ms", "ratio"), documents.number)
+    | {"runs": documents.count},
+    dict.fromkeys(("low", "high"), documents.optional(documents.number)),
+    closed=True,
+)
+"""What the JSON of a latency looks like."""
+
+CANDIDATE = documents.record(
+    {
+        "key": documents.text,
+        "name": documents.plain_name,
+        "index": documents.integer,
+        "strategy": documents.text,
+        "step": documents.integer,
+        "mode": documents.text,
+        "policy": documents.record({}, {"layers": documents.table(documents.table(documents.text))}),
+    },
+    {
+        "changed": documents.each(documents.text),
+        "status": documents.one_of(*_STATUSES),
+        "error": documents.optional(documents.text),
+        "metrics": documents.table(documents.real),
+        "stderr": documents.table(documents.real),
+        "samples": documents.count,
+        "complete": documents.flag,
+        "bytes": documents.count,
+        "latency": documents.optional(LATENCY),
+        "latencies": documents.table(LATENCY),
+        "bops": documents.optional(documents.count),
+        "sha256": documents.optional(documents.text),
+    },
+    closed=True,
+)
+"""What the JSON of a candidate looks like; its name names files of the run folder."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +155,8 @@ class Candidate:
         Raises:
             ValueError: a field is missing, unknown or no number; names it.
         """
+        CANDIDATE(document, "candidate")
         values = dict(document)
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise ValueError(f"candidate has unknown field {unknown[0]!r}")
         try:
             values["changed"] = tuple(values.get("changed", ()))
             values["metrics"] = {name: float(value) for name, value in values.get("metrics", {}).items()}

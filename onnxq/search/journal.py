@@ -21,15 +21,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from onnxq.documents import anything, record, table, text
 from onnxq.files import (
     atomic_write,
     canonical_json,
     fsync_folder,
     make_folder,
     output_errors,
-    remove_stale_temporaries,
+    remove_leftovers,
 )
+from onnxq.search.records import check_record
 from passes.errors import OutputError, ResumeError
+from passes.jsontext import parse_json
 
 __all__ = ["JOURNAL_NAME", "SCHEMA", "Journal", "JournalContents", "read_journal"]
 
@@ -37,8 +40,11 @@ JOURNAL_NAME = "journal.jsonl"
 SCHEMA = 1
 _LOCK_NAME = "journal.lock"
 _PREVIOUS_NAME = "journal.previous.jsonl"
+_FOLDERS = ("front", "cache")
 _SHOWN = 16
 _ABSENT = "nothing"
+_HEADER = record({"schema": anything, "fingerprint": table(text)})
+_RECORD = record({"kind": text, "key": text, "payload": anything})
 
 
 @dataclass
@@ -75,16 +81,19 @@ def read_journal(folder: str | PathLike[str]) -> JournalContents | None:
     contents = JournalContents(_read_header(path, lines[0]), {}, len(lines[0]) + 1)
     for number, line in enumerate(lines[1:], start=2):
         try:
-            record = json.loads(line)
-            kind, key, payload = record["kind"], record["key"], record["payload"]
-            contents.kinds.setdefault(kind, {})[key] = payload
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
+            entry = parse_json(line, f"{path}: line {number}", ResumeError)
+            _RECORD(entry, "")
+            check_record(entry["kind"], entry["payload"])
+        except (ResumeError, ValueError) as error:
+            # A torn line ends in no newline; only a disk that lost power half-way writes a broken last one.
+            if number == len(lines) and isinstance(error, ResumeError):
                 break
+            reason = "" if isinstance(error, ResumeError) else f" ({error})"
             raise ResumeError(
-                f"{path}: line {number} is not a journal record, so something else changed the file; "
+                f"{path}: line {number} is not a journal record{reason}, so something else changed the file; "
                 "restore it, or start over with --fresh"
             ) from error
+        contents.kinds.setdefault(entry["kind"], {})[entry["key"]] = entry["payload"]
         contents.size += len(line) + 1
     return contents
 
@@ -116,6 +125,7 @@ class Journal:
     ) -> None:
         self.folder = make_folder(folder)
         self.path = self.folder / JOURNAL_NAME
+        _refuse_links(self.folder)
         self._guard = threading.Lock()
         self._lock = FileLock(self.folder / _LOCK_NAME, timeout=lock_timeout_s)
         self._acquire()
@@ -198,7 +208,8 @@ class Journal:
                 ) from None
 
     def _open(self, fingerprint: dict[str, str], fresh: bool) -> JournalContents:
-        remove_stale_temporaries(self.folder)
+        for place in (self.folder, *(self.folder / name for name in _FOLDERS)):
+            remove_leftovers(place)
         if fresh and self.path.exists():
             with output_errors(self.path):
                 self.path.replace(self.folder / _PREVIOUS_NAME)
@@ -217,11 +228,21 @@ class Journal:
         return contents
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise ResumeError where the run would write through a link that the folder holds, to anywhere else."""
+    for name in (JOURNAL_NAME, _LOCK_NAME, *_FOLDERS):
+        if (folder / name).is_symlink():
+            raise ResumeError(
+                f"{folder / name}: is a link to another place; remove it, or use another -o folder"
+            )
+
+
 def _read_header(path: Path, line: bytes) -> dict[str, str]:
     try:
-        header = json.loads(line)
-        schema, fingerprint = header["schema"], dict(header["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
+        header = parse_json(line, f"{path}: line 1", ResumeError)
+        _HEADER(header, "")
+        schema, fingerprint = header["schema"], header["fingerprint"]
+    except (ResumeError, ValueError) as error:
         # Written by an atomic rename, so a broken one is never just torn.
         raise ResumeError(
             f"{path}: line 1 is not the header of an onnxq journal; use another -o folder, or --fresh"
@@ -231,7 +252,7 @@ def _read_header(path: Path, line: bytes) -> dict[str, str]:
             f"{path}: has journal schema {schema!r}, this version of onnxq writes {SCHEMA}; "
             "use another -o folder, or --fresh"
         )
-    return fingerprint
+    return dict(fingerprint)
 
 
 def _check_fingerprint(folder: Path, mine: Mapping[str, str], theirs: Mapping[str, str]) -> None:

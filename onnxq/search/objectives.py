@@ -1,4 +1,4 @@
-"""What a search optimises: metrics (quality) and objectives (quality, bytes, latency, BOPs)."""
+"""What a search optimises: quality by a metric (onnxq/metrics), bytes, latency, BOPs."""
 
 from __future__ import annotations
 
@@ -8,94 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxq.metrics.reading import Reading
+from onnxq.metrics.registry import reading_of
 from onnxq.runners.device import parse_device
 from onnxq.search.candidate import Candidate, Latency
 from passes.errors import UserError
 
 __all__ = [
     "LATENCY_RESOLUTION",
-    "METRICS",
-    "Metric",
     "Objective",
-    "format_metric",
-    "metric_named",
     "named_objective",
     "parse_objectives",
 ]
 
 LATENCY_RESOLUTION = 0.05
 """Differences of the latency ratio below this are noise of the machine, not gain."""
-
-_SQNR_CEILING_DB = 300.0
-"""About the precision of a double: an exact model has infinite SQNR, which no normalisation survives."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is read.
-
-    Attributes:
-        label: for axes and tables.
-        higher_is_better: False for errors.
-        percent: a fraction that is shown in percent.
-        worst: the value that counts as nothing kept (for the hypervolume's reference point).
-        best: the value that counts as everything kept.
-        tolerance: the loss against float that people usually accept, in the metric's own unit; None where
-            there is no such number.
-    """
-
-    name: str
-    label: str
-    higher_is_better: bool = True
-    percent: bool = False
-    worst: float = 0.0
-    best: float = 1.0
-    tolerance: float | None = None
-
-    def cost(self, value: float) -> float:
-        """The value to minimise (unit of the metric, sign turned where higher is better)."""
-        if self.name == "sqnr":
-            value = min(value, _SQNR_CEILING_DB)
-        return -value if self.higher_is_better else value
-
-    def gap(self, value: float, reference: float) -> float:
-        """How much worse `value` is than `reference`, in the metric's own unit; negative where better."""
-        return self.cost(value) - self.cost(reference)
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("top1", "top-1 accuracy", percent=True, tolerance=0.01),
-        Metric("top5", "top-5 accuracy", percent=True, tolerance=0.01),
-        Metric("agreement", "agreement with float", percent=True, tolerance=0.01),
-        Metric("sqnr", "SQNR of the logits (dB)", best=60.0),
-        Metric("mse", "MSE of the logits", higher_is_better=False, worst=1.0, best=0.0),
-    )
-}
-
-
-def metric_named(name: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        UserError: there is none; lists those there are.
-    """
-    try:
-        return METRICS[name]
-    except KeyError:
-        raise UserError(f"unknown metric {name!r}{_near(name, METRICS)}") from None
-
-
-def format_metric(metric: str, value: float | None, *, digits: int = 1) -> str:
-    """A metric's value for a person: `91.2 %`, `34.1 dB`, `0.00213`."""
-    if value is None or math.isnan(value):
-        return "n/a"
-    if metric in METRICS and METRICS[metric].percent:
-        return f"{100 * value:.{digits}f} %"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return f"{value:.{digits}f} dB" if metric == "sqnr" else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +56,7 @@ class Objective:
         latency = self.latency_of(candidate)
         return None if latency is None else latency.ratio
 
-    def cost(self, candidate: Candidate, metric: str) -> float | None:
+    def cost(self, candidate: Candidate, metric: str | Reading) -> float | None:
         """The value to minimise, or None where the candidate lacks a finite one.
 
         Latency is the ratio to float on a grid of `LATENCY_RESOLUTION`: two candidates that the clock
@@ -137,8 +64,9 @@ class Objective:
         """
         raw: float | None
         if self.kind == "metric":
-            value = candidate.metrics.get(metric)
-            raw = None if value is None else metric_named(metric).cost(value)
+            kind = reading_of(metric)
+            value = candidate.metrics.get(kind.name)
+            raw = None if value is None else kind.cost(value)
         elif self.kind == "bytes":
             raw = float(candidate.bytes)
         elif self.kind == "latency":
@@ -188,7 +116,7 @@ def named_objective(text: str) -> Objective:
     return Objective(kind, device)
 
 
-def _near(name: str, known: Sequence[str] | dict[str, Metric]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
     suggestion = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{suggestion} there are {', '.join(known)}"

@@ -16,8 +16,10 @@ from pymoo.decomposition.aasf import AASF
 from pymoo.indicators.hv import HV
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
+from onnxq.metrics.reading import Reading
+from onnxq.metrics.registry import reading_of
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import Metric, Objective, format_metric, metric_named
+from onnxq.search.objectives import Objective
 
 __all__ = ["PICKS", "Pick", "front", "hypervolume", "pick_three"]
 
@@ -44,15 +46,18 @@ class Pick:
         return {"name": self.name, "candidate": self.candidate.name, "reason": self.reason}
 
 
-def front(candidates: Sequence[Candidate], objectives: Sequence[Objective], metric: str) -> list[Candidate]:
+def front(
+    candidates: Sequence[Candidate], objectives: Sequence[Objective], metric: str | Reading
+) -> list[Candidate]:
     """The candidates that no other one beats or equals in everything, smallest file first.
 
     Failed and incomplete candidates, and those that lack one of the objectives, cannot stand on it. Of
     candidates that are equal in every objective the first stays.
     """
+    kind = reading_of(metric)
     distinct: dict[tuple[float, ...], Candidate] = {}
     for candidate in candidates:
-        costs = _costs(candidate, objectives, metric)
+        costs = _costs(candidate, objectives, kind)
         if candidate.usable and costs is not None:
             distinct.setdefault(costs, candidate)
     if not distinct:
@@ -65,7 +70,7 @@ def front(candidates: Sequence[Candidate], objectives: Sequence[Objective], metr
 def pick_three(
     members: Sequence[Candidate],
     objectives: Sequence[Objective],
-    metric: str,
+    metric: str | Reading,
     *,
     reference: Candidate | None = None,
     tolerance: float | None = None,
@@ -84,10 +89,10 @@ def pick_three(
     pool = [member for member in members if member.mode != "float"] or list(members)
     if not pool:
         return {}
-    kind = metric_named(metric)
+    kind = reading_of(metric)
     tolerance = kind.tolerance if tolerance is None else tolerance
-    best = min(pool, key=lambda member: (kind.cost(member.metrics[metric]), member.bytes, member.index))
-    base = best if reference is None or metric not in reference.metrics else reference
+    best = min(pool, key=lambda member: (kind.cost(member.metrics[kind.name]), member.bytes, member.index))
+    base = best if reference is None or kind.name not in reference.metrics else reference
     picks = {"best-accuracy": Pick("best-accuracy", best, _best_reason(best, base, kind))}
 
     rest = [member for member in pool if member is not best] or pool
@@ -96,13 +101,13 @@ def pick_three(
 
     open_to = [member for member in rest if member is not smallest] or pool
     open_to = [member for member in open_to if not member.crawls] or open_to
-    knee = _knee(pool, open_to, objectives, metric)
+    knee = _knee(pool, open_to, objectives, kind)
     picks["balanced"] = Pick("balanced", knee, _balanced_reason(knee, base, kind, objectives))
     return picks
 
 
 def hypervolume(
-    members: Sequence[Candidate], objectives: Sequence[Objective], metric: str, reference: Candidate
+    members: Sequence[Candidate], objectives: Sequence[Objective], metric: str | Reading, reference: Candidate
 ) -> float:
     """The share (0 to 1) of the trade-off space that the front covers; more is better.
 
@@ -110,30 +115,30 @@ def hypervolume(
     BOPs, twice float's latency), so the number never falls as candidates are added and compares runs of one
     model. What does not beat that point adds nothing.
     """
-    low, high = np.array([_bounds(objective, metric, reference) for objective in objectives]).T
-    costs = [c for c in (_costs(member, objectives, metric) for member in members) if c is not None]
+    kind = reading_of(metric)
+    low, high = np.array([_bounds(objective, kind, reference) for objective in objectives]).T
+    costs = [c for c in (_costs(member, objectives, kind) for member in members) if c is not None]
     if not costs or bool(np.any(high <= low)):
         return 0.0
     scaled = np.clip((np.array(costs) - low) / (high - low), 0.0, 1.0)
     return float(HV(ref_point=np.ones(len(objectives)))(scaled))
 
 
-def _costs(candidate: Candidate, objectives: Sequence[Objective], metric: str) -> tuple[float, ...] | None:
-    costs = [objective.cost(candidate, metric) for objective in objectives]
+def _costs(candidate: Candidate, objectives: Sequence[Objective], kind: Reading) -> tuple[float, ...] | None:
+    costs = [objective.cost(candidate, kind) for objective in objectives]
     return None if any(cost is None for cost in costs) else tuple(cost for cost in costs if cost is not None)
 
 
-def _bounds(objective: Objective, metric: str, reference: Candidate) -> tuple[float, float]:
+def _bounds(objective: Objective, kind: Reading, reference: Candidate) -> tuple[float, float]:
     if objective.kind == "metric":
-        kind = metric_named(metric)
         return kind.cost(kind.best), kind.cost(kind.worst)
     if objective.kind == "latency":
         return 0.0, _SLOWEST_RATIO
-    return 0.0, objective.cost(reference, metric) or 0.0
+    return 0.0, objective.cost(reference, kind) or 0.0
 
 
 def _smallest(
-    rest: Sequence[Candidate], base: Candidate, kind: Metric, tolerance: float | None
+    rest: Sequence[Candidate], base: Candidate, kind: Reading, tolerance: float | None
 ) -> tuple[Candidate, str]:
     def size(member: Candidate) -> tuple[float, ...]:
         return (member.bytes, kind.cost(member.metrics[kind.name]), member.index)
@@ -141,7 +146,7 @@ def _smallest(
     overall = min(rest, key=size)
     if tolerance is None:
         return overall, f"Smallest file of the front, {_size(overall, base)}."
-    allowed = format_metric(kind.name, tolerance).replace(" %", " points")
+    allowed = kind.format_difference(tolerance)
     # The allowance is a decimal that people type; a rounding error of 1e-12 must not cost the exact match.
     within = [m for m in rest if kind.gap(m.metrics[kind.name], base.metrics[kind.name]) <= tolerance + 1e-9]
     if within:
@@ -153,13 +158,13 @@ def _smallest(
 
 
 def _knee(
-    pool: Sequence[Candidate], open_to: Sequence[Candidate], objectives: Sequence[Objective], metric: str
+    pool: Sequence[Candidate], open_to: Sequence[Candidate], objectives: Sequence[Objective], kind: Reading
 ) -> Candidate:
     """The point of `open_to` whose worst normalised cost is least; normalised over the whole `pool`.
 
     Of points whose worst costs hardly differ, the one of the least sum.
     """
-    table = {member.key: _costs(member, objectives, metric) for member in pool}
+    table = {member.key: _costs(member, objectives, kind) for member in pool}
     costs: _Costs = np.array([table[member.key] for member in pool])
     low, span = costs.min(axis=0), np.ptp(costs, axis=0)
     span[span == 0] = 1.0
@@ -168,28 +173,23 @@ def _knee(
     return open_to[int(np.argmin(AASF(rho=_RHO).do(scaled, weights)))]
 
 
-def _best_reason(best: Candidate, base: Candidate, kind: Metric) -> str:
-    value = format_metric(kind.name, best.metrics[kind.name])
-    return f"Best {kind.label} of the front, {value}{_against(best, base, kind)}."
+def _best_reason(best: Candidate, base: Candidate, kind: Reading) -> str:
+    value = kind.format(best.metrics[kind.name])
+    return f"Best {kind.title} of the front, {value}{_against(best, base, kind)}."
 
 
-def _balanced_reason(knee: Candidate, base: Candidate, kind: Metric, objectives: Sequence[Objective]) -> str:
-    axes = " nor ".join(kind.label if o.kind == "metric" else o.value for o in objectives)
+def _balanced_reason(knee: Candidate, base: Candidate, kind: Reading, objectives: Sequence[Objective]) -> str:
+    axes = " nor ".join(kind.title if o.kind == "metric" else o.value for o in objectives)
     return f"Knee of the front, where neither {axes} gives way: {_loss(knee, base, kind)}."
 
 
-def _against(member: Candidate, base: Candidate, kind: Metric) -> str:
+def _against(member: Candidate, base: Candidate, kind: Reading) -> str:
     return "" if base is member else f" ({_loss(member, base, kind)})"
 
 
-def _loss(member: Candidate, base: Candidate, kind: Metric) -> str:
-    gap = kind.gap(member.metrics[kind.name], base.metrics[kind.name])
+def _loss(member: Candidate, base: Candidate, kind: Reading) -> str:
     than = "float" if base.mode == "float" else base.name
-    if kind.name in ("mse", "sqnr"):
-        return f"{kind.label} {format_metric(kind.name, member.metrics[kind.name])}"
-    if abs(gap) < 5e-5:
-        return f"same {kind.label} as {than}"
-    return f"{100 * abs(gap):.1f} points {'below' if gap > 0 else 'above'} {than}"
+    return kind.loss(member.metrics[kind.name], base.metrics[kind.name], than)
 
 
 def _size(member: Candidate, base: Candidate) -> str:

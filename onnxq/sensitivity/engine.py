@@ -22,7 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxq.data import Dataset
-from onnxq.evaluation.metrics import Logits
+from onnxq.metrics.logits import Logits, check_usable
 from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Accumulator, Sensitivity
@@ -125,7 +125,9 @@ class _Run:
     def _reference(self) -> Logits:
         """Float's logits, run as the variants are run."""
         whole = self.replay.open([self.replay.model.proto])
-        return self.replay.logits(whole, 0, len(self.replay.data))
+        logits = self.replay.logits(whole, 0, len(self.replay.data))
+        check_usable(logits, "the float model")
+        return logits
 
     def _measure(
         self, variant: Variant, errors: Accumulator, precision: float, sqnr: float | None

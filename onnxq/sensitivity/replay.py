@@ -22,9 +22,9 @@ import onnx
 
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.data.inputs import sample_size
-from onnxq.data.scratch import Scratch
-from onnxq.evaluation.metrics import Logits, logits_of
 from onnxq.evaluation.segments import Segment, choose_anchors, iter_segments, split
+from onnxq.files import Scratch
+from onnxq.metrics.logits import Logits, logits_of
 from onnxq.sensitivity.cut import CutActivations
 from onnxq.session import load_session
 from passes.model import Model
@@ -160,7 +160,7 @@ class Replay:
         held = 0 if self._held is None else self._held.memory
         if held + 4 * math.prod(shape) <= self.budget:
             return CutActivations(shape)
-        self._scratch = self._scratch or Scratch("onnxq-activations-")
+        self._scratch = self._scratch or Scratch()
         self.spilled += 1
         return CutActivations(shape, self._scratch.path / f"{position}.f32")
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.evaluation.metrics import Logits
+from onnxq.metrics.logits import Logits
 
 __all__ = ["Accumulator", "Sensitivity"]
 
 Array = npt.NDArray[np.float64]
+# The error of a sample whose logits are NaN or infinite.
+UNUSABLE = 1e30
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Sensitivity:
         return cls(key, **document)
 
 
+def _bounded(errors: Array) -> Array:
+    """Errors that are NaN or infinite as ones that no search will accept, which JSON can hold."""
+    return np.where(np.isfinite(errors), errors, UNUSABLE)
+
+
 def _log_softmax(logits: Logits) -> Array:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -67,8 +74,9 @@ class Accumulator:
         """Logits [n, classes] of the next n samples."""
         begin, end = self.samples, self.samples + len(logits)
         wanted, log = self._reference[begin:end], self._log[begin:end]
-        self._squares.append(np.square(logits.astype(np.float64) - wanted).mean(axis=1))
-        self._kl += float((np.exp(log) * (log - _log_softmax(logits))).sum())
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._squares.append(_bounded(np.square(logits.astype(np.float64) - wanted).mean(axis=1)))
+            self._kl += float(_bounded((np.exp(log) * (log - _log_softmax(logits))).sum(axis=1)).sum())
         self._agree += int((logits.argmax(axis=1) == wanted.argmax(axis=1)).sum())
         self.samples = end
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.data import Dataset
-from onnxq.evaluation.metrics import logits_of
+from onnxq.metrics.logits import logits_of
 from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.variants import VariantBuilder, with_weight

@@ -60,7 +60,9 @@ class BlockRounder:
         from onnxq.training.soft_rounding import learn_block, learned_alike
 
         if any(task.shares for task, _ in before):
-            return _noted(before, "not learned by blocks: layers of its block share their weights with others")
+            return _noted(
+                before, "not learned by blocks: layers of its block share their weights with others"
+            )
         if not any(learned_alike(task.scheme) for task, _ in before):
             return before
         wanted = _Wanted(replay, self.layers.budget)

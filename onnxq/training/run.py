@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from onnxq.training.objective import Objective
 from onnxq.training.qat import Qat
 from onnxq.training.trainer import Event, Settings, Trainer, accuracy
 from passes.errors import UnsupportedModelError, UserError
+from passes.jsontext import parse_json
 from passes.model import Model, serialize
 from passes.policy import LayerPolicy, Policy, Scheme
 
@@ -164,7 +164,7 @@ class Run:
 
         layers = trainable_layers(self.network)
         if self.config.policy:
-            given = Policy.from_json(json.loads(self.config.policy))
+            given = Policy.from_json(parse_json(self.config.policy, "the policy"))
             given.check_names(layers)
             return Policy({layer.name: given[layer.name] for layer in layers})
         choice = LayerPolicy(Scheme.parse(self.config.weights), self.config.activation_scheme)

@@ -294,7 +294,10 @@ class Trainer:
             state = torch.load(path, map_location=self.data.device, weights_only=True)
         except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError):
             raise ResumeError(f"{path}: is no checkpoint, or is damaged; delete it to start anew") from None
-        differing = sorted(_differences(state["identity"], self.identity))
+        try:
+            differing = sorted(_differences(state["identity"], self.identity))
+        except (KeyError, TypeError, AttributeError):
+            raise ResumeError(f"{path}: is not a checkpoint of onnxq; delete it to start anew") from None
         if differing:
             key, old, new = differing[0]
             raise ResumeError(
@@ -302,11 +305,15 @@ class Trainer:
                 "folder to start "
                 "anew, or give another -o"
             )
-        self.step, self.history, self.spent_s = state["step"], state["history"], state["spent_s"]
-        self.method.restore(state["method"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._losses, self._hits = state["losses"], state["hits"]
+        try:
+            self.step, self.history, self.spent_s = state["step"], state["history"], state["spent_s"]
+            self.method.restore(state["method"])
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._losses, self._hits = state["losses"], state["hits"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ResumeError(f"{path}: is damaged ({reason}); delete it to start anew") from None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from onnxq.data import runs_code
 from onnxq.files import sha256_bytes
 from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
@@ -35,8 +36,23 @@ def _find(report: dict[str, object], name: str) -> Candidate:
     raise UserError(f"candidate '{name}' is not in the run; near names: {', '.join(near)}")
 
 
-def build_candidate(run: str | Path, name: str, model: str | None = None) -> tuple[Model, Candidate]:
+def _refuse_code(folder: Path, config: TuneConfig) -> None:
+    """Raise UserError where opening the run's data would run code that the folder names, or download it."""
+    for spec in (config.calibration_data or config.data, config.preprocess):
+        if runs_code(spec):
+            raise UserError(
+                f"{folder}: rebuilding this candidate rounds on the data '{spec}' that the run folder names, "
+                "which runs or downloads what its writer chose; if you trust that, give --trust"
+            )
+
+
+def build_candidate(
+    run: str | Path, name: str, model: str | None = None, *, trust: bool = False
+) -> tuple[Model, Candidate]:
     """The model of a candidate, checked against the hash that was measured.
+
+    A run folder is data: none of its code is run, unless `trust` allows the `module:callable` or the download
+    (`hf:`) that the run's data came from, which rounding on data needs again.
 
     model: where the original lies now, if not where it was. Raises UserError for an unknown name,
     ResumeError when the original model is no longer the one that was tuned.
@@ -52,7 +68,7 @@ def build_candidate(run: str | Path, name: str, model: str | None = None) -> tup
         settings["model"] = model
     config = TuneConfig.from_json(settings)
     prepared, _ = prepare_model(config, Context())
-    if model_hash(prepared) != journal.fingerprint["model"]:
+    if model_hash(prepared) != journal.fingerprint.get("model"):
         raise ResumeError(
             f"{settings['model']}: is not the model that {folder} was tuned from; give that one with --model"
         )
@@ -61,6 +77,8 @@ def build_candidate(run: str | Path, name: str, model: str | None = None) -> tup
         result = prepared
     else:
         # Rounding looks at the calibration set again; what the journal holds is enough otherwise.
+        if config.rounding != "nearest" and not trust:
+            _refuse_code(folder, config)
         data = None if config.rounding == "nearest" else open_data(config, prepared)[1]
         rounder = None if data is None else make_rounder(config, data)
         policy = Policy.from_json(candidate.policy)

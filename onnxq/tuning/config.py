@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxq import documents
 from onnxq.allocation.resources import parse_limits, read_costs
 from onnxq.calibration import parse_method
 from onnxq.files import canonical_json, sha256_bytes
+from onnxq.metrics.registry import metric_text, open_metric
 from onnxq.rounding import parse_damping
-from onnxq.search.objectives import metric_named, parse_objectives
+from onnxq.search.objectives import parse_objectives
 from passes.errors import UserError
 from passes.policy import FLOAT, LayerPolicy, Scheme
 from passes.quantize import activation_scheme, weight_scheme
@@ -37,7 +39,8 @@ class TuneConfig:
 
     weights: the ladder of weight schemes, cheapest first; float is always its end.
     modes: static (calibrated activations), dynamic (at run time), weights (activations stay float).
-    metric: empty means top1 for labelled data, agreement otherwise. metric_floor: the goal to report on.
+    metric: a name, `module:Class` or an object (onnxq/metrics); empty chooses by whether the data has labels.
+    metric_floor: the goal to report on.
     calibration_samples: taken out of `data` (and then not evaluated on) unless `calibration_data` is given.
     ranking_samples: of the calibration set, for the layer errors. time_budget: seconds, 0 means none.
     chunk: samples per evaluation run, 0 chooses by their size. cache_mb: memory for cached activations.
@@ -84,7 +87,7 @@ class TuneConfig:
     smooth: str = "none"
     smooth_layers: str = "depthwise"
     exclude: tuple[str, ...] = ()
-    metric: str = ""
+    metric: str | object = ""
     metric_floor: float = 0.0
     objectives: str = "metric,bytes,latency"
     latency_runs: int = 20
@@ -102,8 +105,7 @@ class TuneConfig:
         """Raises UserError for the first option that makes no sense."""
         parse_objectives(self.objectives)
         parse_method(self.calibration)
-        if self.metric:
-            metric_named(self.metric)
+        open_metric(self.metric).check_goal(self.metric_floor)
         if self.strategy and self.strategy not in STRATEGIES:
             raise UserError(f"--strategy {self.strategy}: is not one of {', '.join(STRATEGIES)}")
         for mode in self.modes:
@@ -216,10 +218,10 @@ class TuneConfig:
         return tuple(part for part in self.smooth_layers.split(",") if part)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        """Plain JSON values; a metric object becomes text."""
+        values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        values["metric"] = metric_text(self.metric)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TuneConfig:
@@ -228,6 +230,10 @@ class TuneConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise UserError(f"configuration: unknown key '{unknown[0]}'; known: {', '.join(sorted(known))}")
+        try:
+            _SHAPE(dict(data), "")
+        except ValueError as error:
+            raise UserError(f"configuration: {error}") from None
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
 
@@ -250,3 +256,15 @@ class TuneConfig:
         found = {f"--{key.replace('_', '-')}": str(value) for key, value in values.items() if key not in free}
         tables = [read_costs(path).to_json() for path in self.costs]
         return found | ({"--costs": sha256_bytes(canonical_json(tables).encode())} if tables else {})
+
+
+_KINDS = {str: documents.text, bool: documents.flag, int: documents.count, float: documents.number}
+_TEXTS = documents.each(documents.text)
+_SHAPE = documents.record(
+    {"model": documents.text, "data": documents.text},
+    {
+        spec.name: _KINDS.get(type(spec.default), _TEXTS)
+        for spec in dataclasses.fields(TuneConfig)
+        if spec.default is not dataclasses.MISSING
+    },
+)

@@ -11,6 +11,7 @@ from onnxq._version import __version__
 from onnxq.data import fit_batch, input_specs
 from onnxq.evaluation import Evaluator, Score, Timing, interleaved, load_session
 from onnxq.files import sha256_bytes
+from onnxq.proof import Reference
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.latency_model import LatencyModel, LayerWork
 from onnxq.search.objectives import parse_objectives
@@ -48,11 +49,10 @@ class Measurer:
         prepared: Prepared,
         journal: Records,
         ranges: RecordedRanges,
-        metric: str,
         fingerprint: Mapping[str, str],
     ) -> None:
         config = prepared.config
-        self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, metric
+        self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, prepared.metric
         self.model = prepared.model
         self.macs = macs(prepared.model)
         objectives = parse_objectives(config.objectives)
@@ -71,6 +71,7 @@ class Measurer:
         self.evaluator = Evaluator(
             prepared.model,
             prepared.data,
+            metric=self.metric,
             chunk=config.chunk,
             threads=max(config.threads, 1),
             budget=config.cache_mb * 2**20,
@@ -80,8 +81,9 @@ class Measurer:
         self.elsewhere: Evaluations | None = None
         self._rounder = make_rounder(config, prepared.calibration)
         self._float_session: Any = None
+        self.reference = Reference(self.model, prepared.data)
         self._last: tuple[str, Model] | None = None
-        self.race = Race(prepared, metric, journal)
+        self.race = Race(prepared, self.metric, self.evaluator.headline, journal)
 
     def calibrate_once(self, policy: Policy) -> None:
         """Calibrate in one pass whatever a policy of the search may ask for; see prepare.calibrate_once."""
@@ -94,7 +96,7 @@ class Measurer:
             model=self.fingerprint["model"],
             policy=policy,
             data=self.fingerprint["data"],
-            metric=self.metric,
+            metric=self.metric.name,
             device="cpu",
             tool_version=__version__,
             mode=mode,
@@ -106,6 +108,8 @@ class Measurer:
         key = self.key({}, "float")
         score = self.evaluator.reference()
         self.race.know(key, score.hits)
+        if len(score.hits) != len(self.prepared.data):
+            self.race.stop()  # samples are not known one by one
         held = self.journal.get("candidate", key)
         if held is not None:
             return Candidate.from_json(held)
@@ -237,7 +241,7 @@ class Measurer:
         against = self.race.rival(size, bops, rivals)
 
         def hopeless(score: Score) -> bool:
-            return against is not None and is_dominated(score, against)
+            return against is not None and is_dominated(score, against, self.metric)
 
         score = self.evaluator.evaluate(model, stages=self.race.stages, hopeless=hopeless, progress=progress)
         complete = score.samples == len(self.prepared.data)
@@ -276,12 +280,19 @@ class Measurer:
         return Latency(ours.median, low, high, theirs.median, ratios.median, len(ours.times))
 
     def confirm(self, candidate: Candidate, path: Path) -> Candidate:
-        """Check a front member with onnx.checker and measure it again in full from its saved file; once."""
+        """Check and prove a front member, and measure it again in full from its saved file; once.
+
+        One that a stock session does not run as it should is failed, with the reason.
+        """
         held = self.journal.get("confirmed", candidate.key)
         if held is None:
             model = load(path)
             check(model)
-            score = self.evaluator.confirm(model)
+            try:
+                self.reference.prove(model, path)
+                score = self.evaluator.confirm(model)
+            except UserError as error:
+                return dataclasses.replace(candidate, status="failed", error=str(error), complete=False)
             held = {"values": {k: str(v) for k, v in score.values.items()}, "stderr": score.stderr}
             self.journal.append("confirmed", candidate.key, held)
         values = {name: float(value) for name, value in held["values"].items()}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxq._version import __version__
+from onnxq.metrics.base import Metric
+from onnxq.metrics.reading import Reading
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import metric_named
 from onnxq.search.pareto import Pick
 from onnxq.tuning.prepare import Prepared, model_hash
 
@@ -53,20 +54,17 @@ def fingerprint_of(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def sanity(prepared: Prepared, baseline: Candidate) -> Prepared:
-    """Warn when the float model is about as good as guessing: labels or preprocessing are wrong then."""
-    top1, top5 = baseline.metrics.get("top1"), baseline.metrics.get("top5")
-    if top1 is not None and top5 is not None and baseline.samples >= 50 and top1 < 0.15 and top5 < 0.5:
-        return prepared.with_warning(
-            f"the float model itself reaches only {100 * top1:.1f} % top-1 on this data: "
-            "check --preprocess and the numbering of the labels before trusting any figure"
-        )
+def sanity(prepared: Prepared, metrics: Sequence[Metric], baseline: Candidate) -> Prepared:
+    """Warn of what the metrics find suspicious about the float model: it may be about as good as guessing."""
+    found = [metric.doubt(baseline.metrics, baseline.samples) for metric in metrics]
+    for text in filter(None, found):
+        prepared = prepared.with_warning(text)
     return prepared
 
 
-def goal_met(floor: float, metric: str, members: Sequence[Candidate]) -> bool | None:
+def goal_met(floor: float, metric: Reading, members: Sequence[Candidate]) -> bool | None:
     """Whether a quantized member of the front reaches the metric floor; None where none was asked for."""
     if not floor:
         return None
-    reached = [member for member in members if member.mode != "float" and metric in member.metrics]
-    return any(metric_named(metric).gap(member.metrics[metric], floor) <= 0 for member in reached)
+    reached = [member for member in members if member.mode != "float" and metric.name in member.metrics]
+    return any(metric.gap(member.metrics[metric.name], floor) <= 0 for member in reached)

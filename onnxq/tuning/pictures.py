@@ -14,8 +14,8 @@ import numpy as np
 from onnxq.allocation.problem import Problem
 from onnxq.allocation.shapley import ShapleyState
 from onnxq.files import atomic_write
+from onnxq.metrics.reading import Reading
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import metric_named
 from onnxq.search.pareto import Pick
 from onnxq.sensitivity.variants import choice_text
 from onnxq.tuning.space import is_joint, read_space
@@ -56,7 +56,7 @@ def draw_result(
     mode: str,
     picks: Mapping[str, Pick],
     candidates: Sequence[Candidate],
-    metric: str,
+    metric: Reading,
     baseline: Candidate,
 ) -> Iterator[Picture]:
     """`allocation-MODE.png`, the bits of that mode's picks; `group_size-MODE.png` where there are several."""
@@ -85,25 +85,23 @@ def _allocation(model: str, problem: Problem, chosen: Mapping[str, Candidate]) -
 
 
 def _group_sizes(
-    model: str, candidates: Sequence[Candidate], metric: str, baseline: Candidate
+    model: str, candidates: Sequence[Candidate], metric: Reading, baseline: Candidate
 ) -> bytes | None:
     """Quality and size over G, from candidates that give every layer the same; None for fewer than two G."""
     from onnxq.report.drawing import png
     from onnxq.report.pictures import group_size_figure
 
-    kind, rows = metric_named(metric), dict[str, list[tuple[int, float, float]]]()
-    scale = 100.0 if kind.percent else 1.0
+    rows, name = dict[str, list[tuple[int, float, float]]](), metric.name
     for candidate in candidates:
         choices = set(Policy.from_json(candidate.policy).layers.values())
         scheme = next(iter(choices), LayerPolicy()).weights
-        if len(choices) == 1 and scheme.granularity == "block" and metric in candidate.metrics:
-            point = (scheme.block_size, scale * candidate.metrics[metric], candidate.bytes / 1e6)
+        if len(choices) == 1 and scheme.granularity == "block" and name in candidate.metrics:
+            point = (scheme.block_size, metric.scale * candidate.metrics[name], candidate.bytes / 1e6)
             rows.setdefault(f"{scheme.format.upper()}-{scheme.bits}", []).append(point)
     if len({group for points in rows.values() for group, _, _ in points}) < 2:
         return None
-    label = kind.label + (" (%)" if kind.percent else "")
-    floor = scale * baseline.metrics[metric] if metric in baseline.metrics else None
-    return png(group_size_figure(model, dict(sorted(rows.items())), label, floor))
+    floor = metric.scale * baseline.metrics[name] if name in baseline.metrics else None
+    return png(group_size_figure(model, dict(sorted(rows.items())), metric.axis, floor))
 
 
 def draw_shapley(folder: Path, mode: str, model: str, state: ShapleyState) -> Picture:

@@ -13,22 +13,25 @@ import onnx
 
 from onnxq.calibration import CalibratedRanges, StatisticsCache
 from onnxq.data import Dataset, check_labels, input_specs, materialise, open_dataset, random_dataset
-from onnxq.evaluation import load_session, logits_of, refuse_unknown_ops
+from onnxq.evaluation import load_session, refuse_unknown_ops
 from onnxq.files import canonical_json, sha256_bytes
+from onnxq.metrics.base import Metric
+from onnxq.metrics.logits import logits_of
+from onnxq.metrics.registry import metrics_beside, open_metric
+from onnxq.proof import Reference
 from onnxq.search.journal import Journal
 from onnxq.tuning.config import TuneConfig
 from passes.base import Context, Pass, Sequential
 from passes.errors import DataError, UnsupportedModelError
-from passes.fold_batchnorm import FoldBatchNorm
 from passes.graph import import_graph
 from passes.layers import Layer, find_layers, graph_layers
 from passes.model import Model, is_large, load, serialize
 from passes.opset import upgrade
 from passes.placement import plan_activations
 from passes.policy import Policy
+from passes.preparation import preparation
 from passes.quantize import required_policy_opset
 from passes.select import select_layers
-from passes.simplify import Simplify
 from passes.smooth import Smooth
 
 __all__ = [
@@ -46,7 +49,7 @@ _MEMORY_FOR_DATA = 2**30
 
 def base_recipe(config: TuneConfig) -> Sequential:
     """The passes that run once before any policy."""
-    members: list[Pass] = [Simplify(), FoldBatchNorm()]
+    members: list[Pass] = [*preparation()]
     if config.smooth in ("output", "input"):
         site: Any = config.smooth
         members.append(Smooth(site=site, layers=config.smooth_selectors))
@@ -71,10 +74,14 @@ def model_hash(model: Model) -> str:
 def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Layer]]:
     """Load, run the base recipe, lift to the opset that every policy of the search needs.
 
+    What the model declares of its outputs and does not keep is forgotten first, with a note.
     Raises UnsupportedModelError when no layer can be quantized.
     """
     source = load(config.model)
     refuse_unknown_ops(source)
+    source, notes = Reference(source).corrected()
+    for note in notes:
+        context.note("info", "", note)
     model = base_recipe(config)(source, context).model
     layers = find_layers(model)
     if not layers:
@@ -84,13 +91,16 @@ def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Lay
         )
     steps = [step for mode in config.modes for step in config.ladder(mode)]
     opset = max(required_policy_opset(Policy({"": step})) for step in steps)
-    return upgrade(model, opset, "the search space", context), layers
+    upgraded = upgrade(model, opset, "the search space", context)
+    if upgraded is not model:
+        upgraded = upgraded.rewritten("opset upgrade", model, exact=True)
+    return upgraded, layers
 
 
 def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
     """The evaluation set and the calibration set, disjoint when both come from `data`.
 
-    Raises DataError for data that is empty, does not fit the model, or holds labels out of range.
+    Raises DataError for data that is empty or does not fit the model.
     """
     specs = input_specs(model.proto)
 
@@ -112,12 +122,16 @@ def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
         order = np.random.default_rng(config.seed).permutation(len(data))
         calibration = data.subset(sorted(order[:wanted].tolist()))
         data = data.subset(order[wanted:].tolist())
-    data = materialise(data, _MEMORY_FOR_DATA)
-    if data.labelled:
+    return materialise(data, _MEMORY_FOR_DATA), materialise(calibration, _MEMORY_FOR_DATA)
+
+
+def check_metric(metric: Metric, data: Dataset, model: Model) -> None:
+    """Raise DataError for data that the metric cannot be measured on: without labels, or with wrong ones."""
+    metrics = metrics_beside(metric, labelled=data.labelled, reference=True)
+    if any(each.class_labels for each in metrics):
         session = load_session(model, threads=1)
         first = next(data.batches(1, 0, 1))
         check_labels(data, logits_of(session.run(None, first.inputs)).shape[1])
-    return data, materialise(calibration, _MEMORY_FOR_DATA)
 
 
 class _Provider(Protocol):
@@ -204,7 +218,10 @@ class Prepared:
 
     @classmethod
     def of(cls, config: TuneConfig) -> Prepared:
-        """Load and check model and data; nothing is written yet."""
+        """Load and check model and data; nothing is written yet.
+
+        Raises ProofError where the base recipe would change what the model computes on the data.
+        """
         config.validate()
         context = Context()
         model, layers = prepare_model(config, context)
@@ -212,6 +229,8 @@ class Prepared:
             # A selector that matches nothing is refused here, before the run folder is made.
             select_layers(model, config.exclude)
         data, calibration = open_data(config, model)
+        check_metric(open_metric(config.metric, labelled=data.labelled), data, model)
+        Reference(model.origin, data).check(model)
         notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
         warnings = (
             ("calibrated on random data: the accuracy of this run means nothing",)
@@ -219,6 +238,11 @@ class Prepared:
             else ()
         )
         return cls(config, model, tuple(layers), data, calibration, notes, warnings)
+
+    @property
+    def metric(self) -> Metric:
+        """What candidates are judged by. Opened anew each time, so that no object is pickled."""
+        return open_metric(self.config.metric, labelled=self.data.labelled)
 
     def with_warning(self, text: str) -> Prepared:
         return dataclasses.replace(self, warnings=(*self.warnings, text))

@@ -1,19 +1,21 @@
 """Racing: a candidate's evaluation stops when a smaller one is known to be at least as good.
 
 Exact: samples come in an order in which those that a rival may still lose on stand first, and a candidate is
-given up only where it cannot get more right than the rival, whatever the unseen samples bring.
+given up only where it cannot be better than the rival, whatever the unseen samples bring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from onnxq.evaluation import Score, hits_from_text, hits_to_text
+from onnxq.evaluation import Score
+from onnxq.metrics.base import Metric, Values
+from onnxq.metrics.hits import hits_from_text, hits_to_text
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import parse_objectives
 from onnxq.tuning.latencies import Records
 from onnxq.tuning.prepare import Prepared
+from passes.errors import ResumeError
 
 __all__ = ["Race", "extrapolated", "is_dominated"]
 
@@ -25,35 +27,35 @@ class Race:
     """Which samples every finished candidate got right, and whom a new one runs against.
 
     stages: numbers of samples after which a candidate may be given up; empty where candidates do not race.
+    headline: the metric that samples are known by, where there is one; only it can be raced on.
     """
 
-    def __init__(self, prepared: Prepared, metric: str, journal: Records) -> None:
+    def __init__(self, prepared: Prepared, metric: Metric, headline: Metric | None, journal: Records) -> None:
         config, samples = prepared.config, len(prepared.data)
         objectives = parse_objectives(config.objectives)
         self._metric, self._journal = metric, journal
         self._by_bops = any(objective.value == "bops" for objective in objectives)
-        self._hits: dict[str, Any] = {}
-        # It needs a metric of hits, and nothing that a hopeless metric could be traded against.
+        self._hits: dict[str, Values] = {}
+        # There must be nothing that a hopeless metric could be traded against.
         timed = any(objective.kind == "latency" for objective in objectives)
-        # The recorded hits are those of the headline metric (Score.headline), and only it can be raced on.
-        headline = metric == ("top1" if prepared.data.labelled else "agreement")
-        runs = config.racing and not timed and headline and samples >= _LEAST_SAMPLES
+        known = headline is not None and headline.name == metric.name
+        runs = config.racing and not timed and known and samples >= _LEAST_SAMPLES
         self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if runs else []
 
     def stop(self) -> None:
         """No more races: every candidate is measured to its end."""
         self.stages = []
 
-    def know(self, key: str, hits: Any) -> None:
+    def know(self, key: str, hits: Values) -> None:
         """Which samples a candidate got right, for this process."""
         self._hits[key] = hits
 
-    def record(self, key: str, hits: Any) -> None:
+    def record(self, key: str, hits: Values) -> None:
         """The same, for later processes too."""
         self.know(key, hits)
         self._journal.append("hits", key, hits_to_text(hits))
 
-    def rival(self, size: int, bops: int, rivals: Sequence[Candidate]) -> Any:
+    def rival(self, size: int, bops: int, rivals: Sequence[Candidate]) -> Values | None:
         """Hits of the best finished candidate that is no larger and no costlier; None where there is none."""
         better = [
             r
@@ -61,13 +63,15 @@ class Race:
             if r.usable
             and r.bytes <= size
             and (not self._by_bops or (r.bops or 0) <= bops)
-            and self._metric in r.metrics
+            and self._metric.name in r.metrics
         ]
         if not better:
             return None
-        return self.hits(max(better, key=lambda r: (r.metrics[self._metric], -r.index)))
+        return self.hits(
+            min(better, key=lambda r: (self._metric.cost(r.metrics[self._metric.name]), r.index))
+        )
 
-    def hits(self, candidate: Candidate) -> Any:
+    def hits(self, candidate: Candidate) -> Values | None:
         """Which samples a finished candidate got right, as racing compares them; None where it is not
         known.
         """
@@ -75,19 +79,25 @@ class Race:
             text = self._journal.get("hits", candidate.key)
             if text is None:
                 return None
+            if 4 * len(text) < candidate.samples:
+                raise ResumeError(
+                    f"the journal's hits of candidate {candidate.name} are cut off; use --fresh"
+                )
             self._hits[candidate.key] = hits_from_text(text, candidate.samples)
         return self._hits[candidate.key]
 
 
-def is_dominated(score: Score, rival: Any) -> bool:
-    """Whether a candidate cannot get more right than a smaller one, whatever the rest brings.
+def is_dominated(score: Score, rival: Values, metric: Metric) -> bool:
+    """Whether a candidate cannot be better than a smaller one, whatever the rest brings.
 
-    Exact: all that it can still gain are the unseen samples that the rival got wrong, and those stand first
-    in the evaluator's order.
+    Exact: all that it can still gain is what the rival lost on the unseen samples, against the best value
+    that a sample can have, and the samples on which float loses come first in the evaluator's order.
     """
     seen = score.samples
-    ahead = int(score.hits.sum()) - int(rival[:seen].sum())
-    return ahead + int((~rival[seen:]).sum()) <= 0
+    ours, theirs = metric.costs(score.hits), metric.costs(rival)
+    behind = ours.sum() - theirs[:seen].sum()
+    left = (theirs[seen:] - metric.cost(metric.best)).sum()
+    return bool(left <= behind)
 
 
 def extrapolated(score: Score, reference: Score) -> dict[str, float]:
@@ -96,4 +106,4 @@ def extrapolated(score: Score, reference: Score) -> dict[str, float]:
     Other metrics of a subset that was chosen for being fragile would mislead, and are left out.
     """
     unseen = reference.hits[score.samples :]
-    return {score.headline: (int(score.hits.sum()) + int(unseen.sum())) / len(reference.hits)}
+    return {score.headline: float(score.hits.sum() + unseen.sum()) / len(reference.hits)}

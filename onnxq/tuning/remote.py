@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxq.calibration import CalibratedRanges
-from onnxq.evaluation import hits_to_text
 from onnxq.files import sha256_bytes
+from onnxq.metrics.hits import hits_to_text
 from onnxq.search.candidate import Candidate
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.measure import Measurer
@@ -24,7 +24,6 @@ class RemoteMeasurer:
     def __init__(
         self,
         prepared: Prepared,
-        metric: str,
         fingerprint: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]],
         races: bool,
@@ -35,7 +34,7 @@ class RemoteMeasurer:
         self._journal = MemoryJournal()
         provider = CalibratedRanges(prepared.calibration, config.calibration, threads=1)
         self._ranges = RecordedRanges(dict(ranges), provider, None)
-        self._measurer = Measurer(prepared, self._journal, self._ranges, metric, fingerprint)
+        self._measurer = Measurer(prepared, self._journal, self._ranges, fingerprint)
         if not races:
             self._measurer.race.stop()
 
@@ -55,7 +54,6 @@ class Elsewhere:
         config = measurer.prepared.config
         parts = (
             measurer.prepared,
-            measurer.metric,
             measurer.fingerprint,
             dict(measurer.ranges.recorded),
             bool(measurer.race.stages),

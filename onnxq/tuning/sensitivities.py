@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from onnxq._version import __version__
 from onnxq.allocation.problem import Problem
 from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, materialise
-from onnxq.files import atomic_write
+from onnxq.files import atomic_write, scratch_folder
 from onnxq.search.journal import Journal
 from onnxq.sensitivity.engine import Settings
 from onnxq.sensitivity.statistics import Sensitivity
@@ -25,13 +24,12 @@ from onnxq.tuning.prepare import RecordedRanges, calibrate_once, model_hash
 from onnxq.tuning.space import Space, Terms, separately, together, write_space
 from passes.base import Context
 from passes.errors import UnsupportedModelError, UserError
-from passes.fold_batchnorm import FoldBatchNorm
 from passes.layers import Layer, find_layers, macs
 from passes.model import Model
 from passes.opset import upgrade
 from passes.policy import LayerPolicy, Policy
+from passes.preparation import preparation
 from passes.quantize import activation_scheme, required_policy_opset, weight_scheme
-from passes.simplify import Simplify
 
 __all__ = ["SensitivityTable", "sensitivities"]
 
@@ -79,7 +77,7 @@ def _choices(schemes: Sequence[str], activations: Sequence[str]) -> tuple[list[L
 
 def _ready(model: Model, choices: Sequence[LayerPolicy]) -> Model:
     """Simplified, BatchNorm folded, and of an opset that holds every choice."""
-    prepared = (Simplify() | FoldBatchNorm())(model).model
+    prepared = preparation()(model).model
     opset = max((required_policy_opset(Policy({"": choice})) for choice in choices), default=0)
     return upgrade(prepared, opset, "the schemes", Context())
 
@@ -125,8 +123,8 @@ def sensitivities(
         "--precision": f"{settings.precision:g}",
         "--calibration": calibration,
     }
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
-        home = Path(folder) if folder is not None else Path(temporary)
+    with scratch_folder() as temporary:
+        home = Path(folder) if folder is not None else temporary
         with Journal(home, fingerprint) as journal:
             held = materialise(data, _MEMORY_FOR_DATA)
             ranges = RecordedRanges.of(journal, CalibratedRanges(held, calibration, threads=settings.threads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -21,6 +20,7 @@ from onnxq.sensitivity.values import PolicyValues, WholeValues
 from onnxq.sensitivity.variants import Variant, choice_text
 from passes.base import RangeProvider
 from passes.errors import UserError
+from passes.jsontext import read_json
 from passes.layers import Layer
 from passes.model import Model
 from passes.policy import FLOAT, LayerPolicy, Policy
@@ -243,12 +243,12 @@ def read_space(folder: str | Path) -> tuple[str, Problem]:
         raise UserError(
             f"{folder}: holds no sensitivities; make them with onnxq sensitivity --schemes -o {folder}"
         )
+    document = read_json(found[0], "the table of sensitivities", kind="a table of sensitivities")
     try:
-        document = json.loads(found[0].read_text(encoding="utf-8"))
         if not isinstance(document, dict):
-            raise UserError("is no table of sensitivities: it is no object")
+            raise UserError("is not a table of sensitivities: it is no object")
         return str(document.get("model", "model")), Problem.from_json(document)
     except (OSError, ValueError) as error:
-        raise UserError(f"{found[0]}: is no table of sensitivities ({error})") from None
+        raise UserError(f"{found[0]}: is not a table of sensitivities ({error})") from None
     except UserError as error:
         raise UserError(f"{found[0]}: {error}") from None

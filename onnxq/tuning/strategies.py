@@ -20,8 +20,9 @@ from onnxq.allocation.nsga2 import evolve
 from onnxq.allocation.problem import Assignment, Problem
 from onnxq.allocation.shapley import ShapleyState, Step, play, value_problem, walks
 from onnxq.allocation.threshold import threshold, threshold_front
+from onnxq.metrics.reading import Reading
+from onnxq.metrics.registry import reading_of
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import metric_named
 from onnxq.search.ranking import Proposal, coarse_to_fine
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.space import Space
@@ -52,7 +53,7 @@ class Allocator:
     config: TuneConfig
     problem: Problem
     space: Space
-    metric: str
+    metric: str | Reading
     measured: Callable[[], Sequence[Candidate]]
     weigh: Callable[[Policy], int]
     deadline: float | None = None
@@ -189,13 +190,13 @@ class Allocator:
 
     def _bracket(self) -> tuple[float, float] | None:
         """Sizes of the largest candidate below the floor and the smallest one at it."""
-        kind, floor = metric_named(self.metric), self.config.metric_floor
-        known = [c for c in self.measured() if self.metric in c.metrics and c.bytes and c.mode == self.mode]
-        good = [c.bytes for c in known if c.complete and kind.gap(c.metrics[self.metric], floor) <= 0]
+        kind, floor = reading_of(self.metric), self.config.metric_floor
+        known = [c for c in self.measured() if kind.name in c.metrics and c.bytes and c.mode == self.mode]
+        good = [c.bytes for c in known if c.complete and kind.gap(c.metrics[kind.name], floor) <= 0]
         if not good:
             return None
         high = min(good)
-        bad = [c.bytes for c in known if kind.gap(c.metrics[self.metric], floor) > 0 and c.bytes < high]
+        bad = [c.bytes for c in known if kind.gap(c.metrics[kind.name], floor) > 0 and c.bytes < high]
         low = max(bad, default=budgets(self.problem, 1)[0] - 1)
         return (low, high) if high - low > 0.005 * high else None
 

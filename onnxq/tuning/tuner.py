@@ -15,8 +15,9 @@ from pathlib import Path
 
 from onnxq.files import atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
+from onnxq.metrics.base import Metric
 from onnxq.report import LayerError, ReportWriter, environment, make_report
-from onnxq.search import Candidate, Journal, format_metric, front, parse_objectives, pick_three
+from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
 from onnxq.search.layer_errors import LayerErrors
 from onnxq.search.ranking import Proposal, rank, ranking_proposals
 from onnxq.tuning.allocate import check_limits, make_allocator
@@ -45,7 +46,7 @@ class _Run:
     folder: Path
     journal: Journal
     measurer: Measurer
-    metric: str
+    metric: Metric
     emit: Callable[[Event], None]
     deadline: float | None
     writer: ReportWriter
@@ -93,6 +94,7 @@ class _Run:
             objectives=parse_objectives(config.objectives),
             metric=self.metric,
             baseline=self.baseline,
+            beside=[each for each in self.measurer.evaluator.metrics if each.name != self.metric.name],
             layers=[LayerError(e.layer, e.op, e.qdq, e.xmodel, e.score) for e in first],
             config=config.to_json(),
             environment=environment(cpu_flags(), cpu=cpu_name()),
@@ -105,14 +107,14 @@ class _Run:
         return str(document["summary"])
 
     def best_text(self) -> str:
-        usable = [c for c in self.candidates if c.usable and self.metric in c.metrics]
+        usable = [c for c in self.candidates if c.usable and self.metric.name in c.metrics]
         if not usable:
             return ""
         picks = pick_three(self.members(), parse_objectives(self.prepared.config.objectives), self.metric)
         if not picks:
             return ""
         best = picks["best-accuracy"].candidate
-        shown = format_metric(self.metric, best.metrics[self.metric])
+        shown = self.metric.format(best.metrics[self.metric.name])
         return f"best {best.name}: {shown} at {best.bytes / 1e6:.2f} MB"
 
     def proposals(self) -> list[Proposal]:
@@ -260,14 +262,14 @@ def tune(
     warning = vnni_warning()
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)
-    metric = config.metric or ("top1" if prepared.data.labelled else "agreement")
+    metric = prepared.metric
     fingerprint = fingerprint_of(prepared)
     run_folder = Path(folder)
     with Journal(run_folder, fingerprint, fresh=fresh) as journal, contextlib.ExitStack() as stack:
         atomic_write_json(run_folder / "config.json", config.to_json())
         provider = calibrated(config, prepared.calibration, run_folder, max(config.threads, 1))
         ranges = RecordedRanges.of(journal, provider)
-        measurer = Measurer(prepared, journal, ranges, metric, fingerprint)
+        measurer = Measurer(prepared, journal, ranges, fingerprint)
         stack.callback(measurer.devices.close)
         deadline = start + config.time_budget if config.time_budget else None
         writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
@@ -277,7 +279,7 @@ def tune(
         stack.callback(run.close)
         on_event(Event("prepare", 0, 1, "float model"))
         run.baseline = measurer.float_candidate()
-        run.prepared = prepared = sanity(run.prepared, run.baseline)
+        run.prepared = prepared = sanity(run.prepared, measurer.evaluator.metrics, run.baseline)
         whole = run.search()
         run.confirm()
         whole = run.reachable() and whole
@@ -295,7 +297,7 @@ def tune(
             members,
             picks,
             run.baseline,
-            metric,
+            metric.name,
             whole,
             run.resumed,
             summary,

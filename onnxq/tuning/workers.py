@@ -25,9 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from onnxq.files import atomic_write, sha256_bytes
+from onnxq.files import Scratch, make_folder, output_errors, sha256_bytes
 from onnxq.search.candidate import Candidate
 from onnxq.search.ranking import Proposal
+from onnxq.signals import end_with_pipe
 from passes.errors import UserError
 
 __all__ = ["Shipment", "Workers", "open_workers"]
@@ -201,15 +202,25 @@ def open_workers(count: int, scheduler: str, shipment: Shipment, folder: Path) -
     token, data = shipment.pickled()
     if scheduler:
         return _on_dask(scheduler, token, data)
-    path = folder / "cache" / "worker.pickle"
-    atomic_write(path, data)
+    scratch = Scratch(make_folder(folder))
+    path = scratch.path / "worker.pickle"
+    with output_errors(path):
+        path.write_bytes(data)
     context = multiprocessing.get_context("spawn")
 
     def start() -> Crew:
-        pool = ProcessPoolExecutor(count, context)
-        return Crew(pool, _local, (token, str(path)), lambda: pool.shutdown(wait=False, cancel_futures=True))
+        # The workers end when the other end of their pipe is closed: here, or by the death of this process.
+        theirs, ours = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(count, context, initializer=end_with_pipe, initargs=(theirs,))
 
-    return Workers(start, 2 * count)
+        def stop() -> None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            ours.close()
+            theirs.close()
+
+        return Crew(pool, _local, (token, str(path)), stop)
+
+    return Workers(start, 2 * count, end=scratch.close)
 
 
 def _on_dask(scheduler: str, token: str, data: bytes) -> Workers:

@@ -126,7 +126,7 @@ def test_problems_and_policies_round_trip() -> None:
     with pytest.raises(UserError, match="layer 'layer0': float is none of the choices"):
         held.assignment(Policy())
     for broken in ({}, {**held.to_json(), "cost": [[1.0]]}, {**held.to_json(), "rest": None}):
-        with pytest.raises(UserError, match="is no table of sensitivities"):
+        with pytest.raises(UserError, match="is not a table of sensitivities"):
             Problem.from_json(broken)
 
 

@@ -31,7 +31,7 @@ _LATENCIES = st.builds(
 _CANDIDATES = st.builds(
     Candidate,
     key=st.text(min_size=1),
-    name=st.text(),
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True),
     index=st.integers(0, 10**6),
     strategy=st.sampled_from(["ranking", "nsga2"]),
     step=st.integers(0, 100),

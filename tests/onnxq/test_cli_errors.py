@@ -415,7 +415,7 @@ def test_no_table_to_allocate_from(refused: Refused, work: Path) -> None:
     assert "holds no sensitivities" in refused("allocate", "broken")
     for text in ("{", "[]", "{}", '{"layers": ["a"], "choices": [], "cost": 1}'):
         Path("broken/space-weights.json").write_text(text)
-        assert "is no table of sensitivities" in refused("allocate", "broken")
+        assert "is not a table of sensitivities" in refused("allocate", "broken")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from onnxq import files
 from onnxq.files import atomic_write, atomic_write_json, canonical_json, sha256_bytes, sha256_file
+from passes import scratch
 from passes.errors import OutputError
 
 
@@ -82,13 +85,64 @@ def test_parent_is_a_file(tmp_path: Path) -> None:
         files.make_folder(tmp_path / "file")
 
 
-def test_stale_temporaries_go_and_young_ones_stay(tmp_path: Path) -> None:
-    old, young = tmp_path / ".report.json.aa.tmp", tmp_path / ".report.json.bb.tmp"
-    old.touch()
-    young.touch()
+def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    """A process is killed with a folder and half a file open; what is the user's or another's stays."""
+    pytest.importorskip("fcntl")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from passes.scratch import *\n"
+        "place = Path(sys.argv[1]); held = Scratch(place); (held.path / 'big').write_bytes(b'x')\n"
+        "temporary_name(place / 'report.json').touch()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    kept = ["onnxq-data", ".onnxq-mine", ".report.json.tmp", "onnxq-1-2.zip", "onnxq-999999999-abcdef.txt"]
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / "onnxq-999999999-abcdefabcdef").symlink_to(tmp_path.parent, target_is_directory=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    left = set(_names(tmp_path)) - set(kept)
+    assert len(left) == 3, "the killed process must leave something, or the test shows nothing"
+    living = files.Scratch(tmp_path)
+    files.remove_leftovers(tmp_path)
+    assert set(_names(tmp_path)) == {*kept, "onnxq-999999999-abcdefabcdef", living.path.name}
+    living.close()
+    assert not living.path.exists()
+
+
+def test_a_living_process_keeps_its_folder_whatever_its_number_says(tmp_path: Path) -> None:
+    """The lock decides where the owner's number means nothing here: in another container, say."""
+    pytest.importorskip("fcntl")
+    folder, file = tmp_path / ".onnxq-999999999-abcdefabcdef", tmp_path / ".x.999999999-abcdefabcdef.tmp"
+    folder.mkdir()
+    file.touch()
+    descriptors = [os.open(path, os.O_RDONLY) for path in (folder, file)]
+    for descriptor in descriptors:
+        scratch.lock_descriptor(descriptor)
+    files.remove_leftovers(tmp_path)
+    assert _names(tmp_path) == [folder.name, file.name]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    files.remove_leftovers(tmp_path)
+    assert _names(tmp_path) == []
+
+
+def test_old_folders_go_where_a_number_was_given_out_again(tmp_path: Path) -> None:
+    old, young = tmp_path / f"onnxq-{os.getpid()}-{'a' * 12}", tmp_path / f"onnxq-{os.getpid()}-{'b' * 12}"
+    old.mkdir()
+    young.mkdir()
     os.utime(old, (1, 1))
-    files.remove_stale_temporaries(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert _names(tmp_path) == [young.name]
+
+
+def test_a_scratch_folder_ends_with_its_block(tmp_path: Path) -> None:
+    def fail() -> None:
+        with files.scratch_folder(tmp_path) as folder:
+            (folder / "x").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert _names(tmp_path) == []
 
 
 def test_canonical_json_is_one_text_for_one_value(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from onnxq.search.journal import JOURNAL_NAME, Journal, read_journal
 from passes.errors import OutputError, ResumeError
 
 PRINT = {"model": "a" * 64, "data": "b" * 64, "seed": "0", "tool_version": "0.1"}
-_RECORDS = [("candidate", f"k{i}", {"top1": i / 7, "name": f"static-{i:03} ä"}) for i in range(5)]
+_RECORDS = [("note", f"k{i}", {"top1": i / 7, "name": f"static-{i:03} ä"}) for i in range(5)]
 
 
 def _fill(folder: Path) -> None:
@@ -31,14 +31,14 @@ def test_round_trip(tmp_path: Path) -> None:
     with Journal(tmp_path / "run", PRINT) as journal:
         assert journal.resumed
         assert journal.fingerprint == PRINT
-        assert journal.get("candidate", "k3") == _RECORDS[3][2]
-        assert journal.get("candidate", "k9") is None
+        assert journal.get("note", "k3") == _RECORDS[3][2]
+        assert journal.get("note", "k9") is None
         assert journal.get("errors", "k3") is None
-        assert list(journal.records("candidate")) == [key for _, key, _ in _RECORDS]
-        journal.append("candidate", "k1", {"top1": 1.0})
+        assert list(journal.records("note")) == [key for _, key, _ in _RECORDS]
+        journal.append("note", "k1", {"top1": 1.0})
         journal.append("errors", "k1", ("a", "b"))
-        assert list(journal.records("candidate"))[1] == "k1"
-        assert journal.get("candidate", "k1") == {"top1": 1.0}
+        assert list(journal.records("note"))[1] == "k1"
+        assert journal.get("note", "k1") == {"top1": 1.0}
         assert journal.get("errors", "k1") == ["a", "b"]
 
 
@@ -53,9 +53,9 @@ def test_every_torn_end_is_cut_off(tmp_path: Path) -> None:
         expected = whole[:cut].count(b"\n") - 1
         seen = read_journal(tmp_path)
         assert seen is not None
-        assert len(seen.kinds.get("candidate", {})) == expected
+        assert len(seen.kinds.get("note", {})) == expected
         with Journal(tmp_path, PRINT) as journal:
-            assert len(journal.records("candidate")) == expected
+            assert len(journal.records("note")) == expected
             for record in _RECORDS[expected:]:
                 journal.append(*record)
         assert path.read_bytes() == whole
@@ -67,7 +67,7 @@ def test_torn_last_line_with_its_newline(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + b"\x00\x00\x00\n")
     with Journal(tmp_path, PRINT) as journal:
-        assert len(journal.records("candidate")) == 5
+        assert len(journal.records("note")) == 5
     assert path.read_bytes() == whole
 
 
@@ -115,7 +115,7 @@ def test_fresh_keeps_the_old_one_aside(tmp_path: Path) -> None:
     before = (tmp_path / JOURNAL_NAME).read_bytes()
     with Journal(tmp_path, {"model": "other"}, fresh=True) as journal:
         assert not journal.resumed
-        assert journal.records("candidate") == {}
+        assert journal.records("note") == {}
     assert (tmp_path / "journal.previous.jsonl").read_bytes() == before
 
 
@@ -157,10 +157,10 @@ def test_disk_full_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pyt
             journal.append(*_RECORDS[1])
         monkeypatch.undo()
         assert journal.path.read_bytes() == before
-        assert journal.get("candidate", "k1") is None
+        assert journal.get("note", "k1") is None
         journal.append(*_RECORDS[1])
     with Journal(tmp_path, PRINT) as journal:
-        assert list(journal.records("candidate")) == ["k0", "k1"]
+        assert list(journal.records("note")) == ["k0", "k1"]
 
 
 class _Killed(BaseException):
@@ -195,7 +195,7 @@ def test_killed_between_every_two_writes(tmp_path: Path, monkeypatch: pytest.Mon
             killed = True
         monkeypatch.undo()
         with Journal(folder, PRINT) as journal:
-            done = journal.records("candidate")
+            done = journal.records("note")
             for kind, key, payload in _RECORDS:
                 if key in done:
                     assert done[key] == payload
@@ -212,10 +212,10 @@ def test_not_json_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with Journal(tmp_path, PRINT) as journal:
         before = journal.path.read_bytes()
         with pytest.raises(ValueError, match="JSON"):
-            journal.append("candidate", "k", float("nan"))
+            journal.append("note", "k", float("nan"))
         assert journal.path.read_bytes() == before
     with pytest.raises(OutputError, match="closed"):
-        journal.append("candidate", "k", 1)
+        journal.append("note", "k", 1)
 
 
 def test_no_journal(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from onnxq.proof.feeds import made_up_feed
 from onnxq.runners import OrtRunner, open_runner, parse_device
 from onnxq.runners.agreement import distance, reference_outputs, refuse_disagreement
 from onnxq.runners.base import Array, Feed
-from onnxq.runners.feeds import made_up_feed
 from onnxq.runners.providers import CPU
 from onnxq.runners.timing import compare, in_turns
 from passes.base import Context

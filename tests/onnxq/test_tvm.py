@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import parser
 
+from onnxq.proof.feeds import made_up_feed
 from onnxq.runners import TvmRunner, open_runner, parse_device
 from onnxq.runners.agreement import distance, reference_outputs
 from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
-from onnxq.runners.feeds import made_up_feed
 from onnxq.runners.lowering import float_weights, lowered
 from onnxq.session import load_session
 from passes.base import Context

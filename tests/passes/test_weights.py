@@ -219,7 +219,7 @@ def test_opset_is_raised_with_a_note(opset: int, text: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("opset", [9, 11])
 def test_upgrade_keeps_the_names_of_unnamed_nodes(opset: int) -> None:
-    """The converter turns attributes into Constant nodes, which shifts positions; names must not follow."""
+    """Attributes become Constant nodes, which shifts positions; names must not follow."""
     net = Net(opset=opset, named=False)
     x = net.input("x", ["N", 4, 6, 6])
     y = net.conv(x, 4, 6)
@@ -231,24 +231,3 @@ def test_upgrade_keeps_the_names_of_unnamed_nodes(opset: int) -> None:
     only_last = Quantize(weights="int4:channel", activations="float", exclude=(names[0],))
     result = apply(only_last, model).model
     assert [layer.name for layer, _, _ in graph_layers(import_graph(result))] == [names[0]]
-
-
-def test_upgrade_inlines_functions_and_keeps_metadata() -> None:
-    text = """<ir_version: 8, opset_import: ["" : 13, "local" : 1]>
-    g (float[N,4] x) => (float[N,4] y) { t = local.double(x)  y = Relu(t) }
-    <domain: "local", opset_import: ["" : 13]> double (a) => (b) { b = Add(a, a) }"""
-    model = Model(onnx.parser.parse_model(text)).with_metadata(policy="{}")
-    raised = upgrade(model, 21, "the test", Context())
-    assert not raised.proto.functions
-    assert raised.metadata == model.metadata
-    check(raised)
-    values = {"x": np.asarray([[1, -2, 3, -4]], np.float32)}
-    np.testing.assert_array_equal(run(raised, values)[0], run(model, values)[0])
-
-
-def test_upgrade_that_cannot_be_done_says_so() -> None:
-    net = Net(opset=13)
-    x = net.input("x", ["N", 4, 6, 6])
-    model = net.model(net.conv(x, 4, 4))
-    with pytest.raises(UserError, match=r"needs opset 999.*export it again"):
-        upgrade(model, 999, "the test", Context())

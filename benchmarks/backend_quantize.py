@@ -1,0 +1,97 @@
+"""Every model of onnx.backend.test through the quantizing commands, in this process.
+
+    python benchmarks/backend_quantize.py [--kind node ...] [-k TEXT] [--sample N --seed S]
+
+Models that ONNX Runtime cannot run count too: each command must end with exit code 0 and a file, or with exit
+code 2, one sentence and no file; with 0 only when a layer was quantized. Prints a markdown table and the
+sentences, counted; exit code 1 if a command did anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import onnx
+from backend_suite import KINDS, cases
+from click.testing import CliRunner
+
+from onnxq.cli.app import cli
+
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "int8 dynamic": ("--activations", "dynamic"),
+    "int8 weights": ("--activations", "float"),
+    "gse6 weights": ("--weights", "gse6", "--activations", "float"),
+    "tcq3 weights": ("--weights", "tcq3", "--activations", "float"),
+    "int4:block32 weights": ("--weights", "int4:block32", "--activations", "float"),
+    "int8 static": ("--random-calibration", "--calibration-samples", "2", "--threads", "1"),
+}
+
+
+def attempt(path: Path, flags: tuple[str, ...]) -> tuple[int, str]:
+    """Exit code of one command, and what is wrong with how it ended; else the sentence of an exit code 2."""
+    target = path.with_name("quantized.onnx")
+    target.unlink(missing_ok=True)
+    result = CliRunner().invoke(cli, ["quantize", str(path), *flags, "-o", str(target), "--json"])
+    text = result.output.strip()
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        return 1, f"{type(result.exception).__name__}: {result.exception}"
+    if result.exit_code == 2 and not target.exists():
+        return 2, text.splitlines()[-1] if text else "exit code 2 without a sentence"
+    if result.exit_code or not target.exists():
+        return 1, f"exit code {result.exit_code}: {text[-300:]}"
+    document = json.loads(result.stdout)
+    return (0, "") if document["quantized"] else (1, "exit code 0, and nothing is quantized")
+
+
+def group(sentence: str) -> str:
+    """The sentence without names and numbers."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\S*\.onnx:", "_", sentence))[:110]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind; may be repeated")
+    parser.add_argument("-k", dest="text", default="", help="only cases whose name holds this text")
+    parser.add_argument("--sample", type=int, default=0, help="a random sample of this many of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    start, failures = time.monotonic(), 0
+    counts = {scheme: Counter[int]() for scheme in SCHEMES}
+    sentences = Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for kind in options.kind or KINDS:
+            for case in cases(kind, options.text, options.sample, options.seed):
+                onnx.save(case.model, path)
+                for scheme, flags in SCHEMES.items():
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        code, text = attempt(path, flags)
+                    counts[scheme][code] += 1
+                    if code == 2:
+                        sentences[group(text)] += 1
+                    elif code:
+                        failures += 1
+                        print(f"{kind}/{case.name}, {scheme}: {text}", file=sys.stderr, flush=True)
+    print("| scheme | quantized | refused in a sentence | failed |\n| --- | ---: | ---: | ---: |")
+    for scheme, codes in counts.items():
+        print(f"| {scheme} | {codes[0]} | {codes[2]} | {codes[1]} |")
+    print()
+    for text, count in sentences.most_common():
+        print(f"{count:6} {text}")
+    print(f"\n{time.monotonic() - start:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""How far the outputs of two models are apart, and how far float arithmetic alone takes them.
+
+A rewrite that keeps the function may round differently: by 1e-4 of the largest output, and by no more than
+the given model differs from itself when ONNX Runtime does not optimise it and its input moves by a millionth.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.proof.feeds import Feed
+from onnxq.proof.running import Outputs, numeric
+
+__all__ = ["EXACT", "difference", "moved", "nonfinite", "own_noise", "sqnr", "unlike_shapes"]
+
+# Largest difference of a rewrite that keeps the function, as a share of the largest output.
+EXACT = 1e-4
+# The same for floats of 16 bits: some of their steps.
+_HALF = {"float16": 2e-2, "bfloat16": 1e-1}
+_MOVED = 1e-6
+
+
+def allowed(dtype: np.dtype[Any]) -> float:
+    """Largest relative difference between outputs of this type that rounding explains."""
+    return _HALF.get(dtype.name, EXACT)
+
+
+def unlike_shapes(given: Outputs, made: Outputs, *, ranks_only: bool = False) -> str | None:
+    """The first output whose shape or type differs, told; None where all agree.
+
+    ranks_only: the model decides sizes by values (a number of boxes, say), so that only ranks are compared.
+    """
+    for name, before in given.items():
+        if name not in made:
+            return f"output '{name}' is missing"
+        one, other = numeric(before), numeric(made[name])
+        if one is None or other is None:
+            if type(before) is not type(made[name]):
+                return f"output '{name}' is a {type(made[name]).__name__}, and was a {type(before).__name__}"
+            continue
+        same = one.ndim == other.ndim if ranks_only else one.shape == other.shape
+        if not same or one.dtype != other.dtype:
+            return f"output '{name}' is {_kind(other)} where the given model gives {_kind(one)}"
+    return None
+
+
+def _kind(array: npt.NDArray[Any]) -> str:
+    return f"{array.dtype.name} [{', '.join(map(str, array.shape))}]"
+
+
+def nonfinite(given: Outputs, made: Outputs) -> str | None:
+    """The first float output that is NaN or infinite at a place where the given model's is finite."""
+    for name, before in given.items():
+        one, other = numeric(before), numeric(made.get(name))
+        if one is None or other is None or one.dtype.kind not in "fV" or other.dtype.kind not in "fV":
+            continue
+        bad = ~np.isfinite(_wide(other))
+        if one.shape == other.shape:
+            bad &= np.isfinite(_wide(one))
+        else:
+            bad &= bool(np.isfinite(_wide(one)).all())
+        if bad.any():
+            return name
+    return None
+
+
+def _wide(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.asarray(array).astype(np.float64)
+
+
+def difference(given: Outputs, made: Outputs) -> tuple[str, float]:
+    """(output, largest difference as a share of the largest given value) of the output that differs most.
+
+    Differences are weighed by what the output's type allows, so that 1e-4 is the limit for every type. Whole
+    numbers, truth values and text that differ, and NaN or infinity in other places, count as infinite.
+    """
+    worst = ("", 0.0)
+    for name, before in given.items():
+        found = _apart(before, made.get(name))
+        if found > worst[1] or not worst[0]:
+            worst = (name, found)
+    return worst
+
+
+def _apart(given: Any, made: Any) -> float:
+    one, other = numeric(given), numeric(made)
+    if one is None or other is None:
+        return 0.0 if _equal(given, made) else math.inf
+    if one.shape != other.shape:
+        return math.inf
+    if one.dtype.kind not in "fV":
+        return 0.0 if np.array_equal(one, other) else math.inf
+    a, b = _wide(one), _wide(other)
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return math.inf
+    top = float(np.abs(a[finite]).max(initial=0.0))
+    apart = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
+    if not math.isfinite(apart):
+        return math.inf
+    if apart == 0:
+        return 0.0
+    return apart / max(top, 1e-30) * (EXACT / allowed(one.dtype))
+
+
+def _equal(given: Any, made: Any) -> bool:
+    """Equality of text, sequences and maps, arrays inside of them included."""
+    if isinstance(given, np.ndarray) and isinstance(made, np.ndarray):
+        return given.shape == made.shape and bool((given == made).all())
+    if isinstance(given, (list, tuple)) and isinstance(made, (list, tuple)):
+        return len(given) == len(made) and all(map(_close, given, made))
+    if isinstance(given, dict) and isinstance(made, dict):
+        return given.keys() == made.keys() and all(_close(given[key], made[key]) for key in given)
+    return bool(given == made)
+
+
+def _close(given: Any, made: Any) -> bool:
+    one, other = np.asarray(given), np.asarray(made)
+    if one.dtype.kind in "fV" and other.dtype.kind in "fV":
+        return _apart(one, other) <= EXACT
+    return _equal(given, made)
+
+
+def moved(feed: Feed) -> Feed:
+    """The feed with every float moved by about a millionth of itself."""
+    return {
+        name: (array * (1 + _MOVED)).astype(array.dtype) if array.dtype.kind == "f" else array
+        for name, array in feed.items()
+    }
+
+
+def own_noise(given: Outputs, others: list[Outputs]) -> tuple[bool, float]:
+    """(whether even shapes vary, largest difference) between runs of one model that should agree."""
+    varies = any(unlike_shapes(given, other) is not None for other in others)
+    return varies, max((difference(given, other)[1] for other in others), default=0.0)
+
+
+def sqnr(given: list[Outputs], made: list[Outputs]) -> float | None:
+    """Signal to quantization noise of the worst float output, in dB, over all feeds; None where there is no
+    float output of the same shape, infinite where none differs."""
+    signal: dict[str, float] = {}
+    noise: dict[str, float] = {}
+    for before, after in zip(given, made, strict=True):
+        for name, value in before.items():
+            one, other = numeric(value), numeric(after.get(name))
+            if one is None or other is None or one.dtype.kind not in "fV" or one.shape != other.shape:
+                continue
+            a, b = _wide(one), _wide(other)
+            finite = np.isfinite(a) & np.isfinite(b)
+            signal[name] = signal.get(name, 0.0) + float(np.square(a[finite]).sum())
+            noise[name] = noise.get(name, 0.0) + float(np.square(a[finite] - b[finite]).sum())
+    ratios = [_decibels(signal[name], noise[name]) for name in signal if signal[name] > 0]
+    return min(ratios, default=None)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise)

@@ -1,0 +1,158 @@
+"""`inline_functions`: the calls of model-local functions that hold layers become the nodes of their bodies.
+
+Passes see the main graph and what is nested in it; a layer in a function would stay float.
+
+1. A function holds a layer when, at one of its calls at least, a Conv, ConvTranspose, Gemm or MatMul in it
+   reads a weight worked out of constants: those of its body, or constants that the call hands over.
+2. A function that calls such a function holds its layers too.
+3. All calls of such a function are inlined; it stays in the file only while another function calls it.
+   Functions without layers, and those of `ai.onnxq`, stay as they are.
+4. A function of another opset than the model's is converted by onnx; where that fails, the model stays as it
+   is, with a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+from onnx import inliner
+
+from passes.base import Context, Pass, register
+from passes.layers import LAYER_OPS
+from passes.model import Model, every_graph, is_large
+from runtime_ops.functions import DOMAIN
+
+__all__ = ["InlineFunctions", "functions_with_layers"]
+
+Key = tuple[str, str, str]
+_STANDARD = ("", "ai.onnx")
+_REFUSALS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
+
+def _called(node: onnx.NodeProto) -> Key:
+    return node.domain, node.op_type, node.overload
+
+
+def _key(function: onnx.FunctionProto) -> Key:
+    return function.domain, function.name, function.overload
+
+
+class _Search:
+    """One walk over a model's calls, with what is constant at each."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.functions = {_key(held): held for held in proto.functions if held.domain != DOMAIN}
+        self.holding: dict[Key, onnx.FunctionProto] = {}
+        self._seen: dict[tuple[Key, tuple[bool, ...]], bool] = {}
+        self._walk(proto.graph.node, _initializers(proto.graph))
+
+    def _walk(self, nodes: Iterable[onnx.NodeProto], constant: set[str]) -> bool:
+        """Whether the nodes hold a layer; adds to `constant` the names that they work out of constants."""
+        holds = False
+        for node in nodes:
+            holds |= _is_layer(node, constant) or self._call(node, constant)
+            graphs = [g for attribute in node.attribute for g in (attribute.g, *attribute.graphs)]
+            for graph in graphs:
+                holds |= self._walk(graph.node, constant | _initializers(graph))
+            if all(name in constant for name in node.input if name):
+                constant.update(node.output)
+        return holds
+
+    def _call(self, node: onnx.NodeProto, constant: set[str]) -> bool:
+        function = self.functions.get(_called(node))
+        if function is None:
+            return False
+        given = tuple(name in constant for name in node.input)
+        call = (_called(node), given)
+        if call not in self._seen:
+            self._seen[call] = False  # a function that calls itself is none that ONNX allows
+            known = {name for name, held in zip(function.input, given, strict=False) if held}
+            self._seen[call] = self._walk(function.node, known)
+        if self._seen[call]:
+            self.holding[_called(node)] = function
+        return self._seen[call]
+
+
+def _initializers(graph: onnx.GraphProto) -> set[str]:
+    return {tensor.name for tensor in graph.initializer}
+
+
+def _is_layer(node: onnx.NodeProto, constant: set[str]) -> bool:
+    if node.op_type not in LAYER_OPS or node.domain not in _STANDARD or len(node.input) < 2:
+        return False
+    weights = [name in constant for name in node.input[:2]]
+    return weights == [False, True] or (node.op_type == "MatMul" and weights == [True, False])
+
+
+def functions_with_layers(proto: onnx.ModelProto) -> list[str]:
+    """Names (`domain::name`) of the model-local functions that hold layers."""
+    holding = _Search(proto).holding if proto.functions else ()
+    return sorted({f"{domain}::{name}" for domain, name, _ in holding})
+
+
+@register
+@dataclass(frozen=True)
+class InlineFunctions(Pass):
+    """Inline the model-local functions that hold layers, so that these can be quantized."""
+
+    name: ClassVar[str] = "inline_functions"
+    keeps_values: ClassVar[bool] = True
+
+    def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        names = functions_with_layers(model.proto)
+        if not names:
+            return model, False
+        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        try:
+            if is_large(model.proto):
+                raise ValueError("onnx inlines no model over 2 GB")
+            result = _inlined(model.proto)
+        except _REFUSALS as error:
+            reason = " ".join(str(error).split())[:200]
+            context.note(
+                "skipped",
+                "",
+                f"layers in {listed} cannot be reached, for onnx cannot inline these functions ({reason})",
+            )
+            return model, False
+        context.note("info", "", f"functions that hold layers were inlined: {listed}")
+        return model.with_proto(result), True
+
+
+def _inlined(source: onnx.ModelProto) -> onnx.ModelProto:
+    proto, holding = onnx.ModelProto(), _Search(source).holding
+    proto.CopyFrom(source)
+    del proto.functions[:]
+    proto.functions.extend(holding.values())
+    result = inliner.inline_local_functions(proto, convert_version=True)
+    del result.functions[:]
+    result.functions.extend(_still_called(result.graph, source))
+    imported = {entry.domain for entry in result.opset_import}
+    for function in holding.values():
+        for entry in function.opset_import:
+            if entry.domain not in imported:
+                result.opset_import.append(entry)
+                imported.add(entry.domain)
+    return result
+
+
+def _still_called(graph: onnx.GraphProto, source: onnx.ModelProto) -> list[onnx.FunctionProto]:
+    """The source's functions without those that the graph no longer calls, directly or through others."""
+    known = {_key(held): held for held in source.functions}
+
+    def reached(graph: onnx.GraphProto) -> set[Key]:
+        found: set[Key] = set()
+        waiting = [_called(node) for held in every_graph(graph) for node in held.node]
+        while waiting:
+            key = waiting.pop()
+            if key in known and key not in found:
+                found.add(key)
+                body = onnx.GraphProto(node=known[key].node)
+                waiting.extend(_called(node) for held in every_graph(body) for node in held.node)
+        return found
+
+    gone = reached(source.graph) - reached(graph)
+    return [held for key, held in known.items() if key not in gone]
