@@ -32,8 +32,11 @@ def layer_bytes(layer: Layer, scheme: Scheme, *, itemsize: int = 4, integer_acti
 
 
 def pays(layer: Layer, scheme: Scheme, *, itemsize: int = 4, integer_activations: bool = False) -> bool:
-    """Whether the weight takes less than its floats do: with channels of a single weight, or rows that must be
-    padded to whole units, it may not. Weights that integer kernels read are quantized for their sake."""
+    """Whether the weight takes less than its floats do.
+
+    With channels of a single weight, or rows that must be padded to whole units, it may not. Weights that
+    integer kernels read are quantized for their sake.
+    """
     if scheme.is_float:
         return False
     if integer_activations and not is_packed(scheme, integer_activations):
