@@ -17,14 +17,16 @@ Legal when
 3. Channels without weights on one side keep s = 1, and s stays within 1/100 to 100.
 4. Clip(x, 0, m) becomes Relu and Min with m / s_c by channel (`clip=min`); with `clip=keep`, and before
    opset 8, whose Min does not broadcast, such pairs are left alone. ONNX Runtime has no integer kernel for
-   Min, so that such layers run in float.
+   Min: the convolutions run on integers, the Min between them in float.
 5. The bias counts as a weight: r_A is at least 0.3 |b_A[c]| mean(max |W_A|) / mean |b_A|. A channel that is
    nearly dead, its weights next to nothing and its bias not, is else enlarged up to a hundredfold, and with
    it the range of the activations that all channels share (EfficientNet-Lite2: 71 where the median is 1).
 
-Which to use: behind ReLU6, `smooth{layers=all}`, which evens out every channel, the projections before an Add
-among them, and is nearer to float (benchmarks/RESULTS.md); its Mul keeps layers in float as Min does. Behind
-Relu, `equalize`, which adds no node, so that the layers run on integers.
+Which to use: `smooth{layers=all}` is nearer to float, for it makes the channels of every convolution equal,
+those before an Add as well, where equalizing evens out pairs; but the Mul that it adds keeps ONNX Runtime from
+the integer Conv kernel. `equalize` keeps it. So: smooth for size and accuracy, equalize for speed (figures in
+benchmarks/RESULTS.md).
+
 A model that was equalized already (its metadata say so) is left as it is.
 """
 
@@ -66,8 +68,8 @@ class _Pair:
 @register
 @dataclass(frozen=True)
 class Equalize(Pass):
-    """Cross-layer equalization of convolutions, for networks with Relu; where ReLU6 stands between them,
-    `smooth{layers=all}` loses less. clip: see rule 4."""
+    """Cross-layer equalization of convolutions, which stay on integer kernels; `smooth{layers=all}` loses
+    less accuracy, in deep networks above all, but its layers run in float. clip: see rule 4."""
 
     clip: Literal["min", "keep"] = "min"
     name: ClassVar[str] = "equalize"

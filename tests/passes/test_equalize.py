@@ -8,8 +8,8 @@ from onnx import numpy_helper
 
 from passes.equalize import Equalize
 from passes.model import Model
-from passes.recipe import parse_recipe
 from passes.quantize import Quantize
+from passes.recipe import parse_recipe
 from tests.nets import Array, Net, apply, feeds, run, sqnr
 
 
