@@ -23,9 +23,9 @@ Legal when
    it the range of the activations that all channels share (EfficientNet-Lite2: 71 where the median is 1).
 
 Which to use: `smooth{layers=all}` is nearer to float, for it makes the channels of every convolution equal,
-those before an Add as well, where equalizing evens out pairs; but the Mul that it adds keeps ONNX Runtime from
-the integer Conv kernel. `equalize` keeps it. So: smooth for size and accuracy, equalize for speed (figures in
-benchmarks/RESULTS.md).
+those before an Add as well, where equalizing evens out pairs; but the Mul that it adds keeps ONNX Runtime
+from the integer Conv kernel. `equalize` keeps it. So: smooth for size and accuracy, equalize for speed
+(figures in benchmarks/RESULTS.md).
 
 A model that was equalized already (its metadata say so) is left as it is.
 """
