@@ -22,16 +22,16 @@ ONNXQ_EXPORT int onnxq_best_isa(void) {
 }
 
 ONNXQ_EXPORT int onnxq_decode_gse(const uint8_t* packed, size_t packed_bytes, const uint8_t* exponents,
-                                  size_t exponent_bytes, int bits, int64_t rows, int64_t row_size,
-                                  int64_t group_size, int exponent_base, float* out, size_t out_count, int isa) {
+                                  size_t exponent_bytes, int bits, int64_t rows, int64_t row_size, int64_t group_size,
+                                  int exponent_base, float* out, size_t out_count, int isa) {
   GseWeight weight{{}, packed, packed_bytes, exponents, exponent_bytes, exponent_base};
   const Status status = make_layout(bits, rows, row_size, group_size, &weight.layout);
   return status == kOk ? decode(weight, out, out_count, isa) : status;
 }
 
 ONNXQ_EXPORT int onnxq_decode_affine(const uint8_t* packed, size_t packed_bytes, const uint16_t* scale,
-                                     const int8_t* zero_point, size_t groups, int bits, int64_t rows,
-                                     int64_t row_size, int64_t group_size, float* out, size_t out_count, int isa) {
+                                     const int8_t* zero_point, size_t groups, int bits, int64_t rows, int64_t row_size,
+                                     int64_t group_size, float* out, size_t out_count, int isa) {
   AffineWeight weight{{}, packed, packed_bytes, scale, zero_point, groups};
   const Status status = make_layout(bits, rows, row_size, group_size, &weight.layout);
   return status == kOk ? decode(weight, out, out_count, isa) : status;
@@ -42,8 +42,7 @@ ONNXQ_EXPORT int onnxq_trellis_path(const float* values, const float* weights, s
   return trellis_path({values, weights, count, levels, bits, start}, end, path, isa);
 }
 
-ONNXQ_EXPORT int onnxq_decode_tcq(const uint8_t* packed, size_t packed_bytes, const float* scale,
-                                  const int8_t* levels, int bits, int64_t rows, int64_t row_size, float* out,
-                                  size_t out_count) {
+ONNXQ_EXPORT int onnxq_decode_tcq(const uint8_t* packed, size_t packed_bytes, const float* scale, const int8_t* levels,
+                                  int bits, int64_t rows, int64_t row_size, float* out, size_t out_count) {
   return decode(TrellisWeight{packed, packed_bytes, scale, levels, bits, rows, row_size}, out, out_count);
 }

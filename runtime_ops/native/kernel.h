@@ -1,13 +1,12 @@
-// One kernel, compiled once for each instruction set (kernel_*.cc). A vector type V describes the set:
+// One kernel, compiled once for each instruction set (kernel_*.cc). A vector type V is the thin layer below it:
 //
-//   V::kWidth                    values decoded at a time, a multiple of 8, so whole bytes lie between vectors
-//   V::kLoadBytes                bytes that V::codes reads from its address on
-//   V::Plan                      where the codes of one vector lie, for bits and the bit of the first byte that
-//                                code 0 starts at; V::plan(table, remainder) loads it
-//   V::Codes                     codes of a vector; V::codes(address, plan) has them in the top bits
-//   V::store_signed<form>(...)   sign-extends, converts, scales and shifts as `form` says, stores
-//   V::store_powers(...)         5-bit exponent codes to powers of two
-//   V::store_affine(...)         8 float16 scales and int8 zero points to what Form says
+//   V::kWidth              values decoded at a time, a multiple of 8, so whole bytes lie between vectors
+//   V::kLoadBytes          bytes that V::codes reads from its address on
+//   V::Plan                where the codes of one vector lie; V::plan(lanes) loads it
+//   V::codes(source, plan) the codes of a vector in the top bits of their lanes
+//   V::shift(n)            what signed_right shifts by
+//   broadcast, add, signed_right, right<n>, left<n>, converted, pattern (the same bits as floats), multiply,
+//   subtract, multiply_subtract, load, store: one instruction each, or nearly, on kWidth int32 or float32
 //
 // Everything stands in an unnamed namespace and uses no inline function of the standard library: the linker
 // must never take a copy that was compiled for AVX-512 for a processor that has none.
@@ -85,14 +84,34 @@ uint64_t vector_limit(size_t stream_bytes, int bits, uint64_t count) {
   return by_output < by_input ? by_output : by_input;
 }
 
+// The exponent codes in the top bits of the lanes as powers of two.
+template <class V, class Codes, class Ints>
+auto powers(Codes codes, Ints bias) {
+  return V::pattern(V::template left<23>(V::add(V::template right<32 - kExponentBits>(codes), bias)));
+}
+
+// `shift`: V::shift(32 - bits).
+template <class V, Form kForm, class Codes, class Shift, class Floats>
+auto values_of(Codes codes, Shift shift, Floats scale, Floats zero) {
+  const auto code = V::converted(V::signed_right(codes, shift));
+  if constexpr (kForm == Form::kFused) {
+    return V::multiply_subtract(code, scale, zero);
+  } else if constexpr (kForm == Form::kShifted) {
+    return V::multiply(V::subtract(code, zero), scale);
+  } else {
+    return V::multiply(code, scale);
+  }
+}
+
 template <class V>
 void fill_powers(const uint8_t* exponents, size_t bytes, uint64_t first, size_t count, int base, float* out) {
   const Table& table = table_of(kExponentBits);
   uint64_t limit = vector_limit<V>(bytes, kExponentBits, first + count);
   size_t i = 0;
-  const auto plan = V::plan(table, 0);  // `first` is a multiple of 8
+  const auto plan = V::plan(table.lanes[0]);  // `first` is a multiple of 8
+  const auto bias = V::broadcast(base + 127);
   for (; first + i < limit; i += V::kWidth) {
-    V::store_powers(out + i, V::codes(exponents + (first + i) / 8 * kExponentBits, plan), base);
+    V::store(out + i, powers<V>(V::codes(exponents + (first + i) / 8 * kExponentBits, plan), bias));
   }
   for (; i < count; ++i) {
     out[i] = power_of_two(base + static_cast<int>(raw_code(exponents, first + i, kExponentBits)));
@@ -113,7 +132,16 @@ bool fill_affine(const uint16_t* scale, const int8_t* zero_point, size_t count, 
   const bool fused = least > 0;
   *form = fused ? Form::kFused : Form::kShifted;
   size_t i = 0;
-  for (; i + 8 <= count; i += 8) V::store_affine(scales + i, zeros + i, scale + i, zero_point + i, fused);
+  for (; i + V::kWidth <= count; i += V::kWidth) {
+    const auto factor = V::load(scale + i);
+    const auto zero = V::converted(V::load(zero_point + i));
+    V::store(scales + i, factor);
+    if (fused) {
+      V::store(zeros + i, V::multiply(zero, factor));
+    } else {
+      V::store(zeros + i, zero);
+    }
+  }
   for (; i < count; ++i) {
     scales[i] = half_to_float(scale[i]);
     zeros[i] = static_cast<float>(zero_point[i]) * (fused ? scales[i] : 1.0f);
@@ -124,9 +152,9 @@ bool fill_affine(const uint16_t* scale, const int8_t* zero_point, size_t count, 
 // `groups` whole groups that follow one another, of `vectors` vectors each: no check, no address, no table is needed
 // between them. kBlock divides `vectors`, and is all of it where kWhole, so that the loops unroll. Arguments come by
 // value to stay in registers: for all that the compiler knows, a store to `out` changes what a reference refers to.
-template <class V, Form kForm, int kBlock, bool kWhole, class Plan, class Width>
-void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_t vectors,
-                size_t groups, const float* scales, const float* zeros, float* out) {
+template <class V, Form kForm, int kBlock, bool kWhole, class Plan, class Shift>
+void decode_run(const uint8_t* source, Plan plan, Shift shift, int bits, uint64_t vectors, size_t groups,
+                const float* scales, const float* zeros, float* out) {
   const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
   const uint64_t blocks = kWhole ? 1 : vectors / kBlock;
   for (size_t group = 0; group < groups; ++group) {
@@ -134,7 +162,7 @@ void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_
     const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
     for (uint64_t block = 0; block < blocks; ++block) {
       for (int i = 0; i < kBlock; ++i) {
-        V::template store_signed<kForm>(out + i * V::kWidth, V::codes(source, plan), width, scale, zero);
+        V::store(out + i * V::kWidth, values_of<V, kForm>(V::codes(source, plan), shift, scale, zero));
         source += step;
       }
       out += kBlock * V::kWidth;
@@ -142,15 +170,15 @@ void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_
   }
 }
 
-template <class V, Form kForm, class Plan, class Width>
-void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_t vectors,
-                size_t groups, const float* scales, const float* zeros, float* out) {
-  const auto run = vectors == 1       ? decode_run<V, kForm, 1, true, Plan, Width>
-                   : vectors == 2     ? decode_run<V, kForm, 2, true, Plan, Width>
-                   : vectors == 4     ? decode_run<V, kForm, 4, true, Plan, Width>
-                   : vectors % 4 == 0 ? decode_run<V, kForm, 4, false, Plan, Width>
-                                      : decode_run<V, kForm, 1, false, Plan, Width>;
-  run(source, plan, width, bits, vectors, groups, scales, zeros, out);
+template <class V, Form kForm, class Plan, class Shift>
+void decode_run(const uint8_t* source, Plan plan, Shift shift, int bits, uint64_t vectors, size_t groups,
+                const float* scales, const float* zeros, float* out) {
+  const auto run = vectors == 1       ? decode_run<V, kForm, 1, true, Plan, Shift>
+                   : vectors == 2     ? decode_run<V, kForm, 2, true, Plan, Shift>
+                   : vectors == 4     ? decode_run<V, kForm, 4, true, Plan, Shift>
+                   : vectors % 4 == 0 ? decode_run<V, kForm, 4, false, Plan, Shift>
+                                      : decode_run<V, kForm, 1, false, Plan, Shift>;
+  run(source, plan, shift, bits, vectors, groups, scales, zeros, out);
 }
 
 // Groups [first, first + count) of a weight, whose scales (and zero points) are given. Groups are written in
@@ -162,7 +190,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
   float* const out = stream.out;
   const uint64_t size = stream.group_size, row_size = stream.row_size;
   const Table& table = table_of(bits);
-  const auto width = V::width(bits);
+  const auto shift = V::shift(32 - bits);
   const uint64_t limit = vector_limit<V>(stream.bytes, bits, stream.values);
   const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
   const uint64_t vectors = size % V::kWidth == 0 ? size / V::kWidth : 0;
@@ -173,7 +201,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
   while (group < count) {
     const uint64_t bit = value * static_cast<unsigned>(bits);
     const uint8_t* source = data + (bit >> 3);
-    const auto plan = V::plan(table, static_cast<unsigned>(bit & 7));
+    const auto plan = V::plan(table.lanes[bit & 7]);
     const uint64_t left = row_size - column;
     if (vectors != 0 && left >= size && value < limit) {
       // Whole groups of whole vectors, up to the row's end or to where the last vectors could reach too far.
@@ -184,7 +212,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
       if (run > 0) {
         const size_t groups = static_cast<size_t>(run);
         const float* const zero = kForm == Form::kScaled ? nullptr : zeros + group;
-        decode_run<V, kForm>(source, plan, width, bits, vectors, groups, scales + group, zero, out + value);
+        decode_run<V, kForm>(source, plan, shift, bits, vectors, groups, scales + group, zero, out + value);
         value += run * size;
         column += run * size;
         if (column == row_size) column = 0;
@@ -198,11 +226,11 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
     const auto scale = V::broadcast(scales[group]);
     const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
     for (; value < stop; value += V::kWidth, source += step) {
-      V::template store_signed<kForm>(out + value, V::codes(source, plan), width, scale, zero);
+      V::store(out + value, values_of<V, kForm>(V::codes(source, plan), shift, scale, zero));
     }
     for (; value < end; ++value) {  // the last values of the weight
-      out[value] = formed<kForm>(signed_code(data, value, bits), scales[group],
-                                 kForm == Form::kScaled ? 0.0f : zeros[group]);
+      out[value] =
+          formed<kForm>(signed_code(data, value, bits), scales[group], kForm == Form::kScaled ? 0.0f : zeros[group]);
     }
     value = end;
     column = left == length ? 0 : column + length;

@@ -16,6 +16,7 @@ namespace onnxq {
 struct alignas(64) Lanes {
   uint8_t bytes[64];
   int32_t factor[16];
+  unsigned bits, remainder;  // for the scalar kernel
 };
 
 struct Table {
@@ -25,6 +26,8 @@ struct Table {
 constexpr Table make_table(int bits) {
   Table table{};
   for (int remainder = 0; remainder < 8; ++remainder) {
+    table.lanes[remainder].bits = static_cast<unsigned>(bits);
+    table.lanes[remainder].remainder = static_cast<unsigned>(remainder);
     for (int lane = 0; lane < 16; ++lane) {
       const int bit = remainder + lane * bits;
       uint8_t* bytes = table.lanes[remainder].bytes + 4 * lane;
@@ -76,8 +79,7 @@ struct Chain {
 
 struct Kernel {
   // 2^(base + code) of the exponent codes [first, first + count); `first` is a multiple of 8.
-  void (*fill_powers)(const uint8_t* exponents, size_t bytes, uint64_t first, size_t count, int base,
-                      float* out);
+  void (*fill_powers)(const uint8_t* exponents, size_t bytes, uint64_t first, size_t count, int base, float* out);
   // Scales, and zeros for kFused if all scales are positive, else for kShifted. False where a scale is not finite.
   bool (*fill_affine)(const uint16_t* scale, const int8_t* zero_point, size_t count, float* scales, float* zeros,
                       Form* form);

@@ -64,12 +64,12 @@ void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t 
     if (!isa_supported(isa)) continue;
     auto out = filled<float>(values);
     const GseWeight one{layout, packed.get(), packed_bytes, exponents.get(), exponent_bytes, base};
-    expect(decode(one, out.get(), values, isa) == kOk && same(out.get(), gse), "gse",
-           isa, bits, rows, row_size, group_size);
+    expect(decode(one, out.get(), values, isa) == kOk && same(out.get(), gse), "gse", isa, bits, rows, row_size,
+           group_size);
     out = filled<float>(values);
     const AffineWeight two{layout, packed.get(), packed_bytes, scale.get(), zero_point.get(), groups};
-    expect(decode(two, out.get(), values, isa) == kOk && same(out.get(), affine),
-           "affine", isa, bits, rows, row_size, group_size);
+    expect(decode(two, out.get(), values, isa) == kOk && same(out.get(), affine), "affine", isa, bits, rows, row_size,
+           group_size);
     // One too few of anything is refused before anything is touched.
     GseWeight bad = one;
     --bad.packed_bytes;
@@ -77,8 +77,8 @@ void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t 
            row_size, group_size);
     bad = one;
     --bad.exponent_bytes;
-    expect(spare != 0 || decode(bad, out.get(), values, isa) == kExponentsTooShort, "short exponents", isa, bits,
-           rows, row_size, group_size);
+    expect(spare != 0 || decode(bad, out.get(), values, isa) == kExponentsTooShort, "short exponents", isa, bits, rows,
+           row_size, group_size);
     expect(decode(one, out.get(), values - 1, isa) == kOutputTooShort, "short output", isa, bits, rows, row_size,
            group_size);
     AffineWeight other = two;

@@ -120,15 +120,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const reference::Sizes sizes{layout.bits, layout.values / layout.row_size, layout.row_size, layout.group_size};
 
   const GseWeight one{layout, packed.get(), packed_bytes, exponents.get(), exponent_bytes, static_cast<int>(base)};
-  run(one, room && exponent_bytes >= layout.exponent_bytes && base_status == kOk, [&](float* values) {
-    reference::gse(packed.get(), exponents.get(), sizes, static_cast<int>(base), values);
-  });
+  run(one, room && exponent_bytes >= layout.exponent_bytes && base_status == kOk,
+      [&](float* values) { reference::gse(packed.get(), exponents.get(), sizes, static_cast<int>(base), values); });
 
   bool finite = groups >= layout.groups;
   for (size_t i = 0; finite && i < layout.groups; ++i) finite = (scale[i] & 0x7C00) != 0x7C00;
   const AffineWeight two{layout, packed.get(), packed_bytes, scale.get(), zero_point.get(), groups};
-  run(two, room && finite, [&](float* values) {
-    reference::affine(packed.get(), scale.get(), zero_point.get(), sizes, values);
-  });
+  run(two, room && finite,
+      [&](float* values) { reference::affine(packed.get(), scale.get(), zero_point.get(), sizes, values); });
   return 0;
 }
