@@ -164,6 +164,7 @@ def decode_tcq_native(
     shape: Sequence[int],
     *,
     out: Float | None = None,
+    isa: str | None = None,
 ) -> Float:
     """The same as `runtime_ops.trellis.decode_tcq`, in C++; into `out` where one is given.
 
@@ -189,6 +190,7 @@ def decode_tcq_native(
         row_size,
         out.ctypes.data,
         out.size,
+        _isa_number(library, isa),
     )
     _check(library, code)
     return out

@@ -7,7 +7,7 @@
 using namespace onnxq;
 
 // Raised whenever a signature or the meaning of an argument changes.
-ONNXQ_EXPORT int onnxq_abi_version(void) { return 2; }
+ONNXQ_EXPORT int onnxq_abi_version(void) { return 3; }
 
 ONNXQ_EXPORT const char* onnxq_error(int code) { return status_text(code); }
 
@@ -43,6 +43,6 @@ ONNXQ_EXPORT int onnxq_trellis_path(const float* values, const float* weights, s
 }
 
 ONNXQ_EXPORT int onnxq_decode_tcq(const uint8_t* packed, size_t packed_bytes, const float* scale, const int8_t* levels,
-                                  int bits, int64_t rows, int64_t row_size, float* out, size_t out_count) {
-  return decode(TrellisWeight{packed, packed_bytes, scale, levels, bits, rows, row_size}, out, out_count);
+                                  int bits, int64_t rows, int64_t row_size, float* out, size_t out_count, int isa) {
+  return decode(TrellisWeight{packed, packed_bytes, levels, bits, rows, row_size}, scale, out, out_count, isa);
 }

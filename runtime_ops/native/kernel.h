@@ -4,6 +4,8 @@
 //   V::kLoadBytes          bytes that V::codes reads from its address on
 //   V::Plan                where the codes of one vector lie; V::plan(lanes) loads it
 //   V::codes(source, plan) the codes of a vector in the top bits of their lanes
+//   V::windows(...)        the windows of a trellis (trellis_kernel.h), likewise
+//   V::turn(...)           a block of 8 by 8 int8, rows to columns
 //   V::shift(n)            what signed_right shifts by
 //   broadcast, add, signed_right, right<n>, left<n>, converted, pattern (the same bits as floats), multiply,
 //   subtract, multiply_subtract, load, store: one instruction each, or nearly, on kWidth int32 or float32
@@ -15,21 +17,10 @@
 #include <string.h>
 
 #include "kernel_types.h"
-
-// A short loop that is written out is no loop any more that a compiler would make a vector of.
-#if defined(__clang__)
-#define ONNXQ_KEEP_LOOP _Pragma("clang loop unroll(disable)")
-#elif defined(__GNUC__)
-#define ONNXQ_KEEP_LOOP _Pragma("GCC unroll 1")
-#else
-#define ONNXQ_KEEP_LOOP
-#endif
+#include "trellis_kernel.h"
 
 namespace onnxq {
 namespace {
-
-// More than any sum of costs: an infinity less an infinity would be no number.
-constexpr float kUnreachable = 1e30f;
 
 // Code `index` of a stream, one or two bytes; never reads a byte that holds none of its bits.
 inline unsigned raw_code(const uint8_t* stream, uint64_t index, int bits) {
@@ -251,67 +242,9 @@ void decode_form(Form form, const Stream& stream, uint64_t first, size_t count, 
   }
 }
 
-// Plain loops that compilers turn into vectors of this file's instruction set. No sum is reordered and nothing is
-// contracted, so that every set finds the same path.
-template <int kBits>
-void trellis_forward(const Chain& chain, float* __restrict least, float* __restrict costs) {
-  constexpr size_t kPrefixes = kStates >> kBits, kBranches = size_t{1} << kBits, kSteps = kPrefixes / kBranches;
-  const float* const __restrict levels = chain.levels;
-  for (size_t p = 0; p < kPrefixes; ++p) least[p] = chain.start < 0 ? 0.0f : kUnreachable;
-  if (chain.start >= 0) least[static_cast<size_t>(chain.start) & (kPrefixes - 1)] = 0.0f;
-  for (size_t t = 0; t + 1 < chain.count; ++t) {
-    const float* const __restrict before = least + t * kPrefixes;
-    float* const __restrict after = least + (t + 1) * kPrefixes;
-    const float value = chain.values[t], weight = chain.weights[t];
-    // The windows whose lower bits are q * kBranches + b, by their upper bits h; their prefix is h * kSteps + q.
-    for (size_t q = 0; q < kSteps; ++q) {
-      float best[kBranches];
-      for (size_t b = 0; b < kBranches; ++b) best[b] = kUnreachable;
-      for (size_t h = 0; h < kBranches; ++h) {
-        const float* const level = levels + h * kPrefixes + q * kBranches;
-        const float reached = before[h * kSteps + q];
-        ONNXQ_KEEP_LOOP
-        for (size_t b = 0; b < kBranches; ++b) {
-          const float error = value - level[b];
-          const float cost = reached + error * error * weight;
-          best[b] = cost < best[b] ? cost : best[b];
-        }
-      }
-      memcpy(after + q * kBranches, best, sizeof best);
-    }
-    float lowest[16];  // sixteen at a time, since one running minimum would be a chain of dependent steps
-    memcpy(lowest, after, sizeof lowest);
-    for (size_t p = 16; p < kPrefixes; p += 16) {
-      for (size_t i = 0; i < 16; ++i) lowest[i] = after[p + i] < lowest[i] ? after[p + i] : lowest[i];
-    }
-    float bottom = lowest[0];
-    for (size_t i = 1; i < 16; ++i) bottom = lowest[i] < bottom ? lowest[i] : bottom;
-    for (size_t p = 0; p < kPrefixes; ++p) after[p] -= bottom;
-  }
-  const float* const __restrict before = least + (chain.count - 1) * kPrefixes;
-  const float value = chain.values[chain.count - 1], weight = chain.weights[chain.count - 1];
-  for (size_t window = 0; window < kStates; ++window) {
-    const float error = value - levels[window];
-    costs[window] = before[window >> kBits] + error * error * weight;
-  }
-}
-
-inline void trellis_pass(const Chain& chain, float* least, float* costs) {
-  switch (chain.bits) {
-    case 2:
-      return trellis_forward<2>(chain, least, costs);
-    case 3:
-      return trellis_forward<3>(chain, least, costs);
-    case 4:
-      return trellis_forward<4>(chain, least, costs);
-    default:
-      return trellis_forward<5>(chain, least, costs);
-  }
-}
-
 template <class V>
 constexpr Kernel kernel_of() {
-  return {fill_powers<V>, fill_affine<V>, decode_form<V>, trellis_pass};
+  return {fill_powers<V>, fill_affine<V>, decode_form<V>, trellis_pass, trellis_values<V>, trellis_codes<V>};
 }
 
 }  // namespace

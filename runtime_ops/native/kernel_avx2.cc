@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "kernel.h"
+#include "kernel_x86.h"
 
 namespace onnxq {
 namespace {
@@ -29,6 +30,13 @@ struct Avx2 {
     return _mm256_mullo_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(word), plan.bytes), plan.factor);
   }
 
+  static Ints windows(const uint8_t* source, const Plan& plan) {
+    int64_t word;
+    memcpy(&word, source, sizeof word);
+    const Ints bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(word), plan.bytes);
+    return _mm256_srli_epi32(_mm256_sllv_epi32(bytes, plan.factor), 32 - kWindow);
+  }
+
   static Ints broadcast(int32_t value) { return _mm256_set1_epi32(value); }
   static Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
   static Ints shift(int by) { return _mm256_set1_epi32(by); }
@@ -45,6 +53,11 @@ struct Avx2 {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
   }
 
+  static void store(uint16_t* to, Ints a) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x88);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(words));
+  }
+
   static Floats broadcast(float value) { return _mm256_set1_ps(value); }
   static Floats converted(Ints a) { return _mm256_cvtepi32_ps(a); }
   static Floats pattern(Ints a) { return _mm256_castsi256_ps(a); }
@@ -55,6 +68,10 @@ struct Avx2 {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
   }
   static void store(float* to, Floats a) { _mm256_storeu_ps(to, a); }
+
+  static void turn(const int8_t* from, size_t from_stride, int8_t* to, size_t to_stride) {
+    turn_block(from, from_stride, to, to_stride);
+  }
 };
 
 constexpr Kernel kKernel = kernel_of<Avx2>();

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "kernel.h"
+#include "kernel_x86.h"
 
 namespace onnxq {
 namespace {
@@ -25,6 +26,12 @@ struct Avx512 {
     return _mm512_mullo_epi16(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(word), plan.bytes), plan.factor);
   }
 
+  static Ints windows(const uint8_t* source, const Plan& plan) {
+    const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+    const Ints bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(word), plan.bytes);
+    return _mm512_srli_epi32(_mm512_sllv_epi32(bytes, plan.factor), 32 - kWindow);
+  }
+
   static Ints broadcast(int32_t value) { return _mm512_set1_epi32(value); }
   static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Ints shift(int by) { return _mm512_set1_epi32(by); }
@@ -41,6 +48,10 @@ struct Avx512 {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
 
+  static void store(uint16_t* to, Ints a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(a));
+  }
+
   static Floats broadcast(float value) { return _mm512_set1_ps(value); }
   static Floats converted(Ints a) { return _mm512_cvtepi32_ps(a); }
   static Floats pattern(Ints a) { return _mm512_castsi512_ps(a); }
@@ -51,6 +62,10 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
   }
   static void store(float* to, Floats a) { _mm512_storeu_ps(to, a); }
+
+  static void turn(const int8_t* from, size_t from_stride, int8_t* to, size_t to_stride) {
+    turn_block(from, from_stride, to, to_stride);
+  }
 };
 
 constexpr Kernel kKernel = kernel_of<Avx512>();

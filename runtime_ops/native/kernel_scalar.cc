@@ -35,6 +35,13 @@ struct Scalar {
     });
   }
 
+  // And 8 windows: 7 + 7 * 5 + 12.
+  static auto windows(const uint8_t* source, Plan plan) {
+    uint64_t word = 0;
+    for (unsigned i = 0; i < 8; ++i) word = word << 8 | source[i];
+    word <<= plan.remainder;
+    return lazy([=](unsigned i) { return static_cast<size_t>(word << (i * plan.bits) >> (64 - kWindow)); });
+  }
   template <class T>
   static auto broadcast(T value) {
     return lazy([=](unsigned) { return value; });
@@ -88,9 +95,15 @@ struct Scalar {
   static auto load(const uint16_t* halves) {
     return lazy([=](unsigned i) { return half_to_float(halves[i]); });
   }
-  template <class A>
-  static void store(float* to, A a) {
-    for (unsigned i = 0; i < 8; ++i) to[i] = a.at(i);
+  template <class T, class A>
+  static void store(T* to, A a) {
+    for (unsigned i = 0; i < 8; ++i) to[i] = static_cast<T>(a.at(i));
+  }
+
+  static void turn(const int8_t* from, size_t from_stride, int8_t* to, size_t to_stride) {
+    for (size_t row = 0; row < 8; ++row) {
+      for (size_t column = 0; column < 8; ++column) to[row * to_stride + column] = from[column * from_stride + row];
+    }
   }
 };
 

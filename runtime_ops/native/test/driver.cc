@@ -88,27 +88,39 @@ void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t 
   }
 }
 
-void check_stream(int bits, int64_t rows, int64_t columns) {
-  const auto count = static_cast<size_t>(rows * columns), bytes = ((count + 7) / 8 + 1) * static_cast<size_t>(bits);
+void check_stream(int bits, int64_t rows, int64_t columns, size_t spare) {
+  const auto count = static_cast<size_t>(rows * columns);
+  const size_t bytes = ((count + 7) / 8 + 1) * static_cast<size_t>(bits) + spare;
   const auto packed = filled<uint8_t>(bytes);
   const auto levels = filled<int8_t>(kStates);
-  auto scale = filled<float>(static_cast<size_t>(rows)), out = filled<float>(count);
-  for (int64_t row = 0; row < rows; ++row) scale[static_cast<size_t>(row)] = static_cast<float>(row + 1);
-  const TrellisWeight weight{packed.get(), bytes, scale.get(), levels.get(), bits, rows, columns};
-  bool right = decode(weight, out.get(), count) == kOk;
-  for (size_t t = 0; t < count; ++t) {
-    size_t window = 0;
-    for (size_t bit = t * static_cast<size_t>(bits), i = 0; i < kWindow; ++i, ++bit) {
-      window = window << 1 | ((packed[bit / 8] >> (7 - bit % 8)) & 1u);
-    }
-    const size_t row = t % static_cast<size_t>(rows), column = t / static_cast<size_t>(rows);
-    const float value = static_cast<float>(levels[window]) * scale[row];
-    right = right && out[row * static_cast<size_t>(columns) + column] == value;
+  auto scale = filled<float>(static_cast<size_t>(rows));
+  for (int64_t row = 0; row < rows; ++row) scale[static_cast<size_t>(row)] = static_cast<float>(row + 1) / 3;
+  std::vector<float> values(count);
+  std::vector<int8_t> codes(count);
+  const reference::Sizes sizes{bits, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), 1};
+  reference::trellis(packed.get(), levels.get(), sizes, codes.data());
+  for (size_t i = 0; i < count; ++i) {
+    values[i] = static_cast<float>(codes[i]) * scale[i / static_cast<size_t>(columns)];
   }
-  TrellisWeight bad = weight;
-  --bad.packed_bytes;
-  right = right && decode(bad, out.get(), count) == kPackedTooShort;
-  expect(right && decode(weight, out.get(), count - 1) == kOutputTooShort, "stream", kScalar, bits, rows, columns, 1);
+  const TrellisWeight weight{packed.get(), bytes, levels.get(), bits, rows, columns};
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    if (!isa_supported(isa)) continue;
+    const auto out = filled<float>(count);
+    const auto integers = filled<int8_t>(count);
+    bool right = decode(weight, scale.get(), out.get(), count, isa) == kOk &&
+                 std::memcmp(out.get(), values.data(), count * sizeof(float)) == 0;
+    expect(right, "stream", isa, bits, rows, columns, 1);
+    right = decode_codes(weight, integers.get(), count, isa) == kOk &&
+            std::memcmp(integers.get(), codes.data(), count) == 0;
+    expect(right, "levels", isa, bits, rows, columns, 1);
+    TrellisWeight bad = weight;
+    bad.packed_bytes -= spare + 1;
+    right = decode(bad, scale.get(), out.get(), count, isa) == kPackedTooShort &&
+            decode_codes(bad, integers.get(), count, isa) == kPackedTooShort &&
+            decode(weight, scale.get(), out.get(), count - 1, isa) == kOutputTooShort &&
+            decode_codes(weight, integers.get(), count - 1, isa) == kOutputTooShort;
+    expect(right, "short stream", isa, bits, rows, columns, 1);
+  }
 }
 
 // The windows that belong together, and no path that another instruction set found better.
@@ -161,8 +173,11 @@ int main() {
   for (int bits = 2; bits <= 5; ++bits) {
     for (const size_t count : {1, 2, 3, 17, 100}) check_trellis(bits, count, -1, -1);
     for (const size_t count : {17, 100}) check_trellis(bits, count, 4095, 1234);
-    for (const int64_t rows : {1, 3, 8, 33}) {
-      for (const int64_t columns : {1, 2, 15, 16, 17, 65}) check_stream(bits, rows, columns);
+    for (const int64_t rows : {1, 3, 7, 8, 15, 16, 33, 64, 65, 130}) {
+      for (const int64_t columns : {1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 130}) {
+        check_stream(bits, rows, columns, 0);
+        check_stream(bits, rows, columns, 1 + rng() % 20);
+      }
     }
   }
   std::printf("%ld checks, %ld wrong; instruction sets:", cases, failures);

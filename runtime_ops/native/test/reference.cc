@@ -48,4 +48,14 @@ void affine(const uint8_t* packed, const uint16_t* scale, const int8_t* zero_poi
   });
 }
 
+void trellis(const uint8_t* packed, const int8_t* levels, const Sizes& sizes, int8_t* codes) {
+  for (uint64_t t = 0; t < sizes.rows * sizes.row_size; ++t) {
+    unsigned window = 0;
+    for (uint64_t i = 0, bit = t * static_cast<uint64_t>(sizes.bits); i < 12; ++i, ++bit) {
+      window = window << 1 | ((packed[bit / 8] >> (7 - bit % 8)) & 1u);
+    }
+    codes[t % sizes.rows * sizes.row_size + t / sizes.rows] = levels[window];
+  }
+}
+
 }  // namespace reference

@@ -16,4 +16,7 @@ void gse(const uint8_t* packed, const uint8_t* exponents, const Sizes& sizes, in
 
 void affine(const uint8_t* packed, const uint16_t* scale, const int8_t* zero_point, const Sizes& sizes, float* values);
 
+// codes: [rows, row_size], of a chain that runs down the columns.
+void trellis(const uint8_t* packed, const int8_t* levels, const Sizes& sizes, int8_t* codes);
+
 }  // namespace reference
