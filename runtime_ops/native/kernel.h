@@ -16,27 +16,13 @@
 
 #include <string.h>
 
+#include "codes_kernel.h"
 #include "kernel_types.h"
+#include "stream_codes.h"
 #include "trellis_kernel.h"
 
 namespace onnxq {
 namespace {
-
-// Code `index` of a stream, one or two bytes; never reads a byte that holds none of its bits.
-inline unsigned raw_code(const uint8_t* stream, uint64_t index, int bits) {
-  const uint64_t bit = index * static_cast<unsigned>(bits);
-  const unsigned offset = static_cast<unsigned>(bit & 7);
-  const uint8_t* byte = stream + (bit >> 3);
-  unsigned word = byte[0];
-  if (offset + static_cast<unsigned>(bits) > 8) word |= static_cast<unsigned>(byte[1]) << 8;
-  return (word >> offset) & ((1u << bits) - 1);
-}
-
-inline float signed_code(const uint8_t* stream, uint64_t index, int bits) {
-  const int code = static_cast<int>(raw_code(stream, index, bits));
-  const int sign = 1 << (bits - 1);
-  return static_cast<float>((code ^ sign) - sign);
-}
 
 inline float power_of_two(int exponent) {
   const uint32_t pattern = static_cast<uint32_t>(exponent + 127) << 23;
@@ -64,15 +50,6 @@ template <Form kForm>
 float formed(float code, float scale, float zero) {
   if (kForm == Form::kShifted) return (code - zero) * scale;
   return kForm == Form::kFused ? code * scale - zero : code * scale;
-}
-
-// Highest index at which a whole vector may be read and written, plus one; 0 where there is none.
-template <class V>
-uint64_t vector_limit(size_t stream_bytes, int bits, uint64_t count) {
-  if (stream_bytes < V::kLoadBytes || count < V::kWidth) return 0;
-  const uint64_t by_output = count - V::kWidth + 1;
-  const uint64_t by_input = ((stream_bytes - V::kLoadBytes) * 8 + 7) / static_cast<unsigned>(bits) + 1;
-  return by_output < by_input ? by_output : by_input;
 }
 
 // The exponent codes in the top bits of the lanes as powers of two.
@@ -220,8 +197,8 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
       V::store(out + value, values_of<V, kForm>(V::codes(source, plan), shift, scale, zero));
     }
     for (; value < end; ++value) {  // the last values of the weight
-      out[value] =
-          formed<kForm>(signed_code(data, value, bits), scales[group], kForm == Form::kScaled ? 0.0f : zeros[group]);
+      out[value] = formed<kForm>(static_cast<float>(signed_code(data, value, bits)), scales[group],
+                                 kForm == Form::kScaled ? 0.0f : zeros[group]);
     }
     value = end;
     column = left == length ? 0 : column + length;
@@ -244,7 +221,8 @@ void decode_form(Form form, const Stream& stream, uint64_t first, size_t count, 
 
 template <class V>
 constexpr Kernel kernel_of() {
-  return {fill_powers<V>, fill_affine<V>, decode_form<V>, trellis_pass, trellis_values<V>, trellis_codes<V>};
+  return {fill_powers<V>, fill_affine<V>, decode_form<V>,    unpack_codes<V>, affine_row,
+          gse_row,        trellis_pass,   trellis_values<V>, trellis_codes<V>};
 }
 
 }  // namespace

@@ -53,6 +53,11 @@ struct Avx2 {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
   }
 
+  static void store(int8_t* to, Ints a) {
+    const __m256i words = _mm256_packs_epi32(a, a), bytes = _mm256_packs_epi16(words, words);
+    const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi32(low, high));
+  }
   static void store(uint16_t* to, Ints a) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x88);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(words));

@@ -65,6 +65,9 @@ struct Neon {
     return {{vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide))}};
   }
 
+  static void store(int8_t* to, Ints a) {
+    vst1_s8(to, vmovn_s16(vcombine_s16(vmovn_s32(a.val[0]), vmovn_s32(a.val[1]))));
+  }
   static void store(uint16_t* to, Ints a) {
     vst1q_u16(to, vreinterpretq_u16_s16(vcombine_s16(vmovn_s32(a.val[0]), vmovn_s32(a.val[1]))));
   }

@@ -81,6 +81,14 @@ struct Stream {
   float* out;
 };
 
+// A row of codes of `bits` bits, one byte each.
+struct CodeRow {
+  int8_t* codes;
+  uint64_t size;
+  uint64_t group_size;
+  int bits;
+};
+
 // How a code m becomes a value. (m - zero point) * scale is exact in float32 (8 bits times a float16's 11), and so
 // is m * scale - zero point * scale, which is one instruction. The two differ in the sign of zero, and only where a
 // scale is not positive.
@@ -118,6 +126,13 @@ struct Kernel {
   // Groups [first, first + count), whose scales and zeros begin at scales[0] and zeros[0].
   void (*decode)(Form form, const Stream& stream, uint64_t first, size_t count, const float* scales,
                  const float* zeros);
+  // `count` codes as int8.
+  void (*unpack)(const uint8_t* data, size_t bytes, int bits, uint64_t count, int8_t* out);
+  // A row of such codes becomes its codes less the zero points of its groups. False, and a row of no use, where one of
+  // them leaves int8.
+  bool (*affine_row)(const CodeRow& row, const int8_t* zero_point);
+  // The same for mantissas, shifted to the least of the exponent codes [first, ...) of groups that are not all zero.
+  bool (*gse_row)(const CodeRow& row, const uint8_t* exponents, uint64_t first, int* lowest);
   // Viterbi's forward pass. least: [count, kStates >> bits], the smallest cost of what lies before a value by the
   // upper bits of its window, less the smallest of all; costs: [kStates], of the last value.
   void (*trellis)(const Chain& chain, float* least, float* costs);

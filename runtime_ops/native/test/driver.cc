@@ -1,11 +1,13 @@
 // Every kernel of this machine over every kind of odd size, with buffers that end exactly where they must, so that
 // a sanitizer sees each byte too many. Prints what it ran; the exit status says whether all of it was right.
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
 
+#include "../codes.h"
 #include "../decode.h"
 #include "../trellis.h"
 #include "reference.h"
@@ -88,6 +90,64 @@ void check(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t 
   }
 }
 
+// Exponents near each other, so that rows of both kinds come up, and groups of zeros.
+void check_codes(int bits, int64_t rows, int64_t row_size, int64_t group_size, size_t spare) {
+  Layout layout;
+  make_layout(bits, rows, row_size, group_size, &layout);
+  const auto values = static_cast<size_t>(layout.values), groups = static_cast<size_t>(layout.groups);
+  const auto row_count = static_cast<size_t>(rows);
+  const size_t packed_bytes = static_cast<size_t>(layout.packed_bytes) + spare;
+  const size_t exponent_bytes = static_cast<size_t>(layout.exponent_bytes) + spare;
+  const auto packed = filled<uint8_t>(packed_bytes), exponents = filled<uint8_t>(exponent_bytes);
+  const auto zero_point = filled<int8_t>(groups);
+  const int most = static_cast<int>(rng() % 4) * 3;
+  for (size_t i = 0; i < groups; ++i) zero_point[i] = static_cast<int8_t>(zero_point[i] * most / 9);
+  if (most != 9) {
+    std::memset(exponents.get(), 0, exponent_bytes);
+    for (size_t i = 0; i < groups; ++i) {
+      exponents[i * 5 / 8] = static_cast<uint8_t>(exponents[i * 5 / 8] | (rng() % 2) << (i * 5 % 8));
+    }
+  }
+  if (rng() % 3 == 0) std::memset(packed.get(), 0, packed_bytes / 2);
+  const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
+  const reference::Sizes sizes{bits, u(rows), u(row_size), u(group_size)};
+  std::vector<int8_t> gse(values), affine(values);
+  std::vector<uint8_t> gse_fits(row_count), affine_fits(row_count);
+  std::vector<float> scales(row_count);
+  reference::gse_codes(packed.get(), exponents.get(), sizes, -40, gse.data(), scales.data(), gse_fits.data());
+  reference::affine_codes(packed.get(), zero_point.get(), sizes, affine.data(), affine_fits.data());
+  const GseWeight one{layout, packed.get(), packed_bytes, exponents.get(), exponent_bytes, -40};
+  const AffineWeight two{layout, packed.get(), packed_bytes, nullptr, zero_point.get(), groups};
+  for (int isa = 0; isa < kIsaCount; ++isa) {
+    if (!isa_supported(isa)) continue;
+    const auto codes = filled<int8_t>(values);
+    const auto fits = filled<uint8_t>(row_count);
+    const auto scale = filled<float>(row_count);
+    const CodeRows out{codes.get(), values, fits.get(), row_count};
+    bool right = decode_codes(one, out, scale.get(), isa) == kOk && std::memcmp(codes.get(), gse.data(), values) == 0 &&
+                 std::memcmp(fits.get(), gse_fits.data(), row_count) == 0;
+    for (size_t i = 0; i < row_count; ++i) {
+      right = right && (scale[i] == scales[i] || (std::isnan(scale[i]) && std::isnan(scales[i])));
+    }
+    expect(right, "gse codes", isa, bits, rows, row_size, group_size);
+    right = decode_codes(two, out, isa) == kOk && std::memcmp(codes.get(), affine.data(), values) == 0 &&
+            std::memcmp(fits.get(), affine_fits.data(), row_count) == 0;
+    expect(right, "affine codes", isa, bits, rows, row_size, group_size);
+    CodeRows narrow = out;
+    --narrow.rows;
+    CodeRows small = out;
+    --small.count;
+    AffineWeight bad = two;
+    --bad.groups;
+    right = decode_codes(one, narrow, scale.get(), isa) == kRowsTooShort &&
+            decode_codes(two, narrow, isa) == kRowsTooShort &&
+            decode_codes(one, small, scale.get(), isa) == kOutputTooShort &&
+            decode_codes(two, small, isa) == kOutputTooShort && decode_codes(one, out, nullptr, isa) == kNullPointer &&
+            decode_codes(bad, out, isa) == kScalesTooShort;
+    expect(right, "short rows", isa, bits, rows, row_size, group_size);
+  }
+}
+
 void check_stream(int bits, int64_t rows, int64_t columns, size_t spare) {
   const auto count = static_cast<size_t>(rows * columns);
   const size_t bytes = ((count + 7) / 8 + 1) * static_cast<size_t>(bits) + spare;
@@ -160,6 +220,7 @@ int main() {
         for (const int64_t group_size : group_sizes) {
           check(bits, rows, row_size, group_size, 0);
           if (rows == 3) check(bits, rows, row_size, group_size, 1 + rng() % 20);
+          if (rows >= 3) check_codes(bits, rows, row_size, group_size, rng() % 2 * (rng() % 20));
         }
       }
     }
