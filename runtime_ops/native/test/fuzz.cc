@@ -96,8 +96,12 @@ void check_trellis(const Layout& layout, Bytes* bytes, int isa) {
   const size_t packed_bytes = about(needed, bytes->byte()), out_count = about(values, bytes->byte());
   const auto packed = bytes->take<uint8_t>(packed_bytes);
   std::unique_ptr<int8_t[]> levels(new int8_t[kStates]);
-  const uint8_t seed = bytes->byte();
-  for (size_t i = 0; i < kStates; ++i) levels[i] = static_cast<int8_t>(i * 31 + seed);
+  static const std::vector<int8_t> table = [] {
+    std::vector<int8_t> made(kStates + 256);
+    for (size_t i = 0; i < made.size(); ++i) made[i] = static_cast<int8_t>(i * 31);
+    return made;
+  }();
+  std::memcpy(levels.get(), table.data() + bytes->byte(), kStates);
   const bool acceptable = layout.bits <= kMaxTrellisBits && packed_bytes >= needed && out_count >= values;
   const std::vector<float> scale(acceptable ? rows : 1, 0.25f);
   std::vector<int8_t> codes;
