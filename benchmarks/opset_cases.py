@@ -51,13 +51,13 @@ def one_op(
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feed.items()
     ]
-    given = [
+    results = [
         helper.make_tensor_value_info(name, element, None)
         for name, element in zip(names, outputs, strict=True)
         if name
     ]
-    held = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "g", declared, given, held)
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", declared, results, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     text = ",".join(f"{key}={value}" for key, value in attributes.items())
     shown = ",".join(f"{name}={array.tolist()}" for name, array in constants.items() if array.size < 9)
@@ -92,8 +92,8 @@ def _resizing(rng: np.random.Generator) -> Iterator[Case]:
         yield one_op("Resize", 10, {"x": x}, constants={"s": np.array([0.6, 2.3], np.float32)}, mode=mode)
     whole = rng.integers(0, 200, (1, 2, 5, 6)).astype(np.uint8)
     for ratios in ((2.0, 2.0), (0.6, 1.7)):
-        held = {"s": np.array([1, 1, *ratios], np.float32)}
-        yield one_op("Resize", 10, {"x": whole}, (TensorProto.UINT8,), held, mode="nearest")
+        scales = np.array([1, 1, *ratios], np.float32)
+        yield one_op("Resize", 10, {"x": whole}, (TensorProto.UINT8,), {"s": scales}, mode="nearest")
     x = rng.standard_normal((1, 2, 7, 9)).astype(np.float32)
     for opset in (11, 13):
         for mode in ("nearest", "linear", "cubic"):
@@ -105,12 +105,12 @@ def _resizing(rng: np.random.Generator) -> Iterator[Case]:
                 "tf_half_pixel_for_nn",
             ):
                 for scale in (2.0, 2.6, 0.6):
-                    held = {"roi": np.zeros(0, np.float32), "s": np.array([1, 1, scale, scale], np.float32)}
+                    rest = {"roi": np.zeros(0, np.float32), "s": np.array([1, 1, scale, scale], np.float32)}
                     yield one_op(
                         "Resize",
                         opset,
                         {"x": x},
-                        constants=held,
+                        constants=rest,
                         mode=mode,
                         coordinate_transformation_mode=where,
                     )

@@ -66,23 +66,25 @@ def backend(text: str = "") -> Iterator[Case]:
             continue
         model = test.model
         ops = {node.op_type for node in model.graph.node if not node.domain}
-        given = [_plain(value) for value in test.data_sets[0][0]]
+        arrays = [_plain(value) for value in test.data_sets[0][0]]
         names = [value.name for value in model.graph.input]
         feed = {
             name: np.asarray(value) if isinstance(value, np.generic) else value
-            for name, value in zip(names, given, strict=False)
+            for name, value in zip(names, arrays, strict=False)
             if value is not None
         }
-        current = max((held.version for held in model.opset_import if not held.domain), default=0)
-        starts = {held.since_version for op in ops for pair in transitions(op, 0, newest) for held in pair}
+        current = Model(model).opset()
+        starts = {
+            schema.since_version for op in ops for pair in transitions(op, 0, newest) for schema in pair
+        }
         for opset in sorted({max(start, OLDEST) for start in starts} | {current}):
             if not OLDEST <= opset <= min(current, newest):
                 continue
             old = onnx.ModelProto()
             old.CopyFrom(model)
-            for held in old.opset_import:
-                if not held.domain:
-                    held.version = opset
+            for entry in old.opset_import:
+                if not entry.domain:
+                    entry.version = opset
             yield Case(f"{test.name} at {opset}", "+".join(sorted(ops)), old, feed)
 
 
@@ -199,11 +201,11 @@ def main() -> None:
     parser.add_argument("-k", default="", help="Only cases whose name has this text.")
     parser.add_argument("--verbose", action="store_true", help="Print each refusal too.")
     parser.add_argument("--peer", action="store_true", help="Judge onnx's own version converter.")
-    given = parser.parse_args()
-    targets = sorted({min(int(word), newest_runtime_opset()) for word in given.targets.split(",")})
-    cases = [case for case in hand_made() if given.k in case.name]
-    both = (case for source in (cases, backend(given.k)) for case in source)
-    tallies, models = sweep(both, targets, peers if given.peer else ours)
+    options = parser.parse_args()
+    targets = sorted({min(int(word), newest_runtime_opset()) for word in options.targets.split(",")})
+    cases = [case for case in hand_made() if options.k in case.name]
+    both = (case for source in (cases, backend(options.k)) for case in source)
+    tallies, models = sweep(both, targets, peers if options.peer else ours)
     print(f"onnxruntime {ort.__version__}, onnx {onnx.__version__}, targets {targets}\n")
     print("| operator | " + " | ".join(VERDICTS) + " |\n" + "| --- " * (len(VERDICTS) + 1) + "|")
     total: Counter[str] = Counter()
@@ -213,7 +215,7 @@ def main() -> None:
             print(f"| {op} | " + " | ".join(str(tally.counts[verdict]) for verdict in VERDICTS) + " |")
     print(f"\n{models} models: " + ", ".join(f"{total[verdict]} {verdict}" for verdict in VERDICTS))
     for tally in tallies.values():
-        for line in (*tally.wrong, *(sorted(tally.refused) if given.verbose else ())):
+        for line in (*tally.wrong, *(sorted(tally.refused) if options.verbose else ())):
             print(line)
     sys.exit(1 if total["wrong"] else 0)
 

@@ -27,10 +27,11 @@ import imagenet
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnxq.evaluation.metrics import Metrics, Score
 
 from onnxq.calibration import CalibratedRanges
 from onnxq.data import Dataset, input_specs, materialise, open_dataset
+from onnxq.evaluation import Score, Scorer
+from onnxq.metrics import default_metric, metrics_beside
 from onnxq.rounding.rounder import DAMPING, DataRounder
 from onnxq.training import BlockRounder
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load, save
@@ -101,9 +102,9 @@ def logits(path: Path, data: Dataset, threads: int, fold: bool) -> npt.NDArray[n
 
 def score(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], data: Dataset) -> Score:
     labels = np.concatenate([batch.labels for batch in data.batches(10) if batch.labels is not None])
-    metrics = Metrics()
-    metrics.update(found, labels, reference)
-    return metrics.score()
+    scorer = Scorer(metrics_beside(default_metric(labelled=True), labelled=True, reference=True))
+    scorer.update({"logits": found}, labels, {"logits": reference})
+    return scorer.score()
 
 
 def row(name: str, rounding: str, held: Score, reference: Score, size: int, cost: dict[str, Any]) -> str:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxq._version import __version__ as __version__
     from onnxq.allocation import Problem as Problem
-    from onnxq.allocation import ilp as ilp
     from onnxq.allocation import ilp_front as ilp_front
-    from onnxq.allocation import threshold as threshold
+    from onnxq.allocation.ilp import ilp as ilp
+    from onnxq.allocation.threshold import threshold as threshold
     from onnxq.calibration import CalibratedRanges as CalibratedRanges
     from onnxq.data import Dataset as Dataset
     from onnxq.data import Preprocess as Preprocess
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxq.hub import fetch as fetch
     from onnxq.inspection import describe as describe
     from onnxq.metrics import Metric as Metric
+    from onnxq.metrics import Outputs as Outputs
     from onnxq.metrics import SampleMetric as SampleMetric
     from onnxq.proof import save as save
     from onnxq.public import calibrate as calibrate
@@ -77,6 +78,7 @@ __all__ = [
     "LayerPolicy",
     "Metric",
     "Model",
+    "Outputs",
     "Pass",
     "PassResult",
     "Policy",
@@ -126,7 +128,7 @@ _PLACES = {
     "onnxq.evaluation": ("Score", "load_session"),
     "onnxq.hub": ("fetch",),
     "onnxq.inspection": ("describe",),
-    "onnxq.metrics": ("Metric", "SampleMetric"),
+    "onnxq.metrics": ("Metric", "Outputs", "SampleMetric"),
     "onnxq.proof": ("save",),
     "onnxq.public": ("calibrate", "evaluate", "open_dataset"),
     "onnxq.report": ("load_report",),

@@ -96,7 +96,7 @@ class _Scope:
         found = [
             (rank, kind, node.name or node.output[0])
             for node, index, _ in self.uses(tensor.name, set())
-            for rank, kind in [self._kind(node, index, len(tensor.dims))]
+            for rank, kind in [self._kind(node, index, tensor.dims)]
         ]
         if not found or all(kind == "" for _, kind, _ in found):
             return None
@@ -106,19 +106,20 @@ class _Scope:
         subject = tensor.name if kind == "embedding" else node
         return FloatWeight(tensor.name, kind, subject, tensor.place, dtype.get(name, name), tensor.bytes)
 
-    def _kind(self, node: onnx.NodeProto, index: int, rank: int) -> tuple[int, str]:
-        """(priority among several readers, kind) of a weight of `rank` axes at input `index`."""
+    def _kind(self, node: onnx.NodeProto, index: int, dims: tuple[int, ...]) -> tuple[int, str]:
+        """(priority among several readers, kind) of a weight that the node reads at `index`."""
         if node.domain == DOMAIN or (node.op_type in _SCALED and index):
             return 9, ""
         if (node.domain, node.op_type) in self.functions:
             return 3, "function"
-        if node.op_type in _EMBEDDINGS and index == 0 and rank > 1:
+        if node.op_type in _EMBEDDINGS and index == 0 and len(dims) > 1:
             return 0, "embedding"
         if node.op_type in _RECURRENT:
             return 1, node.op_type
-        if rank < 2:
-            return 5, SMALL
-        return (2, "layer") if node.op_type in LAYER_OPS else (4, node.op_type)
+        if node.op_type in LAYER_OPS and index < 2 and len(dims) > 1:
+            return 2, "layer"
+        # Such as the scale of channels, [1, C, 1, 1].
+        return (4, node.op_type) if sum(dim > 1 for dim in dims) > 1 else (5, SMALL)
 
 
 def _stored(graph: onnx.GraphProto, place: str) -> Iterator[_Stored]:

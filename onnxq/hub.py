@@ -11,23 +11,32 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import urllib.error
 import urllib.request
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from onnxq.documents import anything, each, integer, record, table, text
 from onnxq.files import atomic_write, sha256_file
 from passes.errors import DataError, UserError
 from passes.jsontext import parse_json
 
-__all__ = ["fetch", "is_hub", "resolve"]
+__all__ = ["UNVERIFIED", "fetch", "is_hub", "resolve"]
 
 _MANIFEST = "ONNX_HUB_MANIFEST.json"
 _RAW = "https://raw.githubusercontent.com/onnx/models/{tag}/"
 # Git LFS keeps the models themselves elsewhere; the raw address gives a pointer of three lines.
 _LFS = "https://media.githubusercontent.com/media/onnx/models/{tag}/"
 _TIMEOUT_S = 30.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENTRIES = each(
+    record({"model_path": text}, {"model": text, "opset_version": integer, "metadata": table(anything)})
+)
+UNVERIFIED: ContextVar[bool] = ContextVar("UNVERIFIED", default=False)
+"""Whether --allow-unverified was given to the command that runs."""
 
 
 def is_hub(spec: str) -> bool:
@@ -39,8 +48,10 @@ def resolve(spec: str, hub: str | None = None) -> Path:
     return fetch(spec, hub) if is_hub(spec) else Path(spec)
 
 
-def fetch(spec: str, hub: str | None = None) -> Path:
+def fetch(spec: str, hub: str | None = None, *, allow_unverified: bool = False) -> Path:
     """The file of `hub:NAME[@tag]`, downloaded once and checked against the manifest's SHA-256.
+
+    allow_unverified: also take a file for which the manifest has no SHA-256; it is downloaded every time.
 
     NAME is a model's name in the manifest or the stem of its file (mobilenetv2-12), in any case; several
     files of one name: the newest opset. hub: a URL or folder in place of github.com/onnx/models.
@@ -53,10 +64,17 @@ def fetch(spec: str, hub: str | None = None) -> Path:
     raw, lfs = _bases(source, tag)
     manifest = _manifest(raw, spec)
     entry = _find(manifest, name, spec)
-    path, wanted = str(entry["model_path"]), str(entry.get("metadata", {}).get("model_sha", ""))
+    path, wanted = entry["model_path"], str(entry.get("metadata", {}).get("model_sha", "")).lower()
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts:
+    if parts.is_absolute() or ".." in parts.parts or not parts.name or set(path) & set("\\:\0"):
         raise DataError(f"{spec}: the hub's manifest has a path that leaves it: {path}")
+    if not _SHA256.fullmatch(wanted):
+        if not (allow_unverified or UNVERIFIED.get()):
+            raise DataError(
+                f"{spec}: the hub's manifest has no SHA-256 for {path}, so the file cannot be verified; if "
+                "you trust the hub, give --allow-unverified"
+            )
+        wanted = ""
     # In a folder of its own, so that reports and run folders show the model under its plain name.
     target = _cache() / parts.parent / (wanted[:16] or "unchecked") / parts.name
     if wanted and target.is_file() and sha256_file(target) == wanted:
@@ -117,9 +135,11 @@ def _manifest(base: str, spec: str) -> list[dict[str, Any]]:
     entries = parse_json(
         _read(base, _MANIFEST, spec), f"{spec}: {base}{_MANIFEST}", DataError, "the manifest of a model hub"
     )
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and "model_path" in e for e in entries):
-        raise DataError(f"{spec}: {base}{_MANIFEST} is not the manifest of a model hub")
-    return entries
+    try:
+        _ENTRIES(entries, "")
+    except ValueError as error:
+        raise DataError(f"{spec}: {base}{_MANIFEST} is not the manifest of a model hub: {error}") from None
+    return list(entries)
 
 
 def _find(manifest: list[dict[str, Any]], name: str, spec: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 ONNX Runtime runs some models that the ONNX checker refuses. Each of these faults is mended in memory and
 told:
 
-1. The operator set named 'ai.onnx', the alias of '' (no remark: it means the same).
+1. Without a remark: the operator set named 'ai.onnx', the alias of '' (passes/alias.py), and a second
+   declaration of an output. A dimension of -1, or of 0 in an input, is free.
 2. Nodes out of order; a cycle is refused, with a node on it.
 3. An IR version that is missing, or too old for initializers that are not inputs; a graph without a name.
 4. The same initializer twice, with the same values.
@@ -15,19 +16,19 @@ InvalidModelError.
 
 from __future__ import annotations
 
-import heapq
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx
 
+from passes.alias import write_out_alias
 from passes.checking import Refusal, full_check, light_copy, refuse_unreadable
 from passes.errors import InvalidModelError
+from passes.sorting import every_graph, sort_graph
 
 __all__ = ["ModelWarning", "admit"]
 
-_ALIAS = "ai.onnx"
 _OLDEST_IR = 4
 
 
@@ -44,7 +45,7 @@ def admit(proto: onnx.ModelProto, name: str) -> None:
         InvalidModelError: names the file, and the node where there is one.
     """
     refuse_unreadable(proto, name)
-    _write_out_alias(proto, name)
+    write_out_alias(proto, name)
     _drop_repeated_types(proto)
     told = _free_dimensions(proto)
     found = _refusal(proto)
@@ -118,7 +119,7 @@ def _runs(proto: onnx.ModelProto) -> bool:
 def _free_dimensions(proto: onnx.ModelProto) -> list[str]:
     """Leave open what is declared as -1, as ONNX Runtime does, and what inputs declare as 0."""
     told = []
-    for graph in _every_graph(proto.graph):
+    for graph in every_graph(proto.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
                 if dim.dim_value < 0:
@@ -132,16 +133,6 @@ def _free_dimensions(proto: onnx.ModelProto) -> list[str]:
             for dim in empty:
                 dim.ClearField("dim_value")
     return told
-
-
-def _every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and all that are nested in it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            nested = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-            for inner in nested:
-                yield from _every_graph(inner)
 
 
 def _drop_repeated_types(proto: onnx.ModelProto) -> None:
@@ -167,98 +158,12 @@ def _drop_repeated_types(proto: onnx.ModelProto) -> None:
             value.type.CopyFrom(types[value.name])
 
 
-def _write_out_alias(proto: onnx.ModelProto, name: str) -> None:
-    """Fault 1, and operator sets that are imported twice."""
-    for imports, label in (
-        (proto.opset_import, name),
-        *((f.opset_import, f"{name}: function '{f.name}'") for f in proto.functions),
-    ):
-        known: dict[str, int] = {}
-        kept: list[onnx.OperatorSetIdProto] = []
-        for entry in imports:
-            if entry.domain == _ALIAS:
-                entry.domain = ""
-            if known.setdefault(entry.domain, entry.version) != entry.version:
-                both = f"{known[entry.domain]} and {entry.version}"
-                raise InvalidModelError(
-                    f"{label}: imports the operator set '{entry.domain or _ALIAS}' twice, at versions "
-                    f"{both}; export the model again"
-                )
-            if all(entry.domain != other.domain for other in kept):
-                kept.append(entry)
-        if len(kept) < len(imports):
-            written = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in kept]
-            del imports[:]
-            imports.extend(written)
-    for function in proto.functions:
-        for node in function.node:
-            if node.domain == _ALIAS:
-                node.domain = ""
-    for graph in _every_graph(proto.graph):
-        for node in graph.node:
-            if node.domain == _ALIAS:
-                node.domain = ""
-
-
 def _sorted_nodes(proto: onnx.ModelProto, name: str, reason: str) -> str:
     """Fault 2, in the graph and in those nested in it."""
     if "topologically sorted" not in reason:
         return ""
-    moved = _sort(proto.graph, name, {value.name for value in proto.graph.input})
+    moved = sort_graph(proto.graph, name)
     return f"its nodes are not in order (first '{moved}')" if moved else ""
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """Tensors that a node reads, those that graphs nested in it read included."""
-    yield from node.input
-    for attribute in node.attribute:
-        nested = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-        for graph in nested:
-            for inner in graph.node:
-                yield from _read(inner)
-            yield from (value.name for value in graph.output)
-
-
-def _sort(graph: onnx.GraphProto, name: str, known: set[str]) -> str:
-    """Sort a graph's nodes in place, keeping their order where possible; the first node that moved, or ''."""
-    makers = {output: at for at, node in enumerate(graph.node) for output in node.output if output}
-    readers: list[list[int]] = [[] for _ in graph.node]
-    waiting = [0] * len(graph.node)
-    for at, node in enumerate(graph.node):
-        own = set(node.output)
-        for source in {makers[tensor] for tensor in _read(node) if tensor in makers}:
-            if source != at or own.intersection(node.input):
-                readers[source].append(at)
-                waiting[at] += 1
-    ready = [at for at, count in enumerate(waiting) if not count]
-    order: list[int] = []
-    while ready:
-        at = heapq.heappop(ready)
-        order.append(at)
-        for reader in readers[at]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heapq.heappush(ready, reader)
-    if len(order) < len(graph.node):
-        node = graph.node[next(at for at, count in enumerate(waiting) if count)]
-        raise InvalidModelError(
-            f"{name}: node '{node.name or next(iter(node.output), '')}' ({node.op_type}) waits for its own "
-            "result: the graph has a cycle; export the model again"
-        )
-    moved = next((at for place, at in enumerate(order) if at != place), None)
-    label = ""
-    if moved is not None:
-        first = graph.node[moved]
-        label = first.name or next(iter(first.output), "")
-        nodes = [onnx.NodeProto.FromString(graph.node[at].SerializeToString()) for at in order]
-        del graph.node[:]
-        graph.node.extend(nodes)
-    for node in graph.node:
-        for attribute in node.attribute:
-            nested = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-            for inner in nested:
-                label = _sort(inner, name, known) or label
-    return label
 
 
 def _completed_header(proto: onnx.ModelProto, _name: str, reason: str) -> str:
@@ -299,7 +204,7 @@ def _dropped_types(proto: onnx.ModelProto, _name: str, reason: str) -> str:
     """Fault 5, of inner tensors, in nested graphs too."""
     if "nfer" not in reason and "value_info" not in reason:
         return ""
-    graphs = list(_every_graph(proto.graph))
+    graphs = list(every_graph(proto.graph))
     if not any(graph.value_info for graph in graphs):
         return ""
     for graph in graphs:

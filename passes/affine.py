@@ -82,12 +82,32 @@ def _parameters(node: gs.Node, types: Types) -> tuple[Array, Array | None, npt.D
         if weight.ndim != 2 or types.rank(node.inputs[0]) != 2:
             return "only a MatMul of two matrices has its channels where BatchNormalization has them"
         return weight.astype(np.float64), None, weight.dtype
+    problem = _misfit(node, weight)
+    if problem:
+        return problem
     bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
     if bias is not None and not is_constant(bias):
         return "its bias is not constant"
     if bias is None:
         return weight.astype(np.float64), None, weight.dtype
     return weight.astype(np.float64), values(bias).astype(np.float64), weight.dtype
+
+
+def _misfit(node: gs.Node, weight: npt.NDArray[Any]) -> str:
+    """Why the shapes of weight and bias do not fit, which the checker does not compare; empty if they do."""
+    gemm = node.op == "Gemm"
+    groups = 1 if gemm else int(node.attrs.get("group", 1))
+    if weight.ndim < 2 or groups < 1 or weight.shape[0] % groups:
+        return f"its weight of shape {list(weight.shape)} does not fit {groups} group(s)"
+    if gemm:
+        channels = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
+    else:
+        channels = weight.shape[0] if node.op == "Conv" else weight.shape[1] * groups
+    bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+    shape = values(bias).shape if bias is not None and is_constant(bias) else (channels,)
+    if shape == (channels,) or (gemm and (not shape or shape[-1] in (1, channels))):
+        return ""
+    return f"its bias of shape {list(shape)} does not fit {channels} channels"
 
 
 def _finished(weight: Array, bias: Array, dtype: npt.DTypeLike) -> Merged | str:

@@ -209,7 +209,8 @@ def put_back(proto: onnx.GraphProto, graph: gs.Graph) -> None:
     for written, node in zip(proto.node, graph.nodes, strict=True):
         original = node.__dict__.get(_NODE)
         if original is not None and original.op_type == written.op_type:
-            written.overload = original.overload
+            if original.overload:
+                written.overload = original.overload
             written.device_configurations.extend(original.device_configurations)
             _merge(written, original.attribute)
         for attribute in written.attribute:

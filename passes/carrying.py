@@ -81,13 +81,15 @@ def carry_annotations(new: onnx.GraphProto, old: onnx.GraphProto) -> None:
         new.quantization_annotation.extend(old.quantization_annotation)
     declared = {value.name: value for value in (*old.value_info, *old.input, *old.output)}
     _carry_values((*new.value_info, *new.input, *new.output), declared)
-    tensors = {
-        tensor.name: tensor for tensor in old.initializer if tensor.doc_string or tensor.metadata_props
-    }
+    annotated = {t.name: t for t in old.initializer if t.doc_string or t.metadata_props}
     for tensor in new.initializer:
-        held = tensors.get(tensor.name)
-        if held is not None and held.data_type == tensor.data_type and len(held.dims) == len(tensor.dims):
-            _describe(tensor, held)
+        before = annotated.get(tensor.name)
+        if (
+            before is not None
+            and before.data_type == tensor.data_type
+            and len(before.dims) == len(tensor.dims)
+        ):
+            _describe(tensor, before)
     by_output = {(node.op_type, node.output[0]): node for node in old.node if node.output}
     by_name = {(node.op_type, node.name): node for node in old.node if node.name}
     for node in new.node:

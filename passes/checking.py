@@ -203,7 +203,9 @@ def refuse_unreadable(proto: onnx.ModelProto, name: str) -> None:
 
 def light_copy(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model without the values of large weights, which become inputs of the same type."""
-    light = onnx.ModelProto(ir_version=proto.ir_version, domain=proto.domain)
+    light = onnx.ModelProto(domain=proto.domain)
+    if proto.HasField("ir_version"):
+        light.ir_version = proto.ir_version
     light.opset_import.extend(proto.opset_import)
     light.functions.extend(proto.functions)
     light.metadata_props.extend(proto.metadata_props)

@@ -7,8 +7,8 @@ Passes see the main graph and what is nested in it; a layer in a function would 
 2. A function that calls such a function holds its layers too.
 3. All calls of such a function are inlined; it stays in the file only while another function calls it.
    Functions without layers, and those of `ai.onnxq`, stay as they are.
-4. A function of another opset than the model's is converted by onnx; where that fails, the model stays as it
-   is, with a note.
+4. A function of another opset than the model's is converted first (passes/opset); where that fails, the
+   model stays as it is, with a note.
 """
 
 from __future__ import annotations
@@ -22,14 +22,23 @@ from onnx import inliner
 
 from passes.base import Context, Pass, register
 from passes.layers import LAYER_OPS
-from passes.model import Model, every_graph, is_large
+from passes.light import without_values
+from passes.model import Model, every_graph
+from passes.opset.conversion import ConversionError
+from passes.opset.upgrading import align_functions
 from runtime_ops.functions import DOMAIN
 
 __all__ = ["InlineFunctions", "functions_with_layers"]
 
 Key = tuple[str, str, str]
 _STANDARD = ("", "ai.onnx")
-_REFUSALS = (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+_REFUSALS = (
+    ConversionError,
+    RuntimeError,
+    ValueError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
 
 
 def _called(node: onnx.NodeProto) -> Key:
@@ -100,6 +109,7 @@ class InlineFunctions(Pass):
 
     name: ClassVar[str] = "inline_functions"
     keeps_values: ClassVar[bool] = True
+    keeps_function: ClassVar[bool] = True
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         names = functions_with_layers(model.proto)
@@ -107,15 +117,15 @@ class InlineFunctions(Pass):
             return model, False
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
         try:
-            if is_large(model.proto):
-                raise ValueError("onnx inlines no model over 2 GB")
-            result = _inlined(model.proto)
+            light = without_values(model.proto)
+            result = _inlined(light.proto)
+            light.restore(result)
         except _REFUSALS as error:
             reason = " ".join(str(error).split())[:200]
             context.note(
                 "skipped",
                 "",
-                f"layers in {listed} cannot be reached, for onnx cannot inline these functions ({reason})",
+                f"layers in {listed} cannot be reached, for these functions cannot be inlined ({reason})",
             )
             return model, False
         context.note("info", "", f"functions that hold layers were inlined: {listed}")
@@ -127,7 +137,8 @@ def _inlined(source: onnx.ModelProto) -> onnx.ModelProto:
     proto.CopyFrom(source)
     del proto.functions[:]
     proto.functions.extend(holding.values())
-    result = inliner.inline_local_functions(proto, convert_version=True)
+    align_functions(proto)
+    result = inliner.inline_local_functions(proto)
     del result.functions[:]
     result.functions.extend(_still_called(result.graph, source))
     imported = {entry.domain for entry in result.opset_import}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +14,7 @@ from passes.editing import is_constant, producer, subgraphs, values
 from passes.errors import UnsupportedModelError
 from passes.graph import import_graph
 from passes.inline_functions import functions_with_layers
+from passes.jsontext import parse_json
 from passes.layers import LAYER_OPS, weight_index
 from passes.model import Model, every_graph
 from passes.policy import POLICY_KEY, Policy
@@ -137,7 +137,11 @@ def no_layer(model: Model, graph: gs.Graph, done: Iterable[str]) -> str:
 def quantized_already(model: Model, graph: gs.Graph) -> set[str]:
     """Names of weighted nodes whose weights are quantized: by this pass (its metadata) or by another."""
     held = model.metadata.get(POLICY_KEY)
-    names = set(Policy.from_json(json.loads(held)).quantized) if held else set()
+    names = (
+        set(Policy.from_json(parse_json(held, f"{model.name}: the policy in its metadata")).quantized)
+        if held
+        else set()
+    )
     return names.union(_dequantized_layers(graph))
 
 

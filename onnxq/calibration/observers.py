@@ -107,7 +107,10 @@ def mse(stats: TensorStatistics, bits: int) -> tuple[float, float]:
 
 def _span(stats: TensorStatistics) -> tuple[float, float]:
     if stats.count == 0:
-        raise DataError(f"tensor '{stats.name}': no values were seen; calibrate with at least one sample.")
+        raise DataError(
+            f"tensor '{stats.name}': no values were seen; calibrate with at least one sample in which it is "
+            "not empty, or exclude the layers that read it."
+        )
     return stats.min, stats.max
 
 

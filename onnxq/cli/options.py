@@ -203,13 +203,23 @@ def json_option(function: F) -> F:
     )(function)
 
 
+class _MetricOption(click.Option):
+    """--metric; its help lists the metrics that there are, which only --help needs to know."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from onnxq.metrics import default_metric, known_metrics
+
+        labelled, otherwise = default_metric(labelled=True).name, default_metric(labelled=False).name
+        names = ", ".join(name for name in known_metrics() if name not in (labelled, otherwise))
+        self.help = (
+            f"What quality is: {labelled} (the default for labelled data), {otherwise} (the default "
+            f"otherwise), {names}, or a class of your own as module:Class, whose code is run."
+        )
+        return super().get_help_record(ctx)
+
+
 def metric_option(function: F) -> F:
-    return click.option(
-        "--metric",
-        help="What quality is: top1 (the default for labelled data), top5, agreement (the default otherwise),"
-        " sqnr, mse, one that an installed package registers, or a class of your own as module:Class, whose"
-        " code is run.",
-    )(function)
+    return click.option("--metric", cls=_MetricOption)(function)
 
 
 def output_option(default: str) -> Callable[[F], F]:
@@ -217,7 +227,23 @@ def output_option(default: str) -> Callable[[F], F]:
     return click.option("-o", "--output", metavar="OUT", help=f"Where to write; default {default}.")
 
 
+def _allow_unverified(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        from onnxq.hub import UNVERIFIED
+
+        token = UNVERIFIED.set(True)
+        ctx.call_on_close(lambda: UNVERIFIED.reset(token))
+
+
 def hub_option(function: F) -> F:
+    """--hub, and --allow-unverified, which reaches `onnxq.hub` without being handed through every command."""
+    function = click.option(
+        "--allow-unverified",
+        is_flag=True,
+        expose_value=False,
+        callback=_allow_unverified,
+        help="Take a hub:NAME model for which the hub's manifest has no SHA-256.",
+    )(function)
     return click.option(
         "--hub",
         metavar="URL",

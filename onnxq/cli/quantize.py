@@ -113,12 +113,18 @@ def _lent(
     from onnxq.cli.datasets import open_for, range_provider
     from onnxq.cli.terminal import warn
     from onnxq.data import input_specs, random_dataset
+    from onnxq.proof.growth import outgrows
     from passes.errors import UserError
 
     samples, seed = settings["calibration_samples"], settings["seed"]
     spec = settings["calibration_data"] or settings["data"]
     if settings["random_calibration"]:
         dataset: Any = random_dataset(input_specs(model.proto), samples, seed)
+        if outgrows(model, next(dataset.batches(1)).inputs):
+            raise UserError(
+                f"{model.name}: one of its tensors is too large to calibrate on random numbers; correct the "
+                "sizes that the model declares, or give --data"
+            )
         warn("calibrated on random numbers; the accuracy of this model means nothing")
     elif spec is not None:
         limit = min(settings["limit"] or samples, samples)
@@ -256,7 +262,6 @@ def quantize(
 def _report(
     result: PassResult, source: str, target: Path, file: Written, explain: bool, as_json: bool
 ) -> None:
-    from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
     from onnxq.cli.stays_float import float_share_text
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
@@ -264,7 +269,7 @@ def _report(
     from onnxq.files import scratch_folder
     from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
-    from passes.model import load
+    from passes.model import load, size_on_disk
 
     before, size = size_on_disk(Path(source)), file.size
     written = load(target)

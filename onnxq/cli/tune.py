@@ -35,6 +35,7 @@ TIME_IS_UP = 4
 
 def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     """The options as the configuration of one model's run."""
+    from onnxq.metrics import open_metric
     from onnxq.tuning import TuneConfig
 
     values = dict(settings)
@@ -45,6 +46,7 @@ def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
         values[key] = values[key] or ""
     config = TuneConfig(model=model, **values)
     config.validate()
+    open_metric(config.metric).check_goal(config.metric_floor)
     return config
 
 

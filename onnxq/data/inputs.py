@@ -117,13 +117,13 @@ def conform(
                 f"{origin}: 8-bit images for the float input '{spec.name}'; "
                 "give --preprocess ('none' for raw pixels)."
             )
+        elif preprocess is not None and _is_wide_picture(array):
+            raise DataError(
+                f"{origin}: --preprocess is for 8-bit images, and these are {array.dtype}; scale them to "
+                "0..255 and save them as uint8."
+            )
         out[spec.name] = _cast(array, spec, origin)
         _check_shape(out[spec.name].shape, spec, origin, whole)
-    if preprocess is not None and not prepared and any(_is_picture(sample[spec.name]) for spec in inputs):
-        raise DataError(
-            f"{origin}: --preprocess is for 8-bit images, and these arrays are not of uint8; scale them to "
-            "0..255 and save them as uint8."
-        )
     if preprocess is not None and not prepared:
         raise DataError(
             f"{origin}: --preprocess is for 8-bit images, these arrays are used as they are; drop it."
@@ -131,10 +131,9 @@ def conform(
     return out
 
 
-def _is_picture(array: NDArray[Any]) -> bool:
-    """Whether it looks like an image of other than 8 bits."""
-    shape = np.shape(array)
-    return len(shape) == 3 and 3 in (shape[0], shape[2])
+def _is_wide_picture(array: NDArray[Any]) -> bool:
+    """Whether it looks like an image of 16 bits a channel."""
+    return array.dtype in (np.uint16, np.int16) and array.ndim == 3 and 3 in (array.shape[0], array.shape[2])
 
 
 def _prepare(array: NDArray[Any], preprocess: Preprocess, origin: str) -> NDArray[Any]:

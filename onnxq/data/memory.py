@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxq.data.dataset import Batch, Dataset, Labels, SourceDataset, digest_arrays, group
-from onnxq.data.inputs import InputSpec, Sample, has_batch_axis
+from onnxq.data.inputs import InputSpec, Sample, has_batch_axis, sample_size
 from passes.errors import DataError
 
 __all__ = ["MemoryDataset", "materialise", "random_dataset"]
+
+
+# Numbers in one random sample; more is a slip in the declaration.
+_MOST = 2**28
 
 
 class MemoryDataset:
@@ -99,6 +103,8 @@ def random_dataset(inputs: Sequence[InputSpec], samples: int, seed: int) -> Sour
             raise DataError(
                 f"random data: model input '{spec.name}' has a free shape; fix its dims or give data."
             )
+    if sample_size(inputs) > _MOST:
+        raise DataError(f"random data: a sample has {sample_size(inputs):,} numbers, which is too large.")
     if samples < 1:
         raise DataError(f"random data: {samples} samples asked for; use 1 or more.")
     return SourceDataset(_RandomSource(inputs, samples, seed))

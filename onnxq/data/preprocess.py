@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onnxq import documents
 from onnxq.data.limits import check_unpacked
 from onnxq.data.pixels import to_rgb
+from onnxq.documents import each, integer, number, optional, record, text
 from passes.errors import DataError
 from passes.jsontext import parse_json
 
@@ -29,17 +29,17 @@ Colour = Literal["RGB", "BGR"]
 
 # Pixels of a side; more is a mistake, and would fill the memory.
 _MOST = 2**15
-_THREE = documents.each(documents.number)
-_SHAPE = documents.record(
+_THREE = each(number)
+_SHAPE = record(
     {
-        "resize_short": documents.optional(documents.integer),
-        "crop": documents.optional(documents.each(documents.integer)),
-        "interpolation": documents.text,
+        "resize_short": optional(integer),
+        "crop": optional(each(integer)),
+        "interpolation": text,
         "mean": _THREE,
         "std": _THREE,
-        "scale": documents.number,
-        "layout": documents.text,
-        "colour": documents.text,
+        "scale": number,
+        "layout": text,
+        "colour": text,
     }
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 from onnxq.files import canonical_json
 from onnxq.metrics.agreement import Agreement
 from onnxq.metrics.base import Metric
+from onnxq.metrics.cosine import Cosine
 from onnxq.metrics.foreign import Foreign
 from onnxq.metrics.mse import MSE
 from onnxq.metrics.reading import READING, Reading
@@ -28,17 +29,25 @@ __all__ = [
     "default_metric",
     "headline_of",
     "is_own",
+    "known_metrics",
     "metric_text",
     "metrics_beside",
     "open_metric",
     "reading_of",
 ]
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (Top1(), Top5(), Agreement(), SQNR(), MSE())}
+METRICS: dict[str, Metric] = {
+    metric.name: metric for metric in (Top1(), Top5(), Agreement(), SQNR(), MSE(), Cosine())
+}
 """Name -> metric, of those that come with onnxq. A new one is a file of its own and a place here."""
 
 GROUP = "onnxq.metrics"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
+
+
+def known_metrics() -> list[str]:
+    """Names of the table, then of what installed packages register."""
+    return list(dict.fromkeys([*METRICS, *sorted(registered(GROUP))]))
 
 
 def default_metric(labelled: bool) -> Metric:
@@ -178,7 +187,7 @@ def _plain(value: Any) -> Any:
 
 
 def _near(name: str) -> str:
-    known = [*METRICS, *sorted(registered(GROUP))]
+    known = known_metrics()
     near = difflib.get_close_matches(name, known, n=1)
     suggestion = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{suggestion} there are {', '.join(known)}, and module:Class for one of your own"

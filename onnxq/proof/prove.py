@@ -21,8 +21,17 @@ import onnx
 from onnxq.data import Dataset, input_specs
 from onnxq.proof.compare import nonfinite, sqnr, unlike_shapes
 from onnxq.proof.feeds import Feed, Proposal, feeds_of, proposed_feeds
+from onnxq.proof.growth import outgrows
 from onnxq.proof.rewrites import Trial, reason
-from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner, numeric
+from onnxq.proof.running import (
+    MADE_UP_SECONDS,
+    RUN_SECONDS,
+    Outputs,
+    Overtime,
+    Refusal,
+    Runner,
+    numeric,
+)
 from onnxq.proof.trace import first_nonfinite
 from onnxq.session import float_weights_only
 from passes.decoding import has_packed_weights
@@ -91,6 +100,11 @@ class Reference:
     seconds: float = 0.0
     _tried: bool = False
 
+    @property
+    def _limit(self) -> float:
+        """Seconds that one run may take."""
+        return MADE_UP_SECONDS if self.dataset is None else RUN_SECONDS
+
     def run(self) -> None:
         """Find feeds and run the given model on them, once."""
         if self._tried:
@@ -107,7 +121,7 @@ class Reference:
             else:
                 self._run_made_up(runner)
         except Overtime:
-            self.untried = f"the given model did not end within {RUN_SECONDS:.0f} s"
+            self.untried = f"the given model did not end within {self._limit:.0f} s"
             return
         if not self.feeds:
             self.untried = "no made-up input was found that the given model runs on; give data"
@@ -116,7 +130,7 @@ class Reference:
         """Run the samples, at least one of them, and no more when the time is up."""
         began = time.monotonic()
         for feed in feeds_of(dataset, input_specs(self.model.proto)):
-            outputs, took, refusal = _timed(runner, feed)
+            outputs, took, refusal = _timed(runner, feed, self._limit)
             if refusal:
                 raise InvalidModelError(
                     f"{self.model.name}: ONNX Runtime cannot run it on the data: {refusal}"
@@ -132,7 +146,9 @@ class Reference:
         for proposal in proposed_feeds(self.model):
             if first is not None and not _adds(proposal, first):
                 continue
-            outputs, took, _ = _timed(runner, proposal.feed)
+            if outgrows(self.model, proposal.feed):
+                continue
+            outputs, took, _ = _timed(runner, proposal.feed, self._limit)
             if outputs and _telling(outputs):
                 self._keep(proposal.feed, outputs, took)
                 first = first or proposal
@@ -193,11 +209,11 @@ class Reference:
         return Proof(len(self.feeds), self.dataset is not None, found)
 
 
-def _timed(runner: Runner, feed: Feed) -> tuple[Outputs, float, str]:
+def _timed(runner: Runner, feed: Feed, limit: float) -> tuple[Outputs, float, str]:
     """Outputs, seconds, and why there are no outputs. Raises Overtime."""
     start = time.monotonic()
     try:
-        outputs, refusal = runner.run(feed, RUN_SECONDS), ""
+        outputs, refusal = runner.run(feed, limit), ""
     except Refusal as error:
         outputs, refusal = {}, str(error)
     return outputs, time.monotonic() - start, refusal

@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from onnxq.report.labels import plain, without_font_warnings
+
 __all__ = [
     "COLOURS",
     "FAINT",
@@ -63,7 +65,8 @@ def new_figure(
 def png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure gives the same bytes (no version, no date inside)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    with without_font_warnings():
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -81,7 +84,7 @@ def mode_style(mode: str) -> tuple[str, str]:
 def mode_handle(mode: str) -> Line2D:
     """The legend's entry of a mode."""
     colour, marker = mode_style(mode)
-    return Line2D([], [], linestyle="", color=colour, marker=marker, markersize=7, label=mode)
+    return Line2D([], [], linestyle="", color=colour, marker=marker, markersize=7, label=plain(mode))
 
 
 def down_arrows(axes: Axes, points: Points, colour: str = FAINT, label: str | None = None) -> None:

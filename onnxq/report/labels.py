@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-__all__ = ["place_labels", "shorten_layer_names"]
+__all__ = ["place_labels", "plain", "shorten_layer_names", "without_font_warnings"]
 
 _OFFSETS_PT = [
     (dx * reach, dy * reach) for reach in (1.0, 1.7, 2.6) for dx, dy in
@@ -31,7 +33,8 @@ def place_labels(
     Args:
         obstacles: points in data coordinates that must stay visible.
     """
-    figure.draw_without_rendering()
+    with without_font_warnings():
+        figure.draw_without_rendering()
     frame = axes.get_window_extent()
     points = [tuple(axes.transData.transform(point)) for point in obstacles]
     taken: list[Bbox] = []
@@ -54,6 +57,24 @@ def place_labels(
     return placed
 
 
+def plain(text: str, limit: int = 80) -> str:
+    """A name from outside as matplotlib draws it letter by letter: `$` begins no formula, nothing is a line
+    break, and the middle of what is too long goes."""
+    seen = "".join(letter if letter.isprintable() else "\N{MIDDLE DOT}" for letter in text)
+    half = (limit - 1) // 2
+    seen = seen if len(seen) <= limit else f"{seen[:half]}…{seen[-half:]}"
+    return seen.replace("$", r"\$")
+
+
+@contextlib.contextmanager
+def without_font_warnings() -> Iterator[None]:
+    """Letters that the font lacks are drawn as boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Glyph.*missing")
+        warnings.filterwarnings("ignore", message="(?s).*Matplotlib currently does not support")
+        yield
+
+
 def shorten_layer_names(names: Sequence[str], limit: int = 30) -> list[str]:
     """Layer names for an axis: the start that all share goes, and the middle of what is still too long."""
     parts = [_without_repeats(name.strip("/").split("/")) for name in names]
@@ -63,8 +84,7 @@ def shorten_layer_names(names: Sequence[str], limit: int = 30) -> list[str]:
     last = {p[-1] for p in parts}
     stop = -1 if len(last) == 1 and len(names) > 1 and all(len(p) > common + 1 for p in parts) else None
     short = ["/".join(p[common:stop]) for p in parts]
-    half = (limit - 1) // 2
-    return [name if len(name) <= limit else f"{name[:half]}…{name[-half:]}" for name in short]
+    return [plain(name, limit) for name in short]
 
 
 def _without_repeats(parts: list[str]) -> list[str]:

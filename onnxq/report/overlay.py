@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from onnxq.report.drawing import COLOURS, INK, MARKERS, add_legend, columns, new_figure, png, say_empty
+from onnxq.report.labels import plain
 from onnxq.report.readings import main_reading
 
 __all__ = ["overlay_figure", "png"]
@@ -31,12 +32,12 @@ def overlay_figure(comparison: Mapping[str, Any]) -> Figure:
         style = ("-", "--", ":")[index // len(COLOURS) % 3]
         front = [(size / 1e6, scale * float(value)) for size, value in points["front"]]
         axes.plot(*columns(front), color=colour, marker=marker, markersize=7, linestyle=style,
-                  markeredgecolor="white", label=run)  # fmt: skip
+                  markeredgecolor="white", label=plain(run))  # fmt: skip
         if points["float"] and math.isfinite(float(points["float"][1])):
             star = (points["float"][0] / 1e6, scale * float(points["float"][1]))
             axes.scatter(*columns([star]), s=200, marker="*", c=colour, edgecolors=INK, zorder=5)
     axes.set_xlabel("size of the file (MB)")
-    axes.set_ylabel(kind.axis)
+    axes.set_ylabel(plain(kind.axis))
     axes.set_title("Fronts of the runs; stars are the float models", loc="left", fontsize=13)
     if not any(points["front"] for points in comparison["fronts"].values()):
         say_empty(axes, "no candidate measured yet")
@@ -55,6 +56,11 @@ def _draw_latencies(axes: Axes, timed: Sequence[tuple[str, Any]], scale: float) 
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         line = [(float(ratio), scale * float(value)) for ratio, value, _ in points]
         axes.plot(
-            *columns(line), color=colour, marker=marker, markersize=7, markeredgecolor="white", label=label
+            *columns(line),
+            color=colour,
+            marker=marker,
+            markersize=7,
+            markeredgecolor="white",
+            label=plain(label),
         )
     axes.set_xlabel("latency / float, on the device")

@@ -16,11 +16,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from onnxq.report.drawing import COLOURS, MARKERS, add_legend, new_figure
-from onnxq.report.labels import shorten_layer_names
+from onnxq.report.labels import plain, shorten_layer_names
 
 __all__ = ["allocation_figure", "group_size_figure", "sensitivity_figure", "shapley_figure"]
 
 _NAMED_LAYERS = 60
+_INCHES_A_LETTER = 0.1
 _SMOOTHED: dict[str, Any] = {"facecolor": "none", "edgecolor": "#ffffff", "hatch": "////", "linewidth": 0}
 
 
@@ -53,7 +54,7 @@ def sensitivity_figure(model: str, layers: Sequence[str], costs: Mapping[str, Se
         )
     axes.set_yscale("log")
     axes.set_ylabel("logit MSE with this layer alone")
-    axes.set_title(f"{model}: sensitivity of {len(layers)} layers", loc="left", fontsize=13)
+    axes.set_title(f"{plain(model)}: sensitivity of {len(layers)} layers", loc="left", fontsize=13)
     _name_layers(axes, layers)
     add_legend(figure, axes)
     return figure
@@ -68,7 +69,10 @@ def allocation_figure(
 ) -> Figure:
     """Weight bits of every layer under several policies. policies: title -> bits, 32 for float. smoothed:
     title -> positions of the layers that are smoothed, which are hatched."""
-    figure, panels = new_figure(len(policies), height=1.6 + 1.5 * len(policies), sharex=True)
+    longest = max(map(len, shorten_layer_names(list(layers))), default=0)
+    named = _INCHES_A_LETTER * longest if len(layers) <= _NAMED_LAYERS else 0.0
+    height = max(1.6, 1.0 + named) + 1.5 * len(policies)
+    figure, panels = new_figure(len(policies), height=height, sharex=True)
     widths = sorted({bits for row in policies.values() for bits in row})
     colours = colormaps["viridis"](np.linspace(0.05, 0.9, max(len(widths), 1)))
     for axes, (title, row) in zip(panels, policies.items(), strict=True):
@@ -82,8 +86,8 @@ def allocation_figure(
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         axes.set_ylabel("bits")
         size = f", {megabytes[title]:.2f} MB" if title in megabytes else ""
-        axes.set_title(f"{title}{size}", loc="left", fontsize=11)
-    figure.suptitle(f"{model}: bits per layer", x=0.01, ha="left", fontsize=13)
+        axes.set_title(f"{plain(title)}{size}", loc="left", fontsize=11)
+    figure.suptitle(f"{plain(model)}: bits per layer", x=0.01, ha="left", fontsize=13)
     _name_layers(panels[-1], layers)
     labels = ["float" if width == 32 else f"{width} bits" for width in widths]
     patches = [Patch(color=colour, label=label) for label, colour in zip(labels, colours, strict=True)]
@@ -111,8 +115,8 @@ def group_size_figure(
     size.minorticks_off()
     size.set_xlabel("weights that share an exponent (G)")
     size.set_ylabel("size of the file (MB)")
-    quality.set_ylabel(label)
-    quality.set_title(f"{model}: group size", loc="left", fontsize=13)
+    quality.set_ylabel(plain(label))
+    quality.set_title(f"{plain(model)}: group size", loc="left", fontsize=13)
     add_legend(figure, quality)
     return figure
 
@@ -132,7 +136,7 @@ def shapley_figure(
     change.set_xlabel("walks")
     change.xaxis.set_major_locator(MaxNLocator(integer=True))
     change.set_ylim(bottom=0)
-    change.set_title(f"{model}: change of the Shapley values with each walk", loc="left", fontsize=13)
+    change.set_title(f"{plain(model)}: change of the Shapley values with each walk", loc="left", fontsize=13)
     at = np.arange(len(layers))
     half = np.array(values["half"], np.float64)
     bars = np.where(np.isfinite(half), half, 0)

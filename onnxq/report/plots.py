@@ -24,7 +24,7 @@ from onnxq.report.drawing import (
     png,
     say_empty,
 )
-from onnxq.report.labels import place_labels, shorten_layer_names
+from onnxq.report.labels import place_labels, plain, shorten_layer_names
 from onnxq.report.view import View, finite
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import Objective, named_objective
@@ -47,10 +47,10 @@ def pareto_figure(report: Mapping[str, Any]) -> Figure:
     _draw_front(axes, view)
     stars = _draw_float(axes, view)
     axes.set_xlabel("size of the file (MB)")
-    axes.set_ylabel(view.label)
+    axes.set_ylabel(plain(view.label))
     axes.set_title(
-        f"{report['model']}: {len(view.front)} of {len(view.candidates)} measured candidates on the front of "
-        f"{', '.join(report['objectives'])}",
+        f"{plain(report['model'])}: {len(view.front)} of {len(view.candidates)} measured candidates on the "
+        f"front of {plain(', '.join(report['objectives']))}",
         loc="left",
         fontsize=13,
     )
@@ -78,10 +78,10 @@ def objectives_figure(report: Mapping[str, Any]) -> Figure:
     for axes, (label, read) in zip(panels, shown, strict=True):
         floor = view.floor if label == view.label else -math.inf
         _objective_panel(axes, view, read, floor)
-        axes.set_ylabel(label)
+        axes.set_ylabel(plain(label))
     panels[-1].set_xlabel("step of the search")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set_title(f"{report['model']}: objectives over the candidates", loc="left", fontsize=13)
+    panels[0].set_title(f"{plain(report['model'])}: objectives over the candidates", loc="left", fontsize=13)
     if not view.candidates:
         say_empty(panels[0], _NOTHING_YET)
     add_legend(figure, *panels)
@@ -112,7 +112,7 @@ def errors_figure(report: Mapping[str, Any]) -> Figure:
     scores.bar(positions, _floats(layers, "score"), width=0.75, color=COLOURS[2], label="ranking score")
     errors.set_ylabel("error of one layer")
     scores.set_ylabel("ranking score")
-    errors.set_title(f"{report['model']}: what quantizing each layer costs", loc="left", fontsize=13)
+    errors.set_title(f"{plain(report['model'])}: what quantizing each layer costs", loc="left", fontsize=13)
     scores.margins(x=0.01)
     if not layers:
         say_empty(errors, "no layer errors measured")
@@ -146,7 +146,7 @@ def _draw_candidates(axes: Axes, view: View) -> None:
         axes.scatter(*columns(dots), s=30, c=colour, marker=marker, alpha=0.3, linewidths=0)
         down_arrows(axes, [view.at(c) for c in group if view.is_low(c)], colour)
     if low := sum(map(view.is_low, view.candidates)):
-        down_arrows(axes, [], label=f"{low} below {view.floor:.0f} {view.metric.unit}")
+        down_arrows(axes, [], label=f"{low} below {view.floor:.0f} {plain(view.metric.unit)}")
 
 
 def _draw_front(axes: Axes, view: View) -> None:
@@ -201,14 +201,16 @@ def _objective_panel(axes: Axes, view: View, read: Callable[[Candidate], float |
         )
         if len({point[0] for point in points}) == len(points):
             axes.plot(*columns(points), color=colour, linewidth=1.1, alpha=0.5)
-        axes.scatter(*columns(points), s=16, c=colour, marker=marker, alpha=0.55, linewidths=0, label=mode)
+        axes.scatter(
+            *columns(points), s=16, c=colour, marker=marker, alpha=0.55, linewidths=0, label=plain(mode)
+        )
         if best := [point for point in points if point[2] and point[1] > floor]:
             axes.scatter(
                 *columns(best), s=55, c=colour, marker=marker, edgecolors=INK, linewidths=1.0, zorder=4,
-                label=f"{mode}, on the front",
+                label=f"{plain(mode)}, on the front",
             )  # fmt: skip
         if low := [point for point in points if point[1] <= floor]:
-            down_arrows(axes, low, colour, label=f"below {floor:.0f} {view.metric.unit}")
+            down_arrows(axes, low, colour, label=f"below {floor:.0f} {plain(view.metric.unit)}")
     level = read(view.baseline) if view.baseline and view.candidates else None
     if level is not None and math.isfinite(level):
         axes.axhline(level, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2, label="float", zorder=1)

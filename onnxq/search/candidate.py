@@ -7,7 +7,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnxq import documents
+from onnxq.documents import (
+    count,
+    each,
+    flag,
+    integer,
+    number,
+    one_of,
+    optional,
+    plain_name,
+    real,
+    record,
+    table,
+    text,
+)
 from onnxq.files import canonical_json, sha256_bytes
 
 __all__ = ["CANDIDATE", "LATENCY", "Candidate", "Latency", "candidate_key"]
@@ -34,37 +47,36 @@ class Latency:
     high: float | None = None
 
 
-LATENCY = documents.record(
-    dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "float_median_ms", "ratio"), documents.number)
-    | {"runs": documents.count},
-    dict.fromkeys(("low", "high"), documents.optional(documents.number)),
+LATENCY = record(
+    dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "float_median_ms", "ratio"), number) | {"runs": count},
+    dict.fromkeys(("low", "high"), optional(number)),
     closed=True,
 )
 """What the JSON of a latency looks like."""
 
-CANDIDATE = documents.record(
+CANDIDATE = record(
     {
-        "key": documents.text,
-        "name": documents.plain_name,
-        "index": documents.integer,
-        "strategy": documents.text,
-        "step": documents.integer,
-        "mode": documents.text,
-        "policy": documents.record({}, {"layers": documents.table(documents.table(documents.text))}),
+        "key": text,
+        "name": plain_name,
+        "index": integer,
+        "strategy": text,
+        "step": integer,
+        "mode": text,
+        "policy": record({}, {"layers": table(table(text))}),
     },
     {
-        "changed": documents.each(documents.text),
-        "status": documents.one_of(*_STATUSES),
-        "error": documents.optional(documents.text),
-        "metrics": documents.table(documents.real),
-        "stderr": documents.table(documents.real),
-        "samples": documents.count,
-        "complete": documents.flag,
-        "bytes": documents.count,
-        "latency": documents.optional(LATENCY),
-        "latencies": documents.table(LATENCY),
-        "bops": documents.optional(documents.count),
-        "sha256": documents.optional(documents.text),
+        "changed": each(text),
+        "status": one_of(*_STATUSES),
+        "error": optional(text),
+        "metrics": table(real),
+        "stderr": table(real),
+        "samples": count,
+        "complete": flag,
+        "bytes": count,
+        "latency": optional(LATENCY),
+        "latencies": table(LATENCY),
+        "bops": optional(count),
+        "sha256": optional(text),
     },
     closed=True,
 )

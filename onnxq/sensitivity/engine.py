@@ -110,7 +110,8 @@ class _Run:
         began = time.monotonic()
         for done, index in enumerate(sorted(range(len(variants)), key=lambda i: (starts[i], i))):
             now = time.monotonic()
-            if deadline is not None and now > deadline:
+            # One in any case: a run that is started again and again on a short time gets to its end.
+            if done and deadline is not None and now > deadline:
                 return
             rate = (now - began) / max(done, 1)
             late = deadline is not None and now + rate * (len(variants) - done) > deadline

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.files import atomic_write
-from onnxq.report.labels import shorten_layer_names
+from onnxq.report.labels import plain, shorten_layer_names
 
 __all__ = ["draw"]
 
@@ -56,7 +56,7 @@ def _bit_scheme(history: Sequence[Mapping[str, Any]], name: str) -> Any:
     axes.invert_yaxis()
     axes.set_xlim(0, edges[-1])
     axes.set_xlabel("epoch")
-    axes.set_title(f"{name}: bits a weight", loc="left")
+    axes.set_title(f"{plain(name)}: bits a weight", loc="left")
     figure.colorbar(mesh, ax=axes, label="bits", pad=0.06)
     return figure
 
@@ -84,5 +84,5 @@ def _curves(history: Sequence[Mapping[str, Any]], name: str) -> Any:
         if len(keys) > 1:
             axes.legend(frameon=False)
     panels[-1].set_xlabel("epoch")
-    panels[0].set_title(name, loc="left")
+    panels[0].set_title(plain(name), loc="left")
     return figure

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxq import documents
 from onnxq.allocation.resources import parse_limits, read_costs
 from onnxq.calibration import parse_method
+from onnxq.documents import count, each, flag, number, record, text
 from onnxq.files import canonical_json, sha256_bytes
 from onnxq.metrics.registry import metric_text, open_metric
 from onnxq.rounding import parse_damping
@@ -105,7 +105,7 @@ class TuneConfig:
         """Raises UserError for the first option that makes no sense."""
         parse_objectives(self.objectives)
         parse_method(self.calibration)
-        open_metric(self.metric).check_goal(self.metric_floor)
+        open_metric(self.metric)
         if self.strategy and self.strategy not in STRATEGIES:
             raise UserError(f"--strategy {self.strategy}: is not one of {', '.join(STRATEGIES)}")
         for mode in self.modes:
@@ -258,10 +258,10 @@ class TuneConfig:
         return found | ({"--costs": sha256_bytes(canonical_json(tables).encode())} if tables else {})
 
 
-_KINDS = {str: documents.text, bool: documents.flag, int: documents.count, float: documents.number}
-_TEXTS = documents.each(documents.text)
-_SHAPE = documents.record(
-    {"model": documents.text, "data": documents.text},
+_KINDS = {str: text, bool: flag, int: count, float: number}
+_TEXTS = each(text)
+_SHAPE = record(
+    {"model": text, "data": text},
     {
         spec.name: _KINDS.get(type(spec.default), _TEXTS)
         for spec in dataclasses.fields(TuneConfig)

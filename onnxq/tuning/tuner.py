@@ -55,6 +55,7 @@ class _Run:
     candidates: list[Candidate] = field(default_factory=list)
     errors: dict[str, list[LayerErrors]] = field(default_factory=dict)
     resumed: int = 0
+    measured: int = 0
     slowest: float = 0.0
     elsewhere: Elsewhere | None = None
 
@@ -129,11 +130,14 @@ class _Run:
         return found
 
     def out_of_time(self) -> bool:
-        """Whether the next candidate, and then confirming the front, would go past the deadline."""
-        if self.deadline is None:
+        """Whether the next candidate, and then confirming the front, would go past the deadline.
+
+        One is measured in any case, so that each start on a short time gets further.
+        """
+        if self.deadline is None or not self.measured:
             return False
         reserve = self.slowest * (1.2 + len(self.members()))
-        return bool(self.candidates) and time.monotonic() + reserve > self.deadline
+        return time.monotonic() + reserve > self.deadline
 
     def search(self) -> bool:
         """Measure every proposal; False when the time ran out first."""
@@ -173,6 +177,8 @@ class _Run:
         held = self.measurer.finished(proposal)
         if held is not None:
             self.resumed += 1
+            # By its name and place in this order: what was estimated then may be measured by now.
+            held = dataclasses.replace(held, name=proposal.name, index=index, step=proposal.step)
             self.candidates.append(held)
             return held
         if self.out_of_time():
@@ -180,6 +186,7 @@ class _Run:
         began = time.monotonic()
         held = self.measurer.measure(proposal, index, self.everything)
         self.candidates.append(held)
+        self.measured += 1
         self.report(finished=False)
         self.slowest = max(self.slowest, time.monotonic() - began)
         return held

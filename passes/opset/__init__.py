@@ -1,4 +1,4 @@
-"""Opset upgrades, told and never silent.
+"""Opset upgrades: own adapters over onnx's schemas, each upgrade noted, each refusal by the node's name.
 
 What is ours and what is onnx's:
 

@@ -19,7 +19,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _inference_7(site: Site) -> None:
-    """Before opset 7 the operator trained, unless it was told that it is used."""
+    """Before opset 7 the operator was in training mode unless is_test said otherwise."""
     if not site.take("is_test", 0):
         raise RefusedError("it is written to train (is_test=0)")
 
@@ -122,9 +122,9 @@ def _softmax_13(site: Site) -> None:
     site.set("axis", -1)
     if axis == -1 or (rank is not None and axis == rank - 1):
         return
-    given = site.node.input[0]
-    site.node.input[0] = site.add("Flatten", [given], axis=axis)
-    site.behind(0, "Reshape", site.add("Shape", [given]))
+    x = site.node.input[0]
+    site.node.input[0] = site.add("Flatten", [x], axis=axis)
+    site.behind(0, "Reshape", site.add("Shape", [x]))
 
 
 def _split_13(site: Site) -> None:
@@ -134,7 +134,7 @@ def _split_13(site: Site) -> None:
 
 
 def _split_18(site: Site) -> None:
-    """Parts of equal size are counted, where no sizes are given."""
+    """Without sizes, the number of equal parts becomes an attribute."""
     if len(site.node.input) < 2 or not site.node.input[1]:
         site.set("num_outputs", len(site.node.output))
 

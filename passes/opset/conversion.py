@@ -20,6 +20,7 @@ __all__ = [
     "ConversionError",
     "Walk",
     "convert",
+    "convert_functions",
     "every_node",
     "name_nodes",
     "names_of",
@@ -38,13 +39,13 @@ class ConversionError(Exception):
 
 def opset_of(proto: onnx.ModelProto | onnx.FunctionProto) -> int:
     """Opset of the standard operators; 0 where none is imported."""
-    return max((held.version for held in proto.opset_import if held.domain in STANDARD), default=0)
+    return max((entry.version for entry in proto.opset_import if entry.domain in STANDARD), default=0)
 
 
 def set_opset(proto: onnx.ModelProto | onnx.FunctionProto, version: int) -> None:
     """Import that opset of the standard operators, in the place of the import that is there."""
-    held = next((held for held in proto.opset_import if held.domain in STANDARD), None)
-    (held or proto.opset_import.add()).version = version
+    entry = next((entry for entry in proto.opset_import if entry.domain in STANDARD), None)
+    (entry or proto.opset_import.add()).version = version
 
 
 def _nested(node: onnx.NodeProto) -> Iterator[tuple[AttributeProto, onnx.GraphProto]]:
@@ -83,12 +84,12 @@ def names_of(proto: onnx.ModelProto) -> Names:
 
 def _read(proto: onnx.ModelProto) -> set[str]:
     """Names of the values that a node reads or that a graph or function gives."""
-    found = {name for node in _all_nodes(proto) for name in node.input}
+    names = {name for node in _all_nodes(proto) for name in node.input}
     for graph in every_graph(proto.graph):
-        found.update(value.name for value in graph.output)
+        names.update(value.name for value in graph.output)
     for function in proto.functions:
-        found.update(function.output)
-    return found - {""}
+        names.update(function.output)
+    return names - {""}
 
 
 def _scope(
@@ -155,11 +156,11 @@ class Walk:
         return [], []
 
     def _all(self, nodes: list[onnx.NodeProto], level: int, scope: Scope) -> list[onnx.NodeProto]:
-        carried: list[onnx.NodeProto] = []
+        converted: list[onnx.NodeProto] = []
         for node in nodes:
             before, after = self.node(node, level, scope)
-            carried += [*before, node, *after]
-        return carried
+            converted += [*before, node, *after]
+        return converted
 
     def graph(
         self,
@@ -196,13 +197,19 @@ def convert(proto: onnx.ModelProto, walk: Walk) -> None:
     read = _read(proto)
     inferred = infer_model(proto)[0]
     walk.graph(proto.graph, opset_of(proto), _scope(proto.graph, inferred, None, read), inferred)
-    for function in proto.functions:
-        own = Scope(read=read)
-        for node in function.node:
-            _know_constant(own, node)
-        walk.graph(function, opset_of(function), own, None)
-        set_opset(function, walk.target)
+    convert_functions(proto, proto.functions, walk)
     set_opset(proto, walk.target)
+
+
+def convert_functions(proto: onnx.ModelProto, functions: Iterable[onnx.FunctionProto], walk: Walk) -> None:
+    """Convert these functions of the model, in place. Raises ConversionError."""
+    read = _read(proto)
+    for function in functions:
+        scope = Scope(read=read)
+        for node in function.node:
+            _know_constant(scope, node)
+        walk.graph(function, opset_of(function), scope, None)
+        set_opset(function, walk.target)
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:
@@ -210,11 +217,11 @@ def name_nodes(proto: onnx.ModelProto) -> None:
 
     def visit(graph: onnx.GraphProto, prefix: str) -> None:
         for index, node in enumerate(graph.node):
-            node.name = node_name(node.name, f"{prefix}{node.op_type}_{index}", given, seen)
+            node.name = node_name(node.name, f"{prefix}{node.op_type}_{index}", named, seen)
             seen.add(node.name)
             for attribute, nested in _nested(node):
                 visit(nested, f"{node.name}/{attribute.name}/")
 
-    given = {node.name for node in every_node(proto.graph.node) if node.name}
+    named = {node.name for node in every_node(proto.graph.node) if node.name}
     seen: set[str] = set()
     visit(proto.graph, "")

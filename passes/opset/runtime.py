@@ -1,4 +1,4 @@
-"""What the installed ONNX Runtime can quantize at: asked once, by making small sessions."""
+"""What the installed ONNX Runtime runs: its newest opset with Q/DQ kernels, and its kernels; asked once."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def newest_runtime_opset() -> int:
 
 @cache
 def _kernels() -> dict[str, list[tuple[int, int]]]:
-    """Operator -> (first, last) versions of each kernel on CPUs; empty where ONNX Runtime does not tell."""
+    """Operator -> (first, last) versions of each CPU kernel; empty if ONNX Runtime does not list them."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    found: dict[str, list[tuple[int, int]]] = {}
+    versions: dict[str, list[tuple[int, int]]] = {}
     for kernel in getattr(state, "get_all_opkernel_def", list)():
         if kernel.provider == "CPUExecutionProvider" and kernel.domain in STANDARD:
-            found.setdefault(kernel.op_name, []).append(kernel.version_range)
-    return found
+            versions.setdefault(kernel.op_name, []).append(kernel.version_range)
+    return versions
 
 
 def lacks_kernel(older: defs.OpSchema, newer: defs.OpSchema) -> bool:
-    """Whether ONNX Runtime runs the operator as it was, and not as it is.
+    """Whether ONNX Runtime has a kernel for the older schema and none for the newer.
 
-    A kernel without a last version is for its first version alone.
+    A kernel without a last version serves the schema of its first version only.
     """
 
     def runs(schema: defs.OpSchema) -> bool:

@@ -24,11 +24,13 @@ def newest() -> int:
 
 @cache
 def _histories() -> dict[str, list[defs.OpSchema]]:
-    found: dict[str, list[defs.OpSchema]] = {}
+    histories: dict[str, list[defs.OpSchema]] = {}
     for schema in defs.get_all_schemas_with_history():
         if schema.domain in STANDARD:
-            found.setdefault(schema.name, []).append(schema)
-    return {name: sorted(held, key=lambda schema: schema.since_version) for name, held in found.items()}
+            histories.setdefault(schema.name, []).append(schema)
+    for schemas in histories.values():
+        schemas.sort(key=lambda schema: schema.since_version)
+    return histories
 
 
 def is_operator(op: str, opset: int) -> bool:
@@ -47,15 +49,15 @@ def _default(schema: defs.OpSchema, name: str) -> bytes:
 
 
 def _attributes(node: onnx.NodeProto, before: defs.OpSchema, after: defs.OpSchema) -> Iterator[str]:
-    given = {attribute.name for attribute in node.attribute}
-    for name in sorted(given & before.attributes.keys()):
+    present = {attribute.name for attribute in node.attribute}
+    for name in sorted(present & before.attributes.keys()):
         if name not in after.attributes or after.attributes[name].type != before.attributes[name].type:
             yield f"it has an attribute '{name}'"
     for name, attribute in after.attributes.items():
-        if name not in given and attribute.required:
+        if name not in present and attribute.required:
             yield f"it lacks the attribute '{name}'"
         elif (
-            name not in given
+            name not in present
             and name in before.attributes
             and _default(before, name) != _default(after, name)
         ):
@@ -73,7 +75,7 @@ def drop_defaults(node: onnx.NodeProto, before: defs.OpSchema, after: defs.OpSch
 
 
 def _count(names: list[str]) -> int:
-    """How many inputs or outputs are given, without empty ones at the end."""
+    """Number of inputs or outputs without empty ones at the end."""
     return max((index + 1 for index, name in enumerate(names) if name), default=0)
 
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from passes.external_data import tensor_array
+
 __all__ = ["Adapter", "Names", "RefusedError", "Scope", "Site"]
 
 
@@ -36,7 +38,12 @@ class Names:
 
 @dataclass
 class Scope:
-    """What is known of the values that a graph's nodes see: its own, then those of the graphs around it."""
+    """What is known of the values in a graph, and through `parent` in the graphs around it.
+
+    Attributes:
+        types: by name of the value. constants: those that no caller can set, by name.
+        read: names of the values of the whole model that somebody reads.
+    """
 
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -46,24 +53,24 @@ class Scope:
     def type_of(self, name: str) -> onnx.TypeProto.Tensor | None:
         """Type of a tensor; None where it is unknown, or not a tensor."""
         if name in self.types:
-            held = self.types[name]
-            return held.tensor_type if held.WhichOneof("value") == "tensor_type" else None
+            kind = self.types[name]
+            return kind.tensor_type if kind.WhichOneof("value") == "tensor_type" else None
         return self.parent.type_of(name) if self.parent else None
 
     def element(self, name: str) -> int | None:
         """Element type of a tensor; None where it is unknown."""
-        held = self.type_of(name)
-        return held.elem_type or None if held is not None else None
+        tensor = self.type_of(name)
+        return tensor.elem_type or None if tensor is not None else None
 
     def rank(self, name: str) -> int | None:
         """Rank of a tensor; None where it is unknown."""
-        held = self.type_of(name)
-        return len(held.shape.dim) if held is not None and held.HasField("shape") else None
+        tensor = self.type_of(name)
+        return len(tensor.shape.dim) if tensor is not None and tensor.HasField("shape") else None
 
     def value(self, name: str) -> npt.NDArray[Any] | None:
         """Values of a constant; None where the tensor is computed or fed."""
         if name in self.constants:
-            return numpy_helper.to_array(self.constants[name])
+            return tensor_array(self.constants[name])
         if name in self.types or self.parent is None:
             return None
         return self.parent.value(name)
@@ -80,20 +87,20 @@ class Site:
     after: list[onnx.NodeProto] = field(default_factory=list)
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """Value of an attribute. Refused where a function's caller gives it."""
-        for held in self.node.attribute:
-            if held.name == name:
-                if held.ref_attr_name:
+        """Value of an attribute. Raises RefusedError if it is a parameter of a function."""
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                if attribute.ref_attr_name:
                     raise RefusedError(f"its attribute '{name}' is a parameter of its function")
-                value = helper.get_attribute_value(held)
+                value = helper.get_attribute_value(attribute)
                 return value.decode() if isinstance(value, bytes) else value
         return default
 
     def take(self, name: str, default: Any = None) -> Any:
         """Value of an attribute, which is removed from the node."""
         value = self.attribute(name, default)
-        for index, held in enumerate(self.node.attribute):
-            if held.name == name:
+        for index, attribute in enumerate(self.node.attribute):
+            if attribute.name == name:
                 del self.node.attribute[index]
                 break
         return value
@@ -103,11 +110,11 @@ class Site:
         self.node.attribute.append(helper.make_attribute(name, value))
 
     def element(self) -> int:
-        """Element type of the first input. Refused where it is unknown."""
-        held = self.scope.element(self.node.input[0])
-        if held is None:
+        """Element type of the first input and output. Raises RefusedError if it is unknown."""
+        element = self.scope.element(self.node.input[0]) or self.scope.element(self.node.output[0])
+        if element is None:
             raise RefusedError(f"the type of its input '{self.node.input[0]}' is unknown")
-        return held
+        return element
 
     def output(self, index: int) -> str:
         """Name of an output that somebody reads; empty where nobody does."""
@@ -115,7 +122,7 @@ class Site:
         return name if name in self.scope.read else ""
 
     def input(self, name: str, position: int) -> None:
-        """Make `name` the input of that position; those left out before it stay empty."""
+        """Make `name` the input of that position; inputs before it that are left out stay empty."""
         missing = position + 1 - len(self.node.input)
         self.node.input.extend([""] * max(missing, 0))
         self.node.input[position] = name
@@ -135,7 +142,7 @@ class Site:
         return name
 
     def behind(self, index: int, op: str, *inputs: str, **attributes: Any) -> None:
-        """Let a new node make the output of that index from what this node gives."""
+        """Put a node behind this one that computes the output of that index from what this node gives."""
         wanted = self.node.output[index]
         raw = self.names.fresh(f"{wanted}_before_{op}")
         self.node.output[index] = raw

@@ -9,14 +9,23 @@ from onnx.helper import find_min_ir_version_for, make_opsetid
 from passes.base import Context
 from passes.errors import UnsupportedModelError
 from passes.graph import declare_functions
-from passes.model import Model, is_large, normalized
-from passes.opset.conversion import ConversionError, Walk, convert, name_nodes, names_of, opset_of
+from passes.light import without_values
+from passes.model import Model, normalized
+from passes.opset.conversion import (
+    ConversionError,
+    Walk,
+    convert,
+    convert_functions,
+    name_nodes,
+    names_of,
+    opset_of,
+)
 from passes.opset.lowering import Descent
 from passes.opset.runtime import newest_runtime_opset
 from passes.opset.schemas import newest
 from runtime_ops.functions import DOMAIN
 
-__all__ = ["upgrade"]
+__all__ = ["align_functions", "upgrade"]
 
 
 def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
@@ -47,13 +56,25 @@ def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
     return model.with_proto(proto)
 
 
+def align_functions(proto: onnx.ModelProto) -> None:
+    """Bring the model's functions, in place, to the opset of the model, so that they can be inlined.
+
+    Raises ConversionError that names the node which cannot be converted.
+    """
+    level, names = opset_of(proto), names_of(proto)
+    older = [function for function in proto.functions if opset_of(function) < level]
+    newer = [function for function in proto.functions if opset_of(function) > level]
+    convert_functions(proto, older, Walk(level, names))
+    convert_functions(proto, newer, Descent(level, names))
+
+
 def _newest_import(model: Model) -> int:
     """The newest opset that the model or one of its functions imports."""
     return max(opset_of(holder) for holder in (model.proto, *model.proto.functions))
 
 
 def _named(model: Model) -> onnx.ModelProto:
-    """A copy whose nodes have names, without our own functions, which are written anew."""
+    """A copy whose nodes have names, and without the functions of `ai.onnxq`, which are written again."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     name_nodes(proto)
@@ -72,11 +93,13 @@ def _raised(model: Model, target: int, context: Context) -> onnx.ModelProto:
     try:
         convert(proto, Walk(target, names_of(proto)))
     except ConversionError as refused:
-        if not refused.in_function or is_large(proto):
+        if not refused.in_function:
             raise
-        proto = inliner.inline_local_functions(_named(model))
+        light = without_values(_named(model))
+        proto = inliner.inline_local_functions(light.proto)
         if proto.functions:
             raise
+        light.restore(proto)
         _lift_ir(proto, least)
         convert(proto, Walk(target, names_of(proto)))
         context.note("info", "", "model-local functions were inlined, to upgrade the opset")

@@ -16,8 +16,6 @@ from onnxq.search import (
     Latency,
     Objective,
     candidate_key,
-    format_metric,
-    metric_named,
     parse_objectives,
 )
 from passes.errors import UserError
@@ -120,13 +118,6 @@ def test_bad_objectives(text: str, message: str) -> None:
         parse_objectives(text)
 
 
-def test_metrics_point_the_right_way() -> None:
-    assert metric_named("top1").cost(0.9) < metric_named("top1").cost(0.8)
-    assert metric_named("mse").cost(0.1) < metric_named("mse").cost(0.2)
-    with pytest.raises(UserError, match="did you mean 'top1'"):
-        metric_named("top-1")
-
-
 def test_latency_is_no_finer_than_the_clock() -> None:
     def at(ratio: float) -> float | None:
         latency = Latency(1.0, 1.0, 1.0, 1.0, ratio, 9)
@@ -135,16 +126,3 @@ def test_latency_is_no_finer_than_the_clock() -> None:
     assert at(0.51) == at(0.49) == 0.5
     assert at(0.56) == 0.55
     assert at(math.nan) is None
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "text"),
-    [
-        ("top1", 0.9124, "91.2 %"),
-        ("sqnr", 30.04, "30.0 dB"),
-        ("mse", 0.0021, "0.0021"),
-        ("top1", None, "n/a"),
-    ],
-)
-def test_format_metric(metric: str, value: float | None, text: str) -> None:
-    assert format_metric(metric, value) == text

@@ -1,4 +1,4 @@
-"""SIGKILL at several moments of a tune: nothing is measured twice, nothing is broken, the front is the same.
+"""A tune with workers, killed at several moments: nothing is lost, measured twice, broken or left running.
 
 The long version, with its table, is benchmarks/kill_resume.py.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ def script() -> Any:
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
 def test_killed_and_resumed(tmp_path: Path) -> None:
     held = script()
-    model, data = held.make_inputs(tmp_path, layers=5, samples=60)
-    result = held.torture(model, data, tmp_path, kills=4, seed=0)
-    assert result.kills == 4
+    model, data = held.make_inputs(tmp_path, layers=4, samples=40)
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP]
+    result = held.torture(model, data, tmp_path, kills=3, seed=0, workers=2, signals=signals)
+    assert result.kills == 3
+    assert not result.orphans
+    assert not result.lost
+    assert not result.left
     assert not result.broken
     assert not result.twice
     assert result.front_equal

@@ -93,7 +93,8 @@ def test_samples_that_float_gets_wrong_come_first_then_the_unsure_ones() -> None
     assert not score.hits[:wrong].any()
     assert score.hits[wrong:].all()
     margins = []
-    for _, logits in evaluator.logits(MODEL):
+    for _, outputs in evaluator.outputs(MODEL):
+        logits = next(iter(outputs.values()))
         ranked = np.sort(logits, axis=1)
         margins.extend((ranked[:, -1] - ranked[:, -2]).tolist())
     assert margins[wrong:] == sorted(margins[wrong:])

@@ -139,3 +139,36 @@ def test_tune_from_the_hub(invoke: Callable[..., Result], hub: Path, server: str
     result = invoke("tune", "hub:tinynet-12", "--hub", "http://127.0.0.1:9", "-o", "run", *options)
     assert result.exit_code == 2
     assert "cannot be reached" in result.stderr
+
+
+def _with_sha(hub: Path, sha: Any) -> None:
+    manifest = hub / "ONNX_HUB_MANIFEST.json"
+    entries = json.loads(manifest.read_text())
+    for entry in entries:
+        entry["metadata"] = {} if sha is None else {"model_sha": sha}
+    manifest.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize("sha", [None, "", "abc", "../../../../outside", "é" * 64, 5])
+def test_a_model_without_a_hash_needs_a_flag(
+    hub: Path, tmp_path: Path, invoke: Callable[..., Result], sha: Any
+) -> None:
+    _with_sha(hub, sha)
+    with pytest.raises(DataError, match=r"has no SHA-256 for .* give --allow-unverified"):
+        fetch("hub:tinynet", str(hub))
+    refused = invoke("info", "hub:tinynet", "--hub", str(hub))
+    assert refused.exit_code == 2
+    assert not (tmp_path / "cache").exists()
+    assert invoke("info", "hub:tinynet", "--hub", str(hub), "--allow-unverified").exit_code == 0
+    assert invoke("info", "hub:tinynet", "--hub", str(hub)).exit_code == 2, "the flag is of one command"
+    path = fetch("hub:tinynet", str(hub), allow_unverified=True)
+    assert path.resolve().is_relative_to((tmp_path / "cache").resolve())
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.onnx", "/x.onnx", "a/../../x.onnx", "..\\x.onnx", "C:x.onnx", "", "a\0b"]
+)
+def test_paths_of_a_manifest_stay_in_the_cache(hub: Path, path: str) -> None:
+    (hub / "ONNX_HUB_MANIFEST.json").write_text(json.dumps([{"model": "x", "model_path": path}]))
+    with pytest.raises(DataError, match="a path that leaves it"):
+        fetch("hub:x", str(hub), allow_unverified=True)

@@ -28,6 +28,7 @@ from onnxq.report import (
     write_report,
 )
 from onnxq.report.labels import shorten_layer_names
+from onnxq.report.pictures import allocation_figure, sensitivity_figure
 from onnxq.report.plots import FIGURES, png
 from onnxq.search import Candidate, Latency, parse_objectives
 from passes.errors import OutputError, UserError
@@ -315,3 +316,39 @@ def test_layer_names_are_shortened() -> None:
     assert shorten_layer_names(["a", "b"]) == ["a", "b"]
     (long,) = shorten_layer_names(["x" * 80])
     assert len(long) <= 30
+
+
+# Each broke a picture once, or could: formulas, line breaks, letters that no font has, markup, right to left.
+_HOSTILE = (
+    "a$b^_$c", "x\ny", "w" * 5000, "層畳み込み", "<script>alert(1)</script>", "\\alpha$\\frac{", "$$", "$x$",
+    "", "tab\there", "e\u0301\u202e", "\x00z", "\u05e9\u05dc\u05d5\u05dd", "\\$x$", "\x1b[31mred",
+)  # fmt: skip
+
+
+def test_any_name_of_a_layer_or_model_is_drawn() -> None:
+    """Warnings are errors here, those of missing letters included."""
+    layers = [
+        {"name": n, "op_type": "Conv", "qdq_error": 0.1, "xmodel_error": 0.2, "score": 0.3} for n in _HOSTILE
+    ]
+    costs = {"gse4": [1.0] * len(layers)}
+    for model in ("m$^_$", "\n$\\frac{"):
+        drawn = [
+            FIGURES["errors.png"]({"model": model, "layers": layers}),
+            sensitivity_figure(model, _HOSTILE, costs),
+            allocation_figure(model, _HOSTILE, {"pick$^_$": [4] * len(layers)}, {}),
+        ]
+        assert all(png(figure).startswith(b"\x89PNG") for figure in drawn)
+
+
+def test_names_from_outside_are_escaped_in_the_page_and_the_comparison(tmp_path: Path) -> None:
+    script = "<script>alert(1)</script>"
+    report = {**_report([_candidate(1)]), "model": script + "$^_$", "notes": [script], "warnings": [script]}
+    report["layers"] = [
+        {"name": script, "op_type": script, "qdq_error": 0.1, "xmodel_error": None, "score": None}
+    ]
+    run = tmp_path / "run$^_$"
+    write_report(run, report)
+    write_comparison([run], tmp_path / "out")
+    for page in (run / "report.html", tmp_path / "out" / "compare.html"):
+        assert script not in page.read_text(encoding="utf-8")
+        assert "&lt;script&gt;alert(1)" in page.read_text(encoding="utf-8")

@@ -258,7 +258,7 @@ def test_recipe_beside_a_front_member_makes_the_same_layers(finished: tuple[Path
     run, result = finished
     member = next(m for m in result.front if m.mode != "float")
     recipe = load_recipe(str(run / "front" / f"{member.name}.recipe"))
-    assert [p.name for p in recipe][:2] == ["simplify", "fold_batchnorm"]
+    assert [p.name for p in recipe][:3] == ["inline_functions", "simplify", "fold_batchnorm"]
     assert json.loads(recipe.members[-1].policy)["layers"] == member.policy["layers"]  # type: ignore[attr-defined]
 
 
@@ -269,6 +269,15 @@ def test_expired_budget_leaves_the_best_so_far(workspace: Path) -> None:
     assert len(result.candidates) == 1
     assert load_report(run)["finished"] is False
     assert files(run)
+
+
+def test_each_start_on_a_short_time_gets_further(workspace: Path) -> None:
+    hurried = config(workspace, time_budget=1e-6, weights=("int8:channel",))
+    results = [tune(hurried, workspace / "in-steps") for _ in range(4)]
+    assert [len(result.candidates) for result in results] == [1, 2, 3, 4]
+    assert [result.resumed for result in results] == [0, 1, 2, 3]
+    assert [result.finished for result in results] == [False, False, False, True]
+    assert len({candidate.name for candidate in results[-1].candidates}) == 4
 
 
 def test_goal_that_cannot_be_met_is_told(workspace: Path) -> None:

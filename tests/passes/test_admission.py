@@ -1,4 +1,7 @@
-"""Models are checked when they are loaded: refused with a sentence, or mended where ONNX Runtime is lenient."""
+"""Models are checked when they are loaded: refused, or mended where ONNX Runtime is lenient.
+
+Most faults are one change of a small model.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def relus() -> onnx.ModelProto:
         helper.make_node("Add", ["b", "w"], ["y"], "add"),
     ]
     weight = numpy_helper.from_array(np.arange(8, dtype=np.float32), "w")
-    shape = ["N", 8]
+    shape: list[str | int] = ["N", 8]
     inputs = [helper.make_tensor_value_info("x", FLOAT, shape)]
     outputs = [helper.make_tensor_value_info("y", FLOAT, shape)]
     graph = helper.make_graph(nodes, "g", inputs, outputs, [weight])
@@ -43,6 +46,11 @@ def reverse(proto: onnx.ModelProto) -> None:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(proto.graph.node)]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+
+
+def two_faults(proto: onnx.ModelProto) -> None:
+    reverse(proto)
+    proto.graph.ClearField("name")
 
 
 def output_dim(proto: onnx.ModelProto, size: int) -> None:
@@ -66,7 +74,7 @@ LENIENT: dict[str, tuple[Change, str]] = {
     "initializer twice": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "more than once"),
     "wrong inner type": (lambda m: value_info(m, "a", ["N", 9]), "inner tensors"),
     "wrong output shape": (lambda m: output_dim(m, 9), "shapes of its outputs"),
-    "two faults": (lambda m: (reverse(m), m.graph.ClearField("name")), "not in order"),
+    "two faults": (two_faults, "not in order.*no name|no name.*not in order"),
 }
 SILENT: dict[str, Change] = {
     "alias": alias,
@@ -177,7 +185,7 @@ def test_a_pass_is_not_blamed_for_what_came_in() -> None:
 
 def nested(depth: int) -> onnx.ModelProto:
     """An If in a branch of an If, `depth` times."""
-    shape = ["N", 8]
+    shape: list[str | int] = ["N", 8]
     inner = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["o0"])],
         "b0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import Context, GraphPass
 from passes.editing import add_constant, is_constant, packed_constant, subgraphs, unique_name, values
-from passes.errors import GraphError
 from passes.graph import export_graph, import_graph
 from passes.model import Model, check
 from passes.simplify import Simplify
@@ -154,61 +152,6 @@ def test_initializers_listed_as_inputs_keep_their_place() -> None:
     assert result.modified
     assert [value.name for value in result.model.proto.graph.input] == ["k", "x"]
     assert result.model.proto.ir_version == 3
-
-
-def _optional(proto: onnx.ModelProto) -> None:
-    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
-    proto.graph.input.append(helper.make_value_info("o", kind))
-
-
-def _nested_sequence(proto: onnx.ModelProto) -> None:
-    inner = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
-    proto.graph.input.append(helper.make_value_info("o", helper.make_sequence_type_proto(inner)))
-
-
-def _sparse(proto: onnx.ModelProto) -> None:
-    value = helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0])
-    proto.graph.sparse_initializer.append(
-        helper.make_sparse_tensor(value, helper.make_tensor("i", TensorProto.INT64, [1], [0]), [2])
-    )
-
-
-def _empty_list(proto: onnx.ModelProto) -> None:
-    proto.graph.node[0].attribute.append(onnx.AttributeProto(name="axes", type=onnx.AttributeProto.INTS))
-
-
-def _training(proto: onnx.ModelProto) -> None:
-    proto.training_info.add()
-
-
-def _overload(proto: onnx.ModelProto) -> None:
-    proto.graph.node[0].overload = "second"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "word"),
-    [
-        (_optional, "optional_type"),
-        (_nested_sequence, "sequence_type"),
-        (_sparse, "sparse"),
-        (_empty_list, "axes"),
-        (_training, "training"),
-        (_overload, "overload"),
-    ],
-)
-def test_what_cannot_be_held_is_refused_with_a_note(
-    spoil: Callable[[onnx.ModelProto], None], word: str
-) -> None:
-    model = parsed(SMALL)
-    spoil(model.proto)
-    with pytest.raises(GraphError, match=word):
-        import_graph(model)
-    context = Context()
-    result = Simplify()(model, context)
-    assert not result.modified
-    assert result.model is model
-    assert [note.kind for note in context.notes] == ["refused"]
-    assert word in context.notes[0].reason
 
 
 def test_opset_edits_do_not_reach_the_source() -> None:

@@ -32,7 +32,7 @@ def test_every_fault_is_a_sentence(case: str, tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=words) as caught:
         read_json(file, "the policy", PolicyError)
     assert str(caught.value).startswith(f"{file}: ")
-    with pytest.raises(UserError, match="file.json: is not a report: it "):
+    with pytest.raises(UserError, match=r"file\.json: is not a report: it "):
         read_json(file, "the report", kind="a report")
 
 
@@ -52,5 +52,5 @@ def test_good_ones() -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a": 1}', "[1]", "null", "{", '"text"'])
 def test_metadata_that_onnxq_did_not_write(text: str) -> None:
     model = Model(onnx.ModelProto()).with_metadata(smooth=text)
-    with pytest.raises(InvalidModelError, match="the metadata entry 'onnxq.smooth'"):
+    with pytest.raises(InvalidModelError, match=r"the metadata entry 'onnxq\.smooth'"):
         stored_texts(model, "onnxq.smooth", dict)

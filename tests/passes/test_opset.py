@@ -14,6 +14,7 @@ from benchmarks.opset_sweep import equal, run, sweep
 from passes.base import Context
 from passes.errors import UnsupportedModelError
 from passes.graph import export_graph, import_graph
+from passes.inline_functions import InlineFunctions
 from passes.model import Model, check
 from passes.opset import upgrade
 from passes.opset.adapters import ADAPTERS
@@ -87,12 +88,12 @@ def _takes_away(older: defs.OpSchema, newer: defs.OpSchema) -> bool:
 
 
 def test_every_change_that_takes_something_away_has_an_adapter() -> None:
-    held: dict[str, list[defs.OpSchema]] = {}
+    histories: dict[str, list[defs.OpSchema]] = {}
     for schema in defs.get_all_schemas_with_history():
         if not schema.domain:
-            held.setdefault(schema.name, []).append(schema)
+            histories.setdefault(schema.name, []).append(schema)
     missing = []
-    for name, schemas in held.items():
+    for name, schemas in histories.items():
         schemas.sort(key=lambda schema: schema.since_version)
         for older, newer in pairwise(schemas):
             key = name, newer.since_version
@@ -110,7 +111,7 @@ BRANCHES = """g (bool c, float[N,3] x) => (float[N,3] y) <float[3] k = {1, 2, 3}
 
 
 def _decorate(graph: onnx.GraphProto) -> None:
-    """A word of its own on everything that may carry one."""
+    """Write a different text into everything that may have a doc string or metadata."""
     words = iter(f"{graph.name}{index}" for index in range(999))
     things = (*graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node, graph)
     for thing in things:
@@ -129,21 +130,21 @@ def _decorate(graph: onnx.GraphProto) -> None:
 
 def _said(graph: onnx.GraphProto) -> dict[str, str]:
     """What `_decorate` wrote, by the thing that carries it."""
-    found = {f"{graph.name}:": f"{graph.doc_string} {list(graph.metadata_props)}"}
+    words = {f"{graph.name}:": f"{graph.doc_string} {list(graph.metadata_props)}"}
     for value in (*graph.input, *graph.output, *graph.value_info):
-        found[f"{graph.name}:{value.name}"] = str(value)
+        words[f"{graph.name}:{value.name}"] = str(value)
     for tensor in graph.initializer:
-        found[f"{graph.name}:{tensor.name}"] = str(tensor)
+        words[f"{graph.name}:{tensor.name}"] = str(tensor)
     for node in graph.node:
         key = f"{graph.name}:{node.op_type} {node.output[0]}"
         if node.doc_string:
-            found[key] = f"{node.name} {node.doc_string} {list(node.metadata_props)}"
+            words[key] = f"{node.name} {node.doc_string} {list(node.metadata_props)}"
         for attribute in node.attribute:
             if attribute.doc_string:
-                found[f"{key}.{attribute.name}"] = attribute.doc_string
+                words[f"{key}.{attribute.name}"] = attribute.doc_string
             if attribute.type == onnx.AttributeProto.GRAPH:
-                found |= _said(attribute.g)
-    return found
+                words |= _said(attribute.g)
+    return words
 
 
 def test_an_upgrade_and_an_edit_lose_no_word_and_no_name() -> None:
@@ -188,7 +189,7 @@ FUNCTION = """g (float[N,4] x) => (float[N,4] y) {{ t = local.half (x) y = Softm
 
 
 @pytest.mark.parametrize(
-    ("body", "own", "kept"),
+    ("body", "opset", "kept"),
     [
         ("b = Add (a, a)", 12, True),
         ("b = Add (a, a)", 11, True),
@@ -196,11 +197,11 @@ FUNCTION = """g (float[N,4] x) => (float[N,4] y) {{ t = local.half (x) y = Softm
         ("b = Clip <min = 0.0> (a)", 10, False),  # a bound needs the type, which only the caller knows
     ],
 )
-def test_functions_are_carried_or_inlined(body: str, own: int, kept: bool) -> None:
-    model = parsed(FUNCTION.format(opset=own, body=body), own if not kept else 12, more=', "local" : 1')
+def test_functions_are_converted_or_inlined(body: str, opset: int, kept: bool) -> None:
+    model = parsed(FUNCTION.format(opset=opset, body=body), opset if not kept else 12, more=', "local" : 1')
     upgraded = raised(model.with_metadata(policy="{}"), 21)
     assert bool(upgraded.proto.functions) == kept
-    assert all(held.opset_import[0].version == 21 for held in upgraded.proto.functions)
+    assert all(function.opset_import[0].version == 21 for function in upgraded.proto.functions)
     assert upgraded.metadata == {"onnxq.policy": "{}"}
     feed = {"x": np.asarray([[1, -2, 3, -4]], np.float32)}
     assert equal(run(model.proto, feed), run(upgraded.proto, feed))
@@ -212,6 +213,25 @@ def test_a_function_of_a_newer_opset_takes_its_model_along() -> None:
     assert upgraded.opset() == upgraded.proto.functions[0].opset_import[0].version == 15
     feed = {"x": np.asarray([[1, -2, 3, -4]], np.float32)}
     assert equal(run(model.proto, feed), run(upgraded.proto, feed))
+
+
+@pytest.mark.parametrize(("own", "opset"), [(10, 12), (12, 10)])
+def test_a_function_of_another_opset_is_inlined_with_its_values(own: int, opset: int) -> None:
+    """onnx's inliner would convert Resize-10 by its own adapter, which changes its values.
+
+    ONNX Runtime reads such a function at the model's opset, so its own values come from another model.
+    """
+    text = f"""g (float[1,2,5,5] x) => (float[1,2,N,M] y) <float[2,2,1,1] w = {{1, 2, 3, 4}}> {{
+        y = local.block (x, w) }}
+    <domain: "local", opset_import: ["" : {own}]> block (a, k) => (b) {{
+        c = Conv (a, k) s = Constant <value = float[4] {{1, 1, 1.6, 2.4}}> () b = {{body}} }}"""
+    body = 'Resize <mode = "linear"> (c, s)' if own == 10 else "Mul (c, c)"
+    alike, model = (parsed(text.replace("{body}", body), each, more=', "local" : 1') for each in (own, opset))
+    result = InlineFunctions()(model, Context())
+    assert result.modified
+    assert not result.model.proto.functions
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 5, 5)).astype(np.float32)}
+    assert equal(run(alike.proto, feed), run(result.model.proto, feed))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import Context
+from passes.errors import GraphError
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.model import Model, check, load
+from passes.preparation import preparation
 from passes.simplify import Simplify
 
 EXPORT = Path(__file__).resolve().parents[3] / "shared" / "models" / "efficientnet_lite0.onnx"
@@ -91,13 +93,17 @@ def test_training_mode_is_refused(training: dict[str, int]) -> None:
     assert "training mode" in context.notes[0].reason
 
 
-def test_old_opsets_are_left_untouched() -> None:
+def test_old_opsets_are_refused_and_skipped_as_a_courtesy() -> None:
     model = _conv_bn(np.float32)
     model.proto.opset_import[0].version = 6
     for recipe in (Simplify(), FoldBatchNorm()):
-        context = Context()
-        assert not recipe(model, context).modified
-        assert "opset 6 is before 7" in context.notes[0].reason
+        with pytest.raises(GraphError, match=rf"pass '{recipe.name}' .*opset 6 is before 7"):
+            recipe(model)
+    context = Context()
+    result = preparation()(model, context)
+    assert result.model is model
+    assert [note.kind for note in context.notes] == ["skipped", "skipped"]
+    assert all("opset 6 is before 7" in note.reason for note in context.notes)
 
 
 def test_a_chain_of_batchnorms_ends_in_the_conv() -> None:
