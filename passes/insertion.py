@@ -144,9 +144,9 @@ class Insertion:
             and choice.weights.granularity == "channel"
             and (index == 0 or array.ndim > 2)
         )
-        what = self.graph, tensor.name, encoded, choice.weights, array.dtype
 
-        def write(graph: gs.Graph) -> gs.Variable:
+        def write(graph: gs.Graph, stored: EncodedWeight) -> gs.Variable:
+            what = self.graph, tensor.name, encoded if packed else stored, choice.weights, array.dtype
             return write_packed(graph, *what) if packed else write_weight(graph, *what, shield)
 
         node.inputs[index] = self.shared.place(

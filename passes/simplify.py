@@ -21,7 +21,7 @@ Legality of folding a node (4):
     (a ConstantOfShape, Tile or Expand must not take all memory).
  d. It makes no output of its graph: an output is never an initializer directly.
  e. It pays (passes/folding_cost.py): what folding adds to the file is no more than what it removes. The
-    transpose of an embedding that is read as it is too, or a table that a few nodes compute, stay as they are.
+    transpose of an embedding that is read as it is too, and a table that a few nodes compute, stay so.
  f. Below IR 4 nested graphs keep their Constant nodes: an initializer there would have to be an input.
 
 Inputs and outputs keep their names, order and types. Opsets before 7 broadcast and train differently;
