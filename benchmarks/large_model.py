@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[list[str], float]] = {
     "tcq3 of two layers": (
         [
             *("quantize", "IN", "--weights", "tcq3", "--activations", "float", "-o", "OUT"),
-            *("--exclude", "layer[1-9]*"),
+            *("--exclude", "layer[2-9]*", "--exclude", "layer1?*"),
         ],
         2.5,
     ),

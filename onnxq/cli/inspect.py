@@ -81,7 +81,7 @@ def info(model: str, as_json: bool, hub: str | None) -> None:
     from passes.model import load, size_on_disk
 
     path = resolve(model, hub)
-    loaded = load(path)
+    loaded = load(path, weights=False)
     facts = describe(loaded, size_on_disk(path))
     if as_json:
         print_json(facts)
