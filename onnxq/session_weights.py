@@ -26,7 +26,8 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 
 def float_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of the initializers as ONNX Runtime holds them once it has decoded quantized ones to float."""
-    return decoded_bytes(proto) + sum(4 * math.prod(tensor.dims) for tensor in proto.graph.initializer)
+    held: int = sum(4 * math.prod(tensor.dims) for tensor in proto.graph.initializer)
+    return held + decoded_bytes(proto)
 
 
 def hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Model, list[Any]]:

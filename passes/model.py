@@ -167,7 +167,7 @@ def _bound(proto: onnx.ModelProto, file: Path, weights: bool) -> onnx.ModelProto
             fill(tensor)
     for tensor in function_tensors(proto):
         fill(tensor)  # nothing reads references there
-    return flattened(proto)
+    return flattened(proto) if weights else proto
 
 
 def model_files(path: Path) -> list[Path]:
