@@ -37,6 +37,8 @@ _STANDARD_DOMAINS = {
     "com.ms.internal.nhwc",
     "ai.onnx.preview.training",
 }
+# Bytes of floats in bit streams up to which a stock session may fold them.
+FOLDED_BYTES = 2**27
 _OPTIMIZED = "session.optimized_model_external_initializers_"
 
 
@@ -127,16 +129,16 @@ def load_session(
 def stock_session(model: Model, path: Path | None = None) -> Any:
     """A session as anybody else would open it: ONNX Runtime's default options, on the CPU, none of our code.
 
-    path: the file that holds exactly this model, where there is one. Bit streams of more than 2 GB of floats
-    are decoded in each run, by the file's own functions too: folding them, ONNX Runtime would keep what lies
-    between codes and floats of all layers at once, ten times the floats.
+    path: the file that holds exactly this model, where there is one. Bit streams of many floats are decoded in
+    each run, by the file's own functions too: folding them, ONNX Runtime would keep what lies between codes
+    and floats of all layers at once, ten times the floats.
     Raises InvalidModelError when ONNX Runtime refuses the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if path is None:
         _spare_memory(model.proto, options)
-    unwanted = ["ConstantFolding"] if decoded_bytes(model.proto) > passes.model.LARGE else []
+    unwanted = ["ConstantFolding"] if decoded_bytes(model.proto) > FOLDED_BYTES else []
     with _refusals(model.name):
         return _open(model, path, options, ["CPUExecutionProvider"], unwanted)
 

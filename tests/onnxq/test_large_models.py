@@ -18,6 +18,7 @@ from click.testing import Result
 from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper, parser
 
+import onnxq.session
 import passes.model
 from onnxq.session import load_session
 from passes.errors import InvalidModelError
@@ -136,6 +137,7 @@ def test_a_large_model_gives_what_the_same_model_in_one_file_gives(
 ) -> None:
     ok(invoke(*(word.replace("IN", "plain.onnx") for word in command), "-o", "wanted.onnx"))
     monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(onnxq.session, "FOLDED_BYTES", LIMIT)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     ok(invoke(*(word.replace("IN", "large.onnx") for word in command), "-o", "made.onnx"))
     assert all(path.read_bytes() == content for path, content in before.items())
