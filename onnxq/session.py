@@ -129,9 +129,9 @@ def load_session(
 def stock_session(model: Model, path: Path | None = None) -> Any:
     """A session as anybody else would open it: ONNX Runtime's default options, on the CPU, none of our code.
 
-    path: the file that holds exactly this model, where there is one. Bit streams of many floats are decoded in
-    each run, by the file's own functions too: folding them, ONNX Runtime would keep what lies between codes
-    and floats of all layers at once, ten times the floats.
+    path: the file that holds exactly this model, where there is one. Bit streams of many floats are decoded
+    in each run, by the file's own functions too: folding them, ONNX Runtime would keep what lies between
+    codes and floats of all layers at once, ten times the floats.
     Raises InvalidModelError when ONNX Runtime refuses the model.
     """
     options = ort.SessionOptions()
