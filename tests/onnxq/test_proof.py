@@ -295,6 +295,36 @@ def test_integers_must_agree_exactly_unless_the_model_itself_is_undecided(tmp_pa
     assert oq.save(Scale(2)(model).model, tmp_path / "out.onnx")
 
 
+def test_a_random_output_excuses_no_other(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", ["N", 3, 8, 8])
+    y = net.conv(x, 3, 4)
+    noise = net.add("RandomNormalLike", x)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(net.model(y).proto)
+    proto.graph.output.append(helper.make_tensor_value_info(noise, TensorProto.FLOAT, ["N", 3, 8, 8]))
+    model = Model(proto, "net.onnx")
+    assert oq.save(Scale(1 + 1e-6)(model).model, tmp_path / "out.onnx")
+    with pytest.raises(ProofError, match=f"output '{y}' differs by 0.5 of its largest value"):
+        oq.save(Scale(1.5)(model).model, tmp_path / "wrong.onnx")
+
+
+@pytest.mark.parametrize("by", [1 + 1e-6, 1.05])
+def test_bytes_may_differ_where_the_model_itself_is_undecided_and_nowhere_else(
+    tmp_path: Path, by: float
+) -> None:
+    net = Net()
+    y = net.conv(net.input("x", ["N", 3, 64, 64]), 3, 8)
+    scaled = net.add("Mul", y, net.constant(np.array(30, np.float32)))
+    model = net.model(net.add("Cast", scaled, to=TensorProto.INT8), element=TensorProto.INT8)
+    made = Scale(by)(model).model
+    if by < 1.01:
+        assert oq.save(made, tmp_path / "out.onnx")
+    else:
+        with pytest.raises(ProofError, match="has other values"):
+            oq.save(made, tmp_path / "out.onnx")
+
+
 class TestLogits:
     def test_eval_and_tune_refuse_a_model_that_gives_nan(self, invoke: Invoke, work: Path) -> None:
         model = onnx.load("tiny.onnx")
