@@ -8,15 +8,28 @@ output is held to its own noise, so that a random one does not excuse the others
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from onnxq.proof.feeds import Feed
 from onnxq.proof.running import Outputs, numeric
 
-__all__ = ["DECIDED", "EXACT", "MOVES", "apart", "moved", "nonfinite", "own_noise", "sqnr", "unlike_shapes"]
+__all__ = [
+    "DECIDED",
+    "EXACT",
+    "MOVES",
+    "apart",
+    "contradicted",
+    "moved",
+    "nonfinite",
+    "own_noise",
+    "sqnr",
+    "unlike_shapes",
+]
 
 # Largest difference of a rewrite that keeps the function, as a share of the largest output.
 EXACT = 1e-4
@@ -157,3 +170,22 @@ def sqnr(given: list[Outputs], made: list[Outputs]) -> float | None:
 
 def _decibels(signal: float, noise: float) -> float:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+
+
+def contradicted(value: onnx.ValueInfoProto, answers: Sequence[Any]) -> str:
+    """A sentence where a declared output shape is not what the model gives; empty where it is."""
+    if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.HasField("shape"):
+        return ""
+    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
+    for answer in answers:
+        real = getattr(answer, "shape", None)
+        if real is None:
+            continue
+        fits = len(real) == len(dims) and all(d <= 0 or d == r for d, r in zip(dims, real, strict=True))
+        if not fits:
+            declared = ", ".join("?" if d < 0 else str(d) for d in dims)
+            return (
+                f"output '{value.name}' is declared as [{declared}] and has the shape {list(real)}; "
+                "the declaration is not believed"
+            )
+    return ""
