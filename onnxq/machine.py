@@ -76,7 +76,7 @@ def vnni_warning() -> str | None:
     return (
         "this CPU has no VNNI: sums of uint8 x int8 products saturate here, unless ONNX Runtime's session "
         "option session.x64quantprecision is 1, as it is for what is measured here; set it where the file "
-        "runs on such a CPU, or use --weights int7 or --activations int8"
+        "runs on such a CPU, or use `weights` int7 or `activations` int8"
     )
 
 

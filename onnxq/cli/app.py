@@ -148,7 +148,9 @@ def _translated(error: Exception) -> Exception:
     """What to show for an error: its one sentence, or its type and how to learn more."""
     known = sys.modules.get("passes.errors")
     if known is not None and isinstance(error, known.UserError):
-        return _Failure(str(error))
+        from onnxq.cli.flags import as_flags
+
+        return _Failure(as_flags(str(error)))
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE:
             return error  # click ends quietly when the reader of a pipe has gone

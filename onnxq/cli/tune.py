@@ -21,6 +21,7 @@ from onnxq.cli.options import (
     smooth_options,
     splitted,
 )
+from onnxq.cli.strategies import strategy_options, strategy_with
 from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
     from onnxq.metrics import open_metric
     from onnxq.tuning import TuneConfig
 
-    values = dict(settings)
+    values = strategy_with(settings)
     values["modes"] = splitted(values["modes"])
     values["weights"] = splitted(values["weights"])
     values["limits"] = splitted(values["limits"])
@@ -124,12 +125,7 @@ def _document(result: TuneResult) -> dict[str, Any]:
     metavar="TIME",
     help="Stop after 90s, 20m, 1h30m; go on later.",
 )
-@click.option(
-    "--strategy",
-    default="",
-    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on, or a limit.",
-)
-@click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
+@strategy_options
 @click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")
 @click.option("--bops-budget", type=float, default=0.0, help="Most bit operations of a sample, as in 6e9.")
 @click.option(
@@ -144,8 +140,6 @@ def _document(result: TuneResult) -> dict[str, Any]:
     show_default=True,
     help="Relative standard error that a sensitivity is measured to; 0 takes every sample.",
 )
-@click.option("--permutations", type=int, default=10, show_default=True, help="Of shapley.")
-@click.option("--generations", type=int, default=10, show_default=True, help="Of nsga2.")
 @click.option(
     "--mode",
     "modes",
@@ -244,8 +238,8 @@ def tune(
 ) -> None:
     """Search the Pareto front of quality, size and latency over the ways to quantize MODEL.
 
-    ranking: layers by their errors; from fully quantized to float, one more layer stays float per step. The
-    others spend bits layer by layer, by how sensitive each is on the calibration samples.
+    The strategy ranking orders layers by their errors and moves from fully quantized to float. The others
+    spend bits layer by layer, by how sensitive each is on the calibration samples.
     Every finished candidate is on the disk at once: the same command on the same RUN goes on where it was
     stopped.
     """

@@ -33,7 +33,7 @@ def open_callable(
     made = _call(spec)
     if isinstance(made, Dataset):
         if preprocess is not None:
-            raise DataError(f"{spec}: it gives a Dataset, which prepares its own samples; drop --preprocess.")
+            raise DataError(f"{spec}: it gives a Dataset, which prepares its own samples; drop `preprocess`.")
         return _Called(spec, made)
     if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
         items = _Items(spec, made, inputs)
@@ -83,7 +83,7 @@ class _Items:
         if len(self._made) != self._length or digest_arrays(self.feed(0).items()) != self._first:
             raise DataError(
                 f"{self._spec}: gives other items when it is called again, in a worker; fix its seed, or "
-                "leave --workers out."
+                "leave `workers` out."
             )
 
 
@@ -129,7 +129,7 @@ class _Called:
             if self._made.fingerprint() != self._fingerprint:
                 raise DataError(
                     f"{self._spec}: gives other data when it is called again, in a worker; fix its seed, "
-                    "or leave --workers out."
+                    "or leave `workers` out."
                 )
         return self._made
 

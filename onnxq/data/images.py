@@ -43,7 +43,7 @@ class ImageSource:
         """`files` are names relative to the folder or zip `name`; `read` gives a file's bytes."""
         if preprocess is None:
             raise DataError(
-                f"{name}: images need --preprocess (a preset, FILE.json, or 'none' for raw pixels)."
+                f"{name}: images need `preprocess` (a preset, FILE.json, or 'none' for raw pixels)."
             )
         sole_input(inputs, name)
         self.name, self.files, self.labels = name, files, labels

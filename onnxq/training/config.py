@@ -78,19 +78,19 @@ class TrainConfig:
         }
         for name, value in positive.items():
             if not math.isfinite(value) or value <= 0:
-                raise UserError(f"--{name} {value:g} is not above 0; give a positive number")
-        shares = {"distill": self.distill, "prune-share": self.prune_share, "search-share": self.search_share}
+                raise UserError(f"`{name}` {value:g} is not above 0; give a positive number")
+        shares = {"distill": self.distill, "prune_share": self.prune_share, "search_share": self.search_share}
         for name, value in shares.items():
             if not 0 <= value <= 1:
-                raise UserError(f"--{name} {value:g} is no share; give a number from 0 to 1")
+                raise UserError(f"`{name}` {value:g} is no share; give a number from 0 to 1")
         if self.method == "msq" and not 32 / 8 < self.compression <= _MOST:
             raise UserError(
-                f"--compression {self.compression:g} is out of reach: weights have 8 bits (4x) to 2 bits "
+                f"`compression` {self.compression:g} is out of reach: weights have 8 bits (4x) to 2 bits "
                 "(16x), so "
                 "give a number above 4 and up to 16"
             )
         if self.method == "smpq" and (len(self.bits) < 2 or not all(2 <= b <= 8 for b in self.bits)):
-            raise UserError("--bits takes two or more widths from 2 to 8, as in 2,3,4,6,8")
+            raise UserError("`bits` takes two or more widths from 2 to 8, as in 2,3,4,6,8")
 
     @property
     def activation_scheme(self) -> Scheme:

@@ -53,7 +53,7 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--device {name} cannot be used ({reason}); use cpu, or install a torch for it"
+            f"`device` {name} cannot be used ({reason}); use cpu, or install a torch for it"
         ) from None
     return device
 
@@ -79,7 +79,7 @@ class Run:
         self.device = chosen_device(config.device)
         if not data.labelled and config.distill < 1:
             raise UserError(
-                f"{data.name}: has no labels; add them, or learn from the float model alone (--distill 1)"
+                f"{data.name}: has no labels; add them, or learn from the float model alone (`distill` 1)"
             )
         self.data = Batches(data, config.batch, config.seed, self.device, config.crop, config.flip)
         self.validation = Batches(validation, 1, config.seed, self.device) if validation is not None else None

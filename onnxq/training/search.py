@@ -48,7 +48,7 @@ def supernet_of(run: Run, held_out: Batches, total: int) -> Supernet:
     fits = [i for i, bits in enumerate(config.bits) if bits * scheme.bits <= config.bops * 64 + 1e-9]
     if not fits:
         raise UserError(
-            f"--bops {config.bops:g}: even {config.bits[0]}-bit weights with activations in {scheme} need "
+            f"`bops` {config.bops:g}: even {config.bits[0]}-bit weights with activations in {scheme} need "
             f"{config.bits[0] * scheme.bits / 64:g} of uniform 8/8; give more, or fewer bits of activations"
         )
     options = SearchOptions(

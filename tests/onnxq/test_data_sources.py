@@ -92,7 +92,7 @@ def test_npz_of_8_bit_images_is_preprocessed(tmp_path: Path, layout: str) -> Non
     data = open_dataset(tmp_path / "d.npz", IMAGE, preprocess="none")
     assert _labels(data) == list(range(6))
     np.testing.assert_array_equal(_all(data), pixels.transpose(0, 3, 1, 2))
-    with pytest.raises(DataError, match="--preprocess"):
+    with pytest.raises(DataError, match="`preprocess`"):
         open_dataset(tmp_path / "d.npz", IMAGE)
 
 

@@ -290,7 +290,7 @@ def test_resuming_with_another_model_names_it(work: Path) -> None:
 
 
 def test_config_refuses_nonsense() -> None:
-    with pytest.raises(UserError, match="--distill"):
+    with pytest.raises(UserError, match="`distill`"):
         TrainConfig(distill=1.5)
-    with pytest.raises(UserError, match="--bits"):
+    with pytest.raises(UserError, match="`bits`"):
         TrainConfig(method="smpq", bits=(4,))
