@@ -13,6 +13,7 @@ __all__ = [
     "cpu_flags",
     "cpu_name",
     "default_threads",
+    "int8_hardware",
     "saturates",
     "vnni_warning",
 ]
@@ -60,6 +61,12 @@ def cpu_flags() -> list[str]:
     """Which of INTERESTING_FLAGS the CPU has; empty where the system does not tell."""
     have = all_flags()
     return [flag for flag in INTERESTING_FLAGS if flag in have]
+
+
+def int8_hardware() -> str:
+    """The CPU, and its instructions that multiply int8."""
+    flags = [flag for flag in cpu_flags() if flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")]
+    return f"{cpu_name()}, {', '.join(flags) or 'no instructions for int8'}"
 
 
 def saturates() -> bool:
