@@ -14,11 +14,47 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from passes.errors import UserError
 
-__all__ = ["Declared", "Option", "check_fields", "declared", "from_texts", "has_words", "to_text"]
+__all__ = ["Declared", "Option", "When", "check_fields", "declared", "from_texts", "has_words", "to_text"]
+
+_SHOWN = 60
+
+
+@dataclass(frozen=True, init=False)
+class When:
+    """Where an option is read: another option has one of these values, is given, or is absent.
+
+    Attributes:
+        field: the other option. values: patterns of its values, or of one of several; none means any.
+        absent: whether it must not be given, or not have these values.
+    """
+
+    field: str
+    values: tuple[str, ...]
+    absent: bool
+
+    def __init__(self, field: str, *values: str, absent: bool = False) -> None:
+        for name, value in (("field", field), ("values", values), ("absent", absent)):
+            object.__setattr__(self, name, value)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the option is read where the other one has this value."""
+        if not self.values:
+            return bool(value) != self.absent
+        several = value if isinstance(value, list | tuple) else [value]
+        parts = [part.strip() for each in several for part in str(each).split(",")]
+        met = any(fnmatchcase(part, pattern) for part in parts for pattern in self.values)
+        return met != self.absent
+
+    def __str__(self) -> str:
+        """What the option goes with, as in "with `rounding` gptq or adaround"."""
+        words = list(self.values)
+        values = " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+        return f"{'without' if self.absent else 'with'} `{self.field}` {values}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -29,14 +65,19 @@ class Option:
         help: one sentence for the command line.
         least, most: the smallest and the largest number that is allowed.
         above: numbers must be larger than this one.
-        metavar: what stands for the value in help texts.
+        when: where it is read; all of several. Elsewhere nothing reads it.
     """
 
     help: str = ""
     least: float | None = None
     most: float | None = None
     above: float | None = None
-    metavar: str = ""
+    when: When | tuple[When, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[When, ...]:
+        """Where it is read, as a tuple."""
+        return (self.when,) if isinstance(self.when, When) else self.when
 
     def problem(self, value: float) -> str:
         """What is wrong with a number; empty where nothing is."""
@@ -134,7 +175,8 @@ def _near(value: Any, choices: tuple[Any, ...]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) and value else repr(value)
+    text = value if isinstance(value, str) and value else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def from_texts(kind: type[Any], texts: Mapping[str, str], what: str) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["strategy_options", "strategy_with"]
+__all__ = ["strategy_options", "strategy_with", "unread_by_strategy"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,3 +59,16 @@ def strategy_with(settings: Mapping[str, Any]) -> dict[str, Any]:
     if words:
         kept["strategy"] = f"{settings['strategy']}{{{' '.join(words)}}}"
     return kept
+
+
+def unread_by_strategy(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(option, what it goes with) of those that the chosen strategy does not read."""
+    from onnxq.cli.tune import config_of
+    from onnxq.tuning.strategies import readers_of, reads
+
+    kind = type(config_of("", settings).search_options.strategy)
+    for name in settings:
+        readers = readers_of(name)
+        if readers and not reads(kind, name):
+            names = " or ".join(filter(None, [", ".join(readers[:-1]), readers[-1]]))
+            yield name, f"with `strategy` {names}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,48 +23,37 @@ from onnxq.cli.options import (
     splitted,
 )
 from onnxq.cli.strategies import strategy_options, strategy_with
-from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
     from onnxq.metrics import Reading
     from onnxq.tuning import TuneConfig, TuneResult
 
-__all__ = ["tune"]
+__all__ = ["config_of", "tune"]
 
 GOAL_NOT_MET = 3
 TIME_IS_UP = 4
 
 
-def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
+def config_of(model: str, settings: Mapping[str, Any]) -> TuneConfig:
     """The options as the configuration of one model's run."""
-    from onnxq.metrics import open_metric
     from onnxq.tuning import TuneConfig
 
     values = strategy_with(settings)
-    values["modes"] = splitted(values["modes"])
-    values["weights"] = splitted(values["weights"])
-    values["limits"] = splitted(values["limits"])
+    for key in ("modes", "weights", "limits"):
+        values[key] = splitted(values[key])
     for key in ("preprocess", "calibration_data", "metric"):
         values[key] = values[key] or ""
-    config = TuneConfig(model=model, **values)
+    return TuneConfig(**{**values, "model": model})
+
+
+def _config(model: str, settings: Mapping[str, Any]) -> TuneConfig:
+    """The configuration, checked as far as that needs no model and no data."""
+    from onnxq.metrics import open_metric
+
+    config = config_of(model, settings)
     config.validate()
     open_metric(config.metric).check_goal(config.metric_floor)
     return config
-
-
-def _refuse_unread(config: TuneConfig) -> None:
-    """Raises UserError for typed options that the modes, the rounding or the objectives leave unread."""
-    static = "static" in config.modes
-    refuse_unread(
-        {
-            "activations": (static, "with --mode static"),
-            "calibration": (static, "with --mode static"),
-            "damping": (config.rounding in ("gptq", "adaround"), "with --rounding gptq or adaround"),
-            "smooth_layers": (config.smooth in ("output", "input"), "with --smooth output or input"),
-            "latency_every": ("latency@" in config.objectives, "with --objectives latency@DEVICE"),
-            "scheduler": (not config.workers, "without --workers, which evaluates on this machine"),
-        }
-    )
 
 
 def _folders(models: tuple[str, ...], output: str | None) -> list[Path]:
@@ -261,7 +251,6 @@ def tune(
     paths = [str(resolve(model, hub)) for model in models]
     settings["threads"] = threads or default_threads()
     configs = [_config(path, settings) for path in paths]
-    _refuse_unread(configs[0])
     if dry_run:
         show_plan(configs, folders, as_json)
         return

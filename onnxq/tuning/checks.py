@@ -7,9 +7,8 @@ from typing import Any
 
 from onnxq.tuning.groups import SchemeOptions
 from onnxq.tuning.ladders import schemes_in, smoothable
-from onnxq.tuning.strategies import Strategy, readers_of
+from onnxq.tuning.strategies import Strategy, readers_of, reads
 from passes.errors import UserError
-from passes.fields import declared
 from passes.quantize import weight_scheme
 
 __all__ = ["check_smoothing", "check_strategy_with"]
@@ -42,7 +41,7 @@ def check_strategy_with(
         raise UserError(f"`smooth` auto: {name} has one scheme a layer; give `strategy` auto or ilp")
     for option, (value, default) in given.items():
         # Where the default means that nothing was asked for, any other value was.
-        if value and not default and option not in declared(type(strategy)) and readers_of(option):
+        if value and not default and readers_of(option) and not reads(type(strategy), option):
             raise UserError(f"`{option}`: {name} knows no {option}; give `strategy` {readers_of(option)[0]}")
     for mode, ladder in schemes.ladders.items():
         if len(ladder) < strategy.least_schemes:

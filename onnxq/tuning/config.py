@@ -34,7 +34,7 @@ from onnxq.tuning.strategies import (
     strategy_text,
 )
 from passes.errors import UserError
-from passes.fields import Option, check_fields, declared
+from passes.fields import Option, When, check_fields, declared
 from passes.policy import LayerPolicy
 from passes.quantize import weight_scheme
 
@@ -63,6 +63,7 @@ _FREE = frozenset(
 _Amount = Annotated[float, Option(least=0)]
 _Count = Annotated[int, Option(least=0)]
 _Positive = Annotated[int, Option(least=1)]
+_STATIC = When("modes", "static")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class TuneConfig:
 
     model: str
     data: str
-    calibration_data: str = ""
+    calibration_data: Annotated[str, Option(when=When("random_calibration", absent=True))] = ""
     preprocess: str = ""
     limit: _Count = 0
     calibration_samples: _Positive = 100
@@ -110,29 +111,29 @@ class TuneConfig:
     bops_budget: _Amount = 0.0
     costs: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
-    front: _Positive = 12
+    front: Annotated[int, Option(least=1, when=When("budget", absent=True))] = 12
     precision: _Amount = 0.2
     permutations: _Positive = 10
     generations: _Positive = 10
     modes: tuple[Mode, ...] = ("static", "dynamic")
     weights: tuple[str, ...] = ("int8:channel",)
-    activations: str = "uint8"
-    calibration: str = "percentile:99.99"
+    activations: Annotated[str, Option(when=_STATIC)] = "uint8"
+    calibration: Annotated[str, Option(when=_STATIC)] = "percentile:99.99"
     rounding: Literal["nearest", "bias", "gptq", "adaround"] = "nearest"
-    damping: str = "1.0"
+    damping: Annotated[str, Option(when=When("rounding", "gptq", "adaround"))] = "1.0"
     smooth: Literal["none", "input", "output", "auto"] = "none"
-    smooth_layers: str = "depthwise"
+    smooth_layers: Annotated[str, Option(when=When("smooth", "output", "input"))] = "depthwise"
     exclude: tuple[str, ...] = ()
     metric: str | object = ""
     metric_floor: float = 0.0
     objectives: str = "metric,bytes,latency"
-    latency_runs: _Positive = 20
-    latency_every: _Positive = 1
+    latency_runs: Annotated[int, Option(least=1, when=When("objectives", "latency", "latency@*"))] = 20
+    latency_every: Annotated[int, Option(least=1, when=When("objectives", "latency@*"))] = 1
     time_budget: _Amount = 0.0
     chunk: _Count = 0
     threads: _Count = 0
     workers: _Count = 0
-    scheduler: str = ""
+    scheduler: Annotated[str, Option(when=When("workers", absent=True))] = ""
     cache_mb: _Count = 1024
     racing: bool = True
     random_calibration: bool = False

@@ -131,8 +131,6 @@ def test_tune_from_the_hub(invoke: Callable[..., Result], hub: Path, server: str
         "weights",
         "--objectives",
         "metric,bytes",
-        "--ranking-samples",
-        "4",
     )
     result = invoke("tune", "hub:tinynet-12", "--hub", server, "-o", "run", *options)
     assert result.exit_code == 0, result.output

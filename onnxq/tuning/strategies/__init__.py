@@ -13,6 +13,7 @@ from onnxq.tuning.strategies.registry import (
     known_strategies,
     open_strategy,
     readers_of,
+    reads,
     strategy_name,
     strategy_text,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "known_strategies",
     "open_strategy",
     "readers_of",
+    "reads",
     "strategy_name",
     "strategy_text",
 ]

@@ -35,6 +35,7 @@ class Strategy(ABC):
         takes_limits: whether it keeps a budget, limits on costs and on bit operations.
         takes_activations: whether it searches several schemes of activations.
         takes_smoothing: whether it chooses smoothing layer by layer.
+        reads: options of every tune that not every strategy reads, and this one does.
         least_schemes: schemes of a ladder, float included, that it needs.
     """
 
@@ -46,6 +47,7 @@ class Strategy(ABC):
     takes_limits: ClassVar[bool] = False
     takes_activations: ClassVar[bool] = False
     takes_smoothing: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
     least_schemes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class SpendsBits(Strategy):
     takes_limits: ClassVar[bool] = True
     takes_activations: ClassVar[bool] = True
     takes_smoothing: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("front", "precision")
     rounds: ClassVar[int] = 1
 
     @abstractmethod

@@ -21,6 +21,7 @@ class Ranking(Strategy):
     help: ClassVar[str] = "Layers by their errors; each step moves one more layer up to the next scheme."
     caption: ClassVar[str] = "Each step moves one more layer, by its error, to the next scheme."
     ahead: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("ranking_samples",)
 
     def proposals(self, search: Search) -> Iterable[Proposal]:
         return ranking_proposals(search.mode, search.ladder, search.order)

@@ -29,6 +29,7 @@ __all__ = [
     "known_strategies",
     "open_strategy",
     "readers_of",
+    "reads",
     "strategy_name",
     "strategy_text",
 ]
@@ -48,8 +49,13 @@ def known_strategies() -> list[str]:
 
 
 def readers_of(option: str) -> list[str]:
-    """Names of the strategies of the table that have an option of that name."""
-    return [name for name, kind in STRATEGIES.items() if option in declared(kind)]
+    """Names of the strategies of the table that read an option; none where it is not one of theirs."""
+    return [name for name, kind in STRATEGIES.items() if reads(kind, option)]
+
+
+def reads(kind: type[Strategy], option: str) -> bool:
+    """Whether a strategy reads an option, of its own or of those that not every strategy reads."""
+    return option in declared(kind) or option in kind.reads
 
 
 def strategy_name(strategy: str | Strategy) -> str:
