@@ -36,7 +36,11 @@ from onnx import numpy_helper, parser
 
 _DEAR = ("candidate", "sensitivity", "value", "walk")
 SPENDING: tuple[str, ...] = ("--mode", "weights", "--weights", "gse2,gse4,gse8", "--front", "4")
-OPTIONS = {"shapley": ("--permutations", "2"), "nsga2": ("--generations", "2"), "auto": ("--generations", "2")}
+OPTIONS = {
+    "shapley": ("--permutations", "2"),
+    "nsga2": ("--generations", "2"),
+    "auto": ("--generations", "2"),
+}
 _ENDS = {".html": b"</html>", ".png": b"IEND"}
 ROOT = Path(__file__).resolve().parent.parent
 _GRAPH = """

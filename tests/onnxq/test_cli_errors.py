@@ -128,7 +128,8 @@ READERS = ("quantize", "sensitivity", "tune", "eval")
 @pytest.mark.parametrize("command", READERS)
 def test_empty_data_folder(refused: Refused, work: Path, command: str) -> None:
     Path("empty").mkdir()
-    assert "empty: the folder has no test_data_set folders, images or" in refused(*with_data(command, "--data", "empty"))
+    words = "empty: the folder has no test_data_set folders, images or .npz files"
+    assert words in refused(*with_data(command, "--data", "empty"))
 
 
 @pytest.mark.parametrize("command", READERS)
