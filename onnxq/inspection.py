@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from passes.errors import UserError
+from passes.external_data import tensor_array
 from passes.jsontext import parse_json
-from passes.model import Model, every_graph, is_large
+from passes.light import without_values
+from passes.model import Model, every_graph
 from passes.policy import Policy
 from runtime_ops.functions import GSE_OP, SIMULATED_OP, STREAM_OPS, TCQ_OP
 
@@ -77,11 +78,13 @@ class _Reader:
     """One look at a model: its tensors by name, who makes them, and their shapes."""
 
     def __init__(self, model: Model) -> None:
-        proto = model.proto if is_large(model.proto) else _inferred(model.proto)
+        light = without_values(model.proto)
+        proto = _inferred(light.proto)
         self.nodes = [node for graph in every_graph(proto.graph) for node in graph.node]
         self.makers = {name: node for node in self.nodes for name in node.output if name}
         self.held: dict[str, onnx.TensorProto] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.held.update(light.weights)
         for graph in every_graph(proto.graph):
             self.held.update({tensor.name: tensor for tensor in graph.initializer})
             for value in (*graph.input, *graph.value_info, *graph.output):
@@ -125,18 +128,14 @@ class _Reader:
         zero = maker.input[2] if maker is not None and len(maker.input) > 2 else ""
         block = next((a.i for a in maker.attribute if a.name == "block_size"), 0) if maker is not None else 0
         middle = node.input[3] if node.op_type.endswith("Integer") and len(node.input) > 3 else ""
-        if (
-            kind == "uint8"
-            and middle in self.held
-            and np.all(numpy_helper.to_array(self.held[middle]) == 128)
-        ):
+        if kind == "uint8" and middle in self.held and np.all(tensor_array(self.held[middle]) == 128):
             kind = "int8"  # the same symmetric weights, around 128 (passes/dynamic.py)
         parts = [kind]
         if block:
             parts.append(f"block{block}")
         elif math.prod(self.shapes.get(scale, ())) > 1:
             parts.append("channel")
-        if zero in self.held and np.any(np.asarray(numpy_helper.to_array(self.held[zero])).astype(np.int32)):
+        if zero in self.held and np.any(np.asarray(tensor_array(self.held[zero])).astype(np.int32)):
             parts.append("asym")
         return ":".join(parts)
 
@@ -149,7 +148,7 @@ class _Reader:
         block = f"block{size}" if size < math.prod(shape[1:]) else "channel"
         if maker.op_type == GSE_OP:
             return f"gse{held.get('bits', 0)}:block{size}"
-        zeros = numpy_helper.to_array(self.held[maker.input[2]]) if maker.input[2] in self.held else None
+        zeros = tensor_array(self.held[maker.input[2]]) if maker.input[2] in self.held else None
         return f"int{held.get('bits', 0)}:{block}" + (":asym" if zeros is not None and zeros.any() else "")
 
     def _dynamic_scale(self, node: onnx.NodeProto) -> str:

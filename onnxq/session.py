@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,15 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import EncodeError
 
+import passes.model
 from onnxq.machine import saturates
 from passes.decoding import decode_weights, has_packed_weights
 from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.model import Model, every_graph, is_large, load, on_disk, serialize
+from passes.external_data import KEPT_BYTES, element_type, fill, has_references, mapped
+from passes.light import without_values
+from passes.model import Model, every_graph, is_large, load, on_disk
 
 __all__ = [
     "float_weights_only",
@@ -34,6 +39,9 @@ _STANDARD_DOMAINS = {
     "com.ms.internal.nhwc",
     "ai.onnx.preview.training",
 }
+# Where the values of a placeholder are: the session is given them apart.
+_DECODED = "handed over by onnxq"
+_OPTIMIZED = "session.optimized_model_external_initializers_"
 
 
 def refuse_unknown_ops(model: Model) -> None:
@@ -88,12 +96,37 @@ def _hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Mo
     return held, values
 
 
+def _is_outside(proto: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime cannot be given the model as bytes."""
+    return is_large(proto) or has_references(proto)
+
+
+def _without_weights(model: Model) -> tuple[Model, dict[str, npt.NDArray[Any]]]:
+    """A model over 2 GB with placeholders, and the large weights by name, mapped from their files.
+
+    Types that numpy does not have itself, such as bfloat16 and int4, stay in the model.
+    """
+    light = without_values(model.proto)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in light.weights.items():
+        if tensor.external_data and tensor.external_data[0].value == _DECODED:
+            continue
+        if element_type(tensor).kind in "biuf":
+            arrays[name] = mapped(tensor)
+            light.weights[name] = _placeholder(name, arrays[name])
+        else:
+            light.weights[name] = onnx.TensorProto.FromString(tensor.SerializeToString())
+            fill(light.weights[name])
+    light.restore(light.proto)
+    return model.with_proto(light.proto), arrays
+
+
 def _placeholder(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
     """An initializer whose values somebody else brings."""
     kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
     tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="decoded by onnxq")
+    tensor.external_data.add(key="location", value=_DECODED)
     return tensor
 
 
@@ -124,6 +157,9 @@ def load_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # Weights that ONNX Runtime has decoded may be more than one file can hold.
+        options.add_session_config_entry(f"{_OPTIMIZED}file_name", f"{optimized.name}.data")
+        options.add_session_config_entry(f"{_OPTIMIZED}min_size_in_bytes", str(KEPT_BYTES))
     providers = ["CPUExecutionProvider"] if configure is None else list(configure(options))
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
@@ -172,16 +208,32 @@ def _refusals(name: str) -> Iterator[None]:
         raise InvalidModelError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
 
+def _float_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of the initializers as ONNX Runtime holds them once it has decoded quantized ones to float."""
+    return sum(4 * math.prod(tensor.dims) for tensor in proto.graph.initializer)
+
+
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
     """path: the file that holds exactly this model and need not be written again; None without one."""
+    if _float_bytes(model.proto) > passes.model.LARGE:
+        # A kernel's own copy of its weights is worth its memory only while that is small.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if path is not None:
         return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
-    if is_large(model.proto):
+    kept: list[Any] = []
+    if _is_outside(model.proto):
+        model, arrays = _without_weights(model)
+        kept = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), kept)
+    try:
+        content = model.proto.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError):  # more than 2 GB of types that cannot be handed over
         with on_disk(model) as path:
             return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
-    session = ort.InferenceSession(serialize(model), options, providers=providers, enable_fallback=0)
+    session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
     # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
     session._model_bytes = None
+    session._onnxq_mapped = kept  # the values must live as long as the session
     return session
 
 

@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import GraphError, PassError, RecipeError, UserError
 from passes.fields import check_fields
+from passes.file_growth import growth
 from passes.graph import export_graph, import_graph, losses
 from passes.model import Model, check
 from passes.rounding import Rounder
@@ -180,10 +181,21 @@ class GraphPass(Pass):
 class RepeatedPass(GraphPass):
     """A graph pass that runs until it changes nothing, for one rewrite may make another possible.
 
-    Opsets before OLDEST_OPSET broadcast and train differently; such a model is refused.
+    Opsets before OLDEST_OPSET broadcast and train differently; such a model is refused. One of which the pass
+    would make a larger file is left untouched.
     """
 
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
+        own = dataclasses.replace(context, notes=[])
+        result, modified = self._repeated(model, own)
+        more = growth(model.proto, result.proto) if modified else 0
+        if more > 0:
+            context.note("refused", "", f"would make the file {more} bytes larger; left untouched")
+            return model, False
+        context.notes.extend(own.notes)
+        return result, modified
+
+    def _repeated(self, model: Model, context: Context) -> tuple[Model, bool]:
         if model.opset() < OLDEST_OPSET:
             raise GraphError(
                 f"{model.name}: opset {model.opset()} is before {OLDEST_OPSET}; export it at a newer one"

@@ -19,7 +19,8 @@ from onnx import numpy_helper
 
 from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
-from passes.model import Model, every_graph
+from passes.external_data import is_external, spill_array, tensor_array
+from passes.model import Model, every_graph, is_large
 from passes.quantize import POLICY_KEY
 from runtime_ops.decode import decode_packed_affine, decode_packed_gse, decode_packed_tcq
 from runtime_ops.functions import DOMAIN, GSE_OP, STREAM_OPS, TCQ_OP
@@ -46,6 +47,8 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _array(tensor: onnx.TensorProto, dtype: npt.DTypeLike) -> Array:
     """The tensor's values, without the copy that onnx makes of raw data."""
+    if is_external(tensor):
+        return tensor_array(tensor)
     raw = tensor.raw_data  # each access is a copy
     return np.frombuffer(raw, dtype) if raw else numpy_helper.to_array(tensor)
 
@@ -96,7 +99,7 @@ def _moved(node: onnx.NodeProto, array: Array, held: dict[str, onnx.TensorProto]
         return array.astype(kind)
     if node.op_type == "Transpose":
         return np.transpose(array, attributes.get("perm"))
-    begin, end = (int(numpy_helper.to_array(held[name])[0]) for name in node.input[1:3])
+    begin, end = (int(tensor_array(held[name])[0]) for name in node.input[1:3])
     return array[begin:end]
 
 
@@ -168,7 +171,8 @@ def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str,
     ]
 
     def decoded(chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
-        array, node = _decoded(chain[0], held, model.name, out), chain[0]
+        turned = any(node.op_type == "Transpose" for node in chain)
+        array, node = _decoded(chain[0], held, model.name, None if turned else out), chain[0]
         try:
             for node in chain[1:]:
                 array = _moved(node, array, held)
@@ -177,7 +181,12 @@ def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str,
                 f"{model.name}: node '{node.name}' ({node.op_type}) behind a bit stream is malformed: "
                 f"{error}; write the file again"
             ) from None
-        return np.ascontiguousarray(array)
+        if array.flags.c_contiguous or out is None or array.dtype != out.dtype or array.size > out.size:
+            return np.ascontiguousarray(array)
+        # What is turned gets its room at the end: room for both would be twice the weights.
+        target = out[: array.size].reshape(array.shape)
+        np.copyto(target, array)
+        return target
 
     space = _space([chain[0] for chain in chains], held)
     arrays = {chain[-1].output[0]: decoded(chain, out) for chain, out in zip(chains, space, strict=True)}
@@ -239,8 +248,10 @@ class Decode(Pass):
         if not has_packed_weights(model.proto):
             return model, False
         result, arrays = decode_weights(model)
+        large = is_large(result.proto, sum(array.nbytes for array in arrays.values()))
+        write = spill_array if large else numpy_helper.from_array
         for name, array in arrays.items():
-            result.proto.graph.initializer.append(numpy_helper.from_array(array, name))
+            result.proto.graph.initializer.append(write(array, name))
             if result.proto.ir_version < 4:  # which lists initializers among the inputs
                 tensor = result.proto.graph.initializer[-1]
                 value = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)

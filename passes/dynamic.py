@@ -15,11 +15,11 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Context
 from passes.biases import fold_gemm_factors
-from passes.editing import add_constant, add_shared, consumers, is_constant, unique_name, values
+from passes.editing import add_constant, add_shared, consumers, is_constant, unique_name, values, values_type
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
 from passes.sharing import SharedWeights
-from passes.weights import EncodedWeight
+from passes.weights import EncodedWeight, unsigned
 
 __all__ = ["quantize_dynamic"]
 
@@ -37,7 +37,7 @@ def _refusal(layer: Layer, node: gs.Node, choice: LayerPolicy) -> str | None:
     if layer.op == "MatMul" and (weight_index(node) != 1 or len(layer.weight_shape) != 2):
         return "only a matrix on the right of MatMul has an integer form"
     index = weight_index(node)
-    if index is None or values(node.inputs[index]).dtype != np.float32:
+    if index is None or values_type(node.inputs[index]) != np.float32:
         return "dynamic quantization takes float32 activations"
     return None
 
@@ -95,13 +95,12 @@ def quantize_dynamic(
     if encoded is None:
         tensor = node.inputs[index]
         encoded = shared.encoded(layer, tensor, values(tensor), choice.weights)
-    codes = encoded.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else encoded.codes
+    if node.op == "Conv":
+        encoded = unsigned(encoded)  # ONNX Runtime before 1.24 has no ConvInteger for int8
+    stored = shared.place(layer, graph, encoded, choice.weights, "dynamic", lambda _, held: held)
+    codes = stored.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else stored.codes
     hint, data = node.inputs[index].name, node.inputs[0]
-    shared.place(layer, graph, encoded, choice.weights, "dynamic", lambda _: None)
-    zero_code = np.zeros((), codes.dtype)
-    if node.op == "Conv" and codes.dtype == np.int8:
-        # The same weights as uint8 around 128: ONNX Runtime before 1.24 has no ConvInteger for int8.
-        codes, zero_code = (codes.astype(np.int16) + 128).astype(np.uint8), np.asarray(128, np.uint8)
+    zero_code = np.asarray(128 if codes.dtype == np.uint8 else 0, codes.dtype)
     weight = add_shared(graph, f"{hint}_quantized", codes)
     zero = add_shared(graph, f"{hint}_zero_point", zero_code)
     scale = add_shared(graph, f"{hint}_scale", _spread(encoded.scale, layer))

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.errors import GraphError
+from passes.external_data import element_type, tensor_array
 
 __all__ = [
     "add_constant",
@@ -32,6 +33,7 @@ __all__ = [
     "subgraphs",
     "unique_name",
     "values",
+    "values_type",
 ]
 
 
@@ -87,14 +89,23 @@ def is_constant(tensor: Any) -> bool:
     return len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and "value" in tensor.inputs[0].attrs
 
 
-def values(tensor: Any) -> npt.NDArray[Any]:
-    """The array of a constant tensor, without caching it in the graph (see the module's note)."""
+def _held(tensor: Any) -> Any:
+    """The array or LazyValues of a constant tensor."""
     if not isinstance(tensor, gs.Constant):
         tensor = tensor.inputs[0].attrs["value"]
-    held = tensor._values
-    if isinstance(held, LazyValues):
-        return numpy_helper.to_array(held.tensor)
-    return cast(npt.NDArray[Any], held)
+    return tensor._values
+
+
+def values(tensor: Any) -> npt.NDArray[Any]:
+    """The array of a constant tensor, without caching it in the graph (see the module's note)."""
+    held = _held(tensor)
+    return tensor_array(held.tensor) if isinstance(held, LazyValues) else cast(npt.NDArray[Any], held)
+
+
+def values_type(tensor: Any) -> np.dtype[Any]:
+    """The type of `values`, without reading them."""
+    held = _held(tensor)
+    return element_type(held.tensor) if isinstance(held, LazyValues) else cast(np.dtype[Any], held.dtype)
 
 
 def producer(tensor: Any) -> gs.Node | None:

@@ -11,7 +11,7 @@ that chains are evened out from pair to pair, in sweeps until every s lies withi
 
 Legal when
 1. A and B are Conv of the main graph with constant weights; B has one group or is depthwise (one filter a
-   channel); the bias of A, if any, is constant.
+   channel); the bias of A, if any, is constant; nothing else reads their weights, which would be copied.
 2. f consists of Relu, LeakyRelu, PRelu with constant slopes, and Clip from 0 up to a constant; every tensor
    between A and B has one reader and is no output of the graph.
 3. Channels without weights on one side keep s = 1, and s stays within 1/100 to 100.
@@ -117,6 +117,11 @@ class Equalize(Pass):
             elif not _homogeneous(reader, tensor):
                 return None
             tensor = reader.outputs[0]
+        for weighted in (node, reader):
+            others = [other.name for other in consumers(weighted.inputs[1]) if other is not weighted]
+            if others:
+                context.note("refused", weighted.name, f"'{others[0]}' reads its weight as well")
+                return None
         if clips and (self.clip == "keep" or graph.opset < 8):
             context.note("refused", node.name, "a Clip stands behind it")
             return None

@@ -19,7 +19,10 @@ Legality:
 fold_affine=true merges, by rule 3, Mul, Add, Sub and Div by constants that are exactly per channel (or
 scalar) as well. It is off because `smooth` inserts such a Mul on purpose.
 
-Weights are copied, never changed in place: others may share them. What is refused is noted with its node.
+7. A weight that other nodes read too is not copied, unless that is cheaper than the map: all its readers must
+   have the same map merged into them, and then share the result.
+
+Weights are never changed in place. What is refused is noted with its node.
 """
 
 from __future__ import annotations
@@ -34,12 +37,13 @@ import onnx_graphsurgeon as gs
 
 from passes.affine import WEIGHTED, Affine, merge_before, merge_behind
 from passes.base import Context, RepeatedPass, register
-from passes.editing import add_constant, consumers, is_constant, subgraphs, values
+from passes.editing import add_shared, consumers, is_constant, subgraphs, values
 from passes.inference import Types, infer_types
 
 __all__ = ["FoldBatchNorm"]
 
 _STANDARD = (None, "", "ai.onnx")
+_NODE_BYTES = 50
 _AFFINE_OPS = ("Mul", "Add", "Sub", "Div")
 
 
@@ -64,6 +68,16 @@ def _batchnorm_map(node: gs.Node) -> Affine | str:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return "its parameters are not finite"
     return Affine(a, b)
+
+
+def _bytes_gone(node: gs.Node) -> int:
+    """What removing a node takes from the file: itself, about, and constants that it alone reads."""
+    own = (tensor for tensor in node.inputs if is_constant(tensor) and len(consumers(tensor)) == 1)
+    return _NODE_BYTES + sum(values(tensor).nbytes for tensor in own)
+
+
+def _equal(one: Affine, other: Affine) -> bool:
+    return np.array_equal(one.scale, other.scale) and np.array_equal(one.shift, other.shift)
 
 
 def _constant_map(node: gs.Node, types: Types) -> tuple[Any, Affine] | None:
@@ -105,7 +119,30 @@ class _Folder:
         self.outputs = {id(tensor) for tensor in self.graph.outputs}
 
     def _constant(self, hint: str, array: npt.NDArray[Any]) -> gs.Constant:
-        return add_constant(self.top, hint, array)
+        return add_shared(self.top, hint, array)
+
+    def _map_behind(self, node: gs.Node) -> tuple[Affine, Any] | None:
+        """The only reader of a node's result as a map, where it can be merged, and its output."""
+        data = node.outputs[0]
+        readers = consumers(data)
+        if id(node) not in self.own or id(data) in self.outputs or len(data.outputs) != 1:
+            return None
+        found = _batchnorm_map(readers[0]) if readers[0].op == "BatchNormalization" else "another operator"
+        return None if isinstance(found, str) else (found, readers[0])
+
+    def _copies(self, maker: gs.Node, affine: Affine) -> str | None:
+        """Why merging a map behind `maker` would copy its weight (rule 7); None where it would not."""
+        for other in consumers(maker.inputs[1]):
+            if other is maker:
+                continue
+            found = self._map_behind(other)
+            same = found is not None and other.op == maker.op and other.inputs[1] is maker.inputs[1]
+            if found is None or not same or not _equal(found[0], affine):
+                size, gone = values(maker.inputs[1]).nbytes, _bytes_gone(consumers(maker.outputs[0])[0])
+                if size <= gone:
+                    return None
+                return f"its weight is also read by '{other.name}', and a copy would take {size} bytes"
+        return None
 
     def behind(self, node: gs.Node, data: Any, affine: Affine) -> str | None:
         """Merge `node` into the maker of its data; None when done, else the reason."""
@@ -120,8 +157,9 @@ class _Folder:
             others = [reader.name for reader in consumers(data) if reader is not node]
             return f"the result of '{maker.name}' is also read by '{(others or [node.name])[0]}'"
         merged = merge_behind(maker, affine, self.types)
-        if isinstance(merged, str):
-            return f"'{maker.name}' ({maker.op}): {merged}"
+        copied = self._copies(maker, affine) if not isinstance(merged, str) else merged
+        if isinstance(merged, str) or copied is not None:
+            return f"'{maker.name}' ({maker.op}): {copied}"
         merged.apply(maker, self._constant)
         target = node.outputs[0]
         if node.op == "BatchNormalization":
@@ -148,6 +186,11 @@ class _Folder:
             found = merge_before(reader, affine, self.types)
             if isinstance(found, str):
                 return f"'{reader.name}' ({reader.op}): {found}"
+            others = [item for item in consumers(reader.inputs[1]) if not any(item is r for r in readers)]
+            if others:
+                return (
+                    f"the weight of '{reader.name}' is also read by '{others[0].name}', and would be copied"
+                )
             merged.append(found)
         for reader, found in zip(readers, merged, strict=True):
             found.apply(reader, self._constant)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+
+from passes.external_data import tensor_array
 
 __all__ = ["attribute_text", "tensor_text", "type_text"]
 
@@ -50,7 +51,7 @@ def _number(value: Any) -> str:
 def tensor_text(tensor: onnx.TensorProto) -> str:
     """A constant by rule 3, with its dtype and shape."""
     kind = f"{_dtype(tensor.data_type)}[{','.join(map(str, tensor.dims))}]"
-    array = numpy_helper.to_array(tensor)
+    array = tensor_array(tensor)
     if array.dtype.name == "bfloat16" or array.dtype.name.startswith("float8"):
         array = array.astype(np.float32)
     elif array.dtype.name.lstrip("u") in ("int4", "int2"):

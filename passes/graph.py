@@ -7,25 +7,38 @@ what it cannot hold, such as sparse initializers, empty lists and values that ar
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any, cast
 
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.carried import free_names, import_proto, mask, put_back, unmasked
 from passes.carrying import carry_annotations
-from passes.editing import sort_nodes
+from passes.editing import sort_nodes, subgraphs
 from passes.errors import GraphError, UnsupportedModelError
-from passes.model import Model, every_graph, normalized
+from passes.external_data import KEPT_BYTES, is_external, spill, spill_array, tensor_array
+from passes.model import Model, every_graph, is_large, normalized
+from passes.tensors import stored_bytes
 from runtime_ops.functions import DOMAIN, function
 
-__all__ = ["declare_functions", "export_graph", "import_graph", "losses", "node_name", "source_model"]
+__all__ = [
+    "ExternalValues",
+    "declare_functions",
+    "export_graph",
+    "import_graph",
+    "losses",
+    "node_name",
+    "source_model",
+]
 
 G_LOGGER.severity = G_LOGGER.ERROR
+# Kinds of arrays whose bytes are the values; objects are strings.
+_NATIVE = "biuf"
 
 
 def _all_names(graph: gs.Graph) -> set[str]:
@@ -77,6 +90,42 @@ def _own_attribute_tensors(graph: gs.Graph) -> None:
                 value._values = LazyValues(own)
 
 
+class ExternalValues(LazyValues):  # type: ignore[misc]
+    """Values that are in a file; graphsurgeon would look for it in the working directory."""
+
+    def load(self) -> npt.NDArray[Any]:
+        return tensor_array(self.tensor)
+
+
+def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """Every constant of a graph and of those nested in it, attributes of nodes included."""
+    for current, _ in subgraphs(graph):
+        held = (value for node in current.nodes for value in node.attrs.values())
+        for tensor in (*current.tensors().values(), *held):
+            if isinstance(tensor, gs.Constant) and not isinstance(tensor._values, SparseValues):
+                yield tensor
+
+
+def _read_externally(graph: gs.Graph) -> None:
+    """Let constants whose values are in files be read by us. The field that says so is the proto's own."""
+    for tensor in _constants(graph):
+        if isinstance(tensor._values, LazyValues) and is_external(tensor._values.tensor):
+            tensor._values = ExternalValues(tensor._values.tensor)
+            tensor.data_location = None
+
+
+def _spill(graph: gs.Graph) -> None:
+    """Write large arrays that passes made to a file, so that the export has nothing to copy."""
+    for tensor in _constants(graph):
+        held = tensor._values
+        if not isinstance(held, LazyValues):
+            if held.nbytes > KEPT_BYTES and held.dtype.kind in _NATIVE:
+                tensor._values = ExternalValues(spill_array(held, tensor.name))
+        elif not is_external(held.tensor) and stored_bytes(held.tensor) > KEPT_BYTES:
+            tensor._values = ExternalValues(spill(held.tensor))
+        tensor.data_location = None
+
+
 def import_graph(model: Model) -> gs.Graph:
     """An editable graph of the model, every node named.
 
@@ -92,6 +141,7 @@ def import_graph(model: Model) -> gs.Graph:
     _name_nodes(graph, "", _all_names(graph), set())
     mask(graph)
     _own_attribute_tensors(graph)
+    _read_externally(graph)
     graph.__dict__["_onnxq_source"] = model
     return graph
 
@@ -190,6 +240,8 @@ def export_graph(graph: gs.Graph, model: Model) -> Model:
     """The edited graph as a model again, with everything carried over from `model`."""
     graph.cleanup(recurse_functions=False)
     sort_nodes(graph)
+    if is_large(model.proto):
+        _spill(graph)
     with unmasked(graph):
         proto = cast(onnx.ModelProto, gs.export_onnx(graph, do_type_check=False))
     put_back(proto.graph, graph)

@@ -22,7 +22,8 @@ from onnx import inliner
 
 from passes.base import Context, Pass, register
 from passes.layers import LAYER_OPS
-from passes.model import Model, every_graph, is_large
+from passes.light import without_values
+from passes.model import Model, every_graph
 from passes.opset.conversion import ConversionError
 from passes.opset.upgrading import align_functions
 from runtime_ops.functions import DOMAIN
@@ -116,9 +117,9 @@ class InlineFunctions(Pass):
             return model, False
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
         try:
-            if is_large(model.proto):
-                raise ValueError("onnx inlines no model over 2 GB")
-            result = _inlined(model.proto)
+            light = without_values(model.proto)
+            result = _inlined(light.proto)
+            light.restore(result)
         except _REFUSALS as error:
             reason = " ".join(str(error).split())[:200]
             context.note(

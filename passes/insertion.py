@@ -18,7 +18,7 @@ from passes.analytic import analytic_biases
 from passes.base import Context
 from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
 from passes.dynamic import quantize_dynamic
-from passes.editing import values
+from passes.editing import values, values_type
 from passes.errors import PolicyError
 from passes.inference import infer_types
 from passes.layers import Layer, graph_layers, weight_index
@@ -85,7 +85,7 @@ class Insertion:
                 self.context.note("info", layer.name, held.note)
             index = weight_index(node)
             if held is not None and held.bias is not None and index is not None:
-                set_bias(self.graph, node, held.bias, values(node.inputs[index]).dtype)
+                set_bias(self.graph, node, held.bias, values_type(node.inputs[index]))
             encoded = held.encoded if held is not None else self.context.encoded.get(layer.name)
             dynamic = choice.activations.dynamic and home is self.graph
             if dynamic and quantize_dynamic(home, layer, node, choice, self.context, self.shared, encoded):
@@ -144,9 +144,9 @@ class Insertion:
             and choice.weights.granularity == "channel"
             and (index == 0 or array.ndim > 2)
         )
-        what = self.graph, tensor.name, encoded, choice.weights, array.dtype
 
-        def write(graph: gs.Graph) -> gs.Variable:
+        def write(graph: gs.Graph, stored: EncodedWeight) -> gs.Variable:
+            what = self.graph, tensor.name, encoded if packed else stored, choice.weights, array.dtype
             return write_packed(graph, *what) if packed else write_weight(graph, *what, shield)
 
         node.inputs[index] = self.shared.place(

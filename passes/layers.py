@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.editing import is_constant, subgraphs, values
+from passes.editing import is_constant, subgraphs, values_type
 from passes.graph import import_graph
+from passes.light import without_values
 from passes.model import Model, is_large
 
 __all__ = ["LAYER_OPS", "Layer", "find_layers", "graph_layers", "macs", "weight_index"]
@@ -66,17 +67,21 @@ def weight_index(node: gs.Node) -> int | None:
     candidates = (1, 0) if node.op == "MatMul" else (1,)
     for index in candidates:
         tensor = node.inputs[index]
-        if is_constant(tensor) and not is_constant(node.inputs[1 - index]):
-            array = tensor.dtype if isinstance(tensor, gs.Constant) else values(tensor).dtype
-            shape = _shape(tensor)
-            if str(array) in ("float32", "float16", "float64") and len(shape) >= 2 and 0 not in shape:
-                return index
+        if not is_constant(tensor) or is_constant(node.inputs[1 - index]):
+            continue
+        shape = _shape(tensor)
+        if (
+            str(values_type(tensor)) in ("float32", "float16", "float64")
+            and len(shape) >= 2
+            and 0 not in shape
+        ):
+            return index
     return None
 
 
 def _shape(tensor: gs.Tensor) -> tuple[int, ...]:
-    shape = tensor.shape if isinstance(tensor, gs.Constant) else values(tensor).shape
-    return tuple(int(dim) for dim in shape)
+    held = tensor if isinstance(tensor, gs.Constant) else tensor.inputs[0].attrs["value"]
+    return tuple(int(dim) for dim in held.shape)
 
 
 def _channel_axis(node: gs.Node, index: int, rank: int) -> int:
@@ -121,8 +126,9 @@ def find_layers(model: Model) -> list[Layer]:
 def _output_shapes(model: Model) -> Mapping[str, tuple[int, ...]]:
     """Shapes known by shape inference, symbolic dimensions counted as 1 (per sample)."""
     proto = model.proto
-    if not is_large(proto):
-        proto = onnx.shape_inference.infer_shapes(proto)
+    if is_large(proto):
+        proto = without_values(proto).proto
+    proto = onnx.shape_inference.infer_shapes(proto)
     shapes: dict[str, tuple[int, ...]] = {}
     for value in (*proto.graph.value_info, *proto.graph.output):
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):

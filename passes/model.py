@@ -1,7 +1,8 @@
 """Loading, checking and saving: the boundary between files and passes.
 
 A `Model` is an ONNX ModelProto and the name that messages call it. Passes treat it as immutable.
-Weights of a model over 2 GB live in one file of external data beside it.
+The large tensors of a model over 2 GB stay in its files and are read when a pass wants their values
+(passes/external_data.py); it is saved with one file of external data beside it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx.external_data_helper import (
-    convert_model_to_external_data,
-    load_external_data_for_model,
-)
 
 from passes.admission import admit
 from passes.alias import has_alias, write_out_alias
 from passes.checking import Refusal, full_check
 from passes.errors import InvalidModelError, ModelFileError, OutputError
+from passes.external_data import (
+    KEPT_BYTES,
+    bind,
+    external_files,
+    fill,
+    has_references,
+    is_external,
+    point,
+    raw_chunks,
+    reference,
+    write_values,
+)
+from passes.light import bare_copy, flattened, without_values
 from passes.scratch import scratch_folder
-from passes.sorting import every_graph
+from passes.tensors import every_graph, every_tensor, function_tensors, stored_bytes
 
 __all__ = [
     "Model",
@@ -33,16 +44,19 @@ __all__ = [
     "every_graph",
     "is_large",
     "load",
+    "model_files",
     "normalized",
     "on_disk",
     "read",
     "save",
     "serialize",
+    "size_on_disk",
 ]
 
-_TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS)
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
+# Tensors of up to so many bytes are saved in the model's own file, beside external data.
+_EMBEDDED_BYTES = 1024
 
 
 # Models between two rewrites are kept up to this size, so that a rewrite at fault can be named.
@@ -106,7 +120,7 @@ class Model:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model with its external data, and check it (passes/admission.py).
+    """Read a model and check it (passes/admission.py). Large tensors of one over 2 GB stay in their files.
 
     Warns with a ModelWarning where ONNX Runtime accepts what the ONNX checker refuses.
 
@@ -120,8 +134,16 @@ def load(path: str | os.PathLike[str]) -> Model:
 
 
 def read(path: str | os.PathLike[str]) -> Model:
-    """Read a model with its external data, unchecked. Raises ModelFileError."""
+    """Read a model with its external data as `load` does, unchecked. Raises ModelFileError."""
     file = Path(path)
+    proto = _read(file)
+    if has_references(proto):
+        proto = _bound(proto, file)
+    return Model(proto, str(file))
+
+
+def _read(file: Path) -> onnx.ModelProto:
+    """The proto in a file, its external data left where it is. Raises ModelFileError."""
     if file.is_dir():
         raise ModelFileError(file, "is a folder; give the .onnx file in it")
     try:
@@ -135,15 +157,7 @@ def read(path: str | os.PathLike[str]) -> Model:
         raise ModelFileError(file, problem) from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelFileError(file, "is not an ONNX model (it holds no graph); export or copy it again")
-    if not has_external_data(proto):
-        return Model(proto, str(file))
-    try:
-        load_external_data_for_model(proto, str(file.parent))
-    except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        problem = f"its external data cannot be read ({reason}); copy it beside the model"
-        raise ModelFileError(file, problem) from None
-    return Model(proto, str(file))
+    return proto
 
 
 def normalized(model: Model) -> Model:
@@ -156,31 +170,56 @@ def normalized(model: Model) -> Model:
     return model.with_proto(proto)
 
 
-def has_external_data(proto: onnx.ModelProto) -> bool:
-    """Whether any tensor's values stand outside of the model."""
-    external = onnx.TensorProto.EXTERNAL
-    for graph in every_graph(proto.graph):
-        if any(tensor.data_location == external for tensor in graph.initializer):
-            return True
-        for node in graph.node:
-            for attribute in node.attribute:
-                held = (attribute.t, *attribute.tensors) if attribute.type in _TENSORS else ()
-                if any(tensor.data_location == external for tensor in held):
-                    return True
-    return False
+def _bound(proto: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """The model with the values of its external tensors, or references to them."""
+    for tensor in every_tensor(proto):
+        if is_external(tensor):
+            bind(tensor, file)
+    kept = KEPT_BYTES if is_large(proto) else LARGE
+    for tensor in every_tensor(proto):
+        if stored_bytes(tensor) <= kept:
+            fill(tensor)
+    for tensor in function_tensors(proto):
+        fill(tensor)  # nothing reads references there
+    return flattened(proto)
 
 
-def is_large(proto: onnx.ModelProto) -> bool:
-    """Whether the model has to be saved with external data."""
-    return bool(proto.ByteSize() > LARGE)
+def model_files(path: Path) -> list[Path]:
+    """The model's file and every file of external data that it refers to. Raises ModelFileError."""
+    return [path, *external_files(path, _read(path))]
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a model file and of all its external data. Raises ModelFileError."""
+    return sum(file.stat().st_size for file in model_files(path))
+
+
+def is_large(proto: onnx.ModelProto, more: int = 0) -> bool:
+    """Whether the model, with `more` bytes of weights, has to be saved with external data.
+
+    Counted from types and shapes: protobuf's own ByteSize raises for a message of more than 2 GB.
+    """
+    return more + sum(stored_bytes(tensor) for tensor in every_tensor(proto)) > LARGE
 
 
 def serialize(model: Model) -> bytes:
     """Deterministic bytes of a model below 2 GB. Raises InvalidModelError above it."""
+    proto = model.proto
+    if is_large(proto):
+        raise _too_large(model)
+    if has_references(proto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        for tensor in every_tensor(proto):
+            fill(tensor)
     try:
-        return bytes(model.proto.SerializeToString(deterministic=True))
+        return bytes(proto.SerializeToString(deterministic=True))
     except (EncodeError, ValueError):
-        raise InvalidModelError(f"{model.name}: over 2 GB; save it with external data instead") from None
+        raise _too_large(model) from None
+
+
+def _too_large(model: Model) -> InvalidModelError:
+    return InvalidModelError(f"{model.name}: over 2 GB; save it with external data instead")
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> int:
@@ -193,22 +232,71 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target.parent) as folder:
-            part = folder / target.name
+            part, data_part = folder / target.name, folder / data.name
+            size = 0
             if is_large(model.proto):
-                proto = onnx.ModelProto()
-                proto.CopyFrom(model.proto)
-                convert_model_to_external_data(proto, location=data.name, size_threshold=1024)
-                onnx.save(proto, part)
-                (folder / data.name).replace(data)
+                content = _write_data(model.proto, data_part)
+                size = data_part.stat().st_size
             else:
-                part.write_bytes(serialize(model))
+                content = serialize(model)
+            part.write_bytes(content)
             with part.open("rb+") as handle:
                 os.fsync(handle.fileno())
-            size = part.stat().st_size
+            if data_part.exists():
+                target.unlink(missing_ok=True)  # or a kill would leave an old model beside new weights
+                data_part.replace(data)
             part.replace(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-    return size + (data.stat().st_size if is_large(model.proto) else 0)
+    return size + len(content)
+
+
+def _write_data(proto: onnx.ModelProto, data: Path) -> bytes:
+    """Write the weights to a file of external data, one by one, and give the bytes of the model for it.
+
+    What refers to the same values, as tied weights do, refers to the same bytes again.
+    """
+    written: dict[object, tuple[int, int]] = {}
+    light = bare_copy(proto)
+    with data.open("wb") as handle:
+        for tensor in every_tensor(light):  # those of nodes and nested graphs
+            if not _stays(tensor):
+                _write_tensor(handle, tensor, tensor, written)
+        for tensor in proto.graph.initializer:
+            copy = light.graph.initializer.add()
+            if _stays(tensor):
+                copy.CopyFrom(tensor)
+                continue
+            for field, value in tensor.ListFields():
+                if field.name in ("name", "data_type", "doc_string"):
+                    setattr(copy, field.name, value)
+                elif field.name in ("dims", "metadata_props"):
+                    getattr(copy, field.name).extend(value)
+            _write_tensor(handle, tensor, copy, written)
+        handle.flush()
+        os.fsync(handle.fileno())
+    return bytes(light.SerializeToString(deterministic=True))
+
+
+def _stays(tensor: onnx.TensorProto) -> bool:
+    """Whether the tensor's values stay in the model's own file."""
+    small = not is_external(tensor) and stored_bytes(tensor) <= _EMBEDDED_BYTES
+    return small or tensor.data_type == onnx.TensorProto.STRING
+
+
+def _write_tensor(
+    handle: BinaryIO,
+    tensor: onnx.TensorProto,
+    target: onnx.TensorProto,
+    written: dict[object, tuple[int, int]],
+) -> None:
+    source = reference(tensor)
+    place = written.get(source) if source is not None else None
+    if place is None:
+        place = write_values(handle, raw_chunks(tensor), stored_bytes(tensor))
+        if source is not None:
+            written[source] = place
+    point(target, Path(handle.name).name, *place)
 
 
 @contextmanager
@@ -222,7 +310,15 @@ def on_disk(model: Model) -> Iterator[Path]:
 
 def check(model: Model) -> None:
     """Full onnx.checker check (shape inference included). Raises InvalidModelError with its first line."""
+    proto = model.proto
     try:
-        full_check(model.proto)
-    except Refusal as refusal:
-        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {refusal}") from None
+        if is_large(proto) or has_references(proto):
+            light = without_values(proto)
+            for tensor in light.weights.values():
+                if not is_external(tensor) and stored_bytes(tensor) <= LARGE:
+                    onnx.checker.check_tensor(tensor)
+            proto = light.proto
+        full_check(proto)
+    except (Refusal, onnx.checker.ValidationError) as refusal:
+        reason = " ".join(str(refusal).split())[:300]
+        raise InvalidModelError(f"{model.name}: the ONNX checker refuses it: {reason}") from None

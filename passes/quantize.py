@@ -26,7 +26,8 @@
    that is quantized already, weights of types without a scale. A policy that wants every layer float is not
    an error, nor is a second run of the same pass.
 
-A weight read by several layers is encoded for each of them; the shared original stays for the others.
+A weight read by several layers is encoded once for all that have the same scheme (passes/sharing.py). A layer
+whose weights would take more bytes than floats stays float (passes/sizes.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.base import Context, Pass, register
-from passes.editing import values
+from passes.editing import values, values_type
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
 from passes.graph import export_graph, import_graph
@@ -53,6 +54,7 @@ from passes.opset import upgrade
 from passes.packed import LEAST_OPSET, Storage
 from passes.policy import FLOAT, POLICY_KEY, LayerPolicy, Policy, Scheme, load_policy
 from passes.select import select
+from passes.sizes import pays
 from passes.smooth import SMOOTH_KEY, Smooth
 from passes.unquantizable import counted, no_layer, nothing_left, odd_layers, quantized_already
 from passes.weights import container_bits, required_opset
@@ -273,7 +275,7 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
         choice, index = policy[layer.name], weight_index(node)
         if choice.is_float or index is None:
             continue
-        dtype = values(node.inputs[index]).dtype
+        dtype = values_type(node.inputs[index])
         if dtype == np.float64:
             context.note(
                 "refused",
@@ -288,6 +290,14 @@ def _supported(policy: Policy, graph: gs.Graph, standard: bool, context: Context
             )
             changed[layer.name] = dataclasses.replace(choice, activations=FLOAT)
         packed = Storage(standard, fuses).packs(choice)
+        reads_integers = fuses and choice.activations.is_integer
+        if not choice.weights.is_float and not pays(
+            layer, choice.weights, itemsize=dtype.itemsize, integer_activations=reads_integers
+        ):
+            why = f"its {layer.weights} weights would take more bytes as {choice.weights}; stays float"
+            context.note("refused", layer.name, why)
+            changed[layer.name] = LayerPolicy()
+            continue
         if (
             not packed
             and not choice.weights.is_float

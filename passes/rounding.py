@@ -209,11 +209,11 @@ def with_codes(task: RoundingTask, encoded: EncodedWeight, moments: Moments) -> 
     groups = len(moments.second)
     weight, real = (_rows(array, task.layer.channel_axis, groups) for array in (task.array, encoded.decoded))
     bias = task.bias + _bias_shift(weight, real, moments)
-    if _has_integer_bias(task) and task.input_scale is not None:
-        # As in `_round_to`: the floor leaves a factor of 2.
-        if not (2 * encoded.scale >= bias_floor(bias, task.input_scale)).all():
-            return None
-    return RoundedLayer(encoded, bias)
+    if not _has_integer_bias(task) or task.input_scale is None:
+        return RoundedLayer(encoded, bias)
+    # As in `_round_to`: the floor leaves a factor of 2.
+    fits = (2 * encoded.scale >= bias_floor(bias, task.input_scale)).all()
+    return RoundedLayer(encoded, bias) if fits else None
 
 
 def _trellis(

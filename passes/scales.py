@@ -1,9 +1,10 @@
 """Which float type the scales of a weight are stored in: the one place that decides it.
 
-Bit streams of integers and trellises, and every format of a float16 weight, take float16 scales where those
-move the largest code of b bits by an eighth of a step at most, which holds from 2^(b - 23) to 65504; a weight
-with any scale outside of that has all its scales in float32. Encoders and rounding (`fits_half`, `represented`) choose numbers of that type, so
-that the writer only has to look at them (`as_stored`): it never rounds.
+Bit streams of integers and trellises, and every format of a float16 weight, take float16 scales where they
+move the largest code of b bits by an eighth of a step at most, which holds from 2^(b - 23) to 65504. The
+steps of an output channel add up, so that the largest of its groups counts. A weight with a channel outside
+of that has all its scales in float32. Encoders and rounding (`fits_half`, `represented`) choose numbers of
+that type, so that the writer only has to look at them (`as_stored`): it never rounds.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ _MOST = float(np.finfo(np.float16).max)
 
 
 def fits_half(scale: npt.NDArray[Any], bits: int) -> bool:
-    """Whether float16 holds all scales of a weight well; 0, the scale of nothing but zeros, is exact.
+    """Whether float16 holds all scales of a weight well, [C, ...] with output channels first.
 
+    0, the scale of nothing but zeros, is exact.
     Long codes are no more exact than float16 itself, whatever the scale: 8 bits stand for them.
     """
     least = 2.0 ** (min(bits, 8) - 23)
-    return bool(np.all((scale == 0) | ((scale >= least) & (scale <= _MOST))))
+    largest = scale.reshape(len(scale), -1).max(axis=1)
+    return bool(np.all((largest == 0) | ((largest >= least) & (largest <= _MOST))))
 
 
 def represented(scale: npt.NDArray[Any], half: bool) -> npt.NDArray[np.float64]:
@@ -33,10 +36,12 @@ def represented(scale: npt.NDArray[Any], half: bool) -> npt.NDArray[np.float64]:
     A scale that rounding tries may lie a little outside of what `fits_half` allows.
     """
     if half:
-        return np.clip(scale, 2.0**-24, _MOST).astype(np.float16).astype(np.float64)
+        held = np.clip(scale, 2.0**-24, _MOST).astype(np.float16)
+        return np.asarray(held, np.float64)
     with np.errstate(over="ignore"):
-        held = np.asarray(scale, np.float32)
-    return np.clip(held, np.finfo(np.float32).tiny, np.finfo(np.float32).max).astype(np.float64)
+        wide = np.asarray(scale, np.float32)
+    limits = np.finfo(np.float32)
+    return np.asarray(np.clip(wide, limits.tiny, limits.max), np.float64)
 
 
 def as_stored(scale: npt.NDArray[Any]) -> npt.NDArray[np.float16] | npt.NDArray[np.float32]:

@@ -4,6 +4,9 @@ Layers that read the same initializer, and whose codes and layout come out the s
 scales and zero points, and the node that makes floats of them. Where layers of one weight get different
 schemes, or lay it out differently, or stay float, it is stored for each of these, and a note says what that
 costs. A weight that nested graphs read is decoded in the outermost graph.
+
+Codes of 8 bits that are shared are stored as uint8 around 128: the session option x64quantprecision makes
+ONNX Runtime (1.31) turn int8 weights into that, reader by reader, and fail at the second one.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from passes.base import Context
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 from passes.sizes import layer_bytes
-from passes.weights import EncodedWeight, encode_layer
+from passes.weights import EncodedWeight, container_bits, encode_layer, unsigned
 
 __all__ = ["SharedWeights"]
 
@@ -84,17 +87,19 @@ class SharedWeights:
         encoded: EncodedWeight,
         scheme: Scheme,
         form: Hashable,
-        write: Callable[[gs.Graph], Any],
+        write: Callable[[gs.Graph, EncodedWeight], Any],
     ) -> Any:
-        """What `write` gives for the graph it is called with, or what it gave for an earlier layer.
+        """What `write` gives for a graph and a weight, or what it gave for an earlier layer.
 
         form: whatever else than the codes makes a difference in the file.
         """
         if not self.is_shared(layer):
-            return write(home)
+            return write(home, encoded)
         key = (layer.weight, _digest(encoded), encoded.channel_axis, form)
         if key not in self._written:
-            self._written[key] = write(self.root if layer.weight in self._nested else home)
+            # Schemes of 2 and 4 bits have int8 codes here, and types of their own in the file.
+            stored = unsigned(encoded) if container_bits(scheme.bits) == 8 else encoded
+            self._written[key] = write(self.root if layer.weight in self._nested else home, stored)
             what = f"{scheme} along axis {encoded.channel_axis}"
             self._sets.setdefault(layer.weight, {})[key] = what, layer_bytes(layer, scheme)
         return self._written[key]

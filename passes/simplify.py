@@ -21,7 +21,7 @@ Legality of folding a node (4):
     (a ConstantOfShape, Tile or Expand must not take all memory).
  d. It makes no output of its graph: an output is never an initializer directly.
  e. It pays (passes/folding_cost.py): what folding adds to the file is no more than what it removes. The
-    transpose of an embedding that is read as it is too, or a table that a few nodes compute, stay as they are.
+    transpose of an embedding that is read as it is too, and a table that a few nodes compute, stay so.
  f. Below IR 4 nested graphs keep their Constant nodes: an initializer there would have to be an input.
 
 Inputs and outputs keep their names, order and types. Opsets before 7 broadcast and train differently;
@@ -45,6 +45,7 @@ from passes.editing import add_constant, is_constant, sort_nodes, subgraphs, val
 from passes.fields import Option
 from passes.folding_cost import paying
 from passes.graph import source_model
+from passes.heavy_folding import fold_heavy, reads_file
 from passes.inference import Types, infer_types
 from passes.noops import remove_noops
 from passes.pad_folding import fold_pads
@@ -215,13 +216,14 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
     if cost:
         text = f"constants that nodes compute stay computed: stored, they would take {cost} bytes"
         context.note("info", "", text)
+    heavy = fold_heavy(graph, [node for node in graph.nodes if node.name in chosen])
     foldable = [
         node
         for node in graph.nodes
         if node.name in chosen and all(t.is_empty() or is_constant(t) for t in node.inputs)
     ]
     if not foldable:
-        return False
+        return heavy
     before = sum(isinstance(tensor, gs.Constant) for tensor in graph.tensors().values())
     # fold_shapes stays off: graphsurgeon ignores Shape's start and end and drops casts around integer
     # division. flatten_subgraphs stays off: it loses outputs that are constants.
@@ -230,7 +232,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
         "recurse_subgraphs": False,
         "flatten_subgraphs": False,
         "recurse_functions": False,
-        "should_exclude_node": lambda node: node.name not in chosen,
+        "should_exclude_node": lambda node: node.name not in chosen or reads_file(node),
     }
     graph.fold_constants(partitioning="recursive", **options)
     for tensor in graph.tensors().values():
@@ -240,7 +242,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
     for node in foldable:
         if any(tensor.outputs for tensor in node.outputs):  # a folded node has lost its outputs
             context.note("info", node.name, f"{node.op} of constants cannot be worked out here; it stays")
-    return after != before
+    return heavy or after != before
 
 
 @register

@@ -12,7 +12,8 @@ Rules:
    site=output, behind the layer, across Relu only (homogeneous: relu(s y) = s relu(y) for s > 0): into a
    Conv that is the only reader and is not itself smoothed; or into a following per-channel Mul.
    site=input, before the layer, across Relu only: into a producing Conv that is not itself smoothed.
-3. A weight that other nodes read is copied, not changed under them.
+3. A weight that other nodes read is not changed under them: those that are smoothed share the smoothed one,
+   which is a copy, told with its size, if others are not. No scale is absorbed into such a weight.
 4. A layer smoothed already (its note in the metadata) is skipped: the pass is idempotent.
 """
 
@@ -28,7 +29,16 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Context, Pass, register
-from passes.editing import add_constant, consumers, is_constant, producer, replace_uses, unique_name, values
+from passes.editing import (
+    add_constant,
+    add_shared,
+    consumers,
+    is_constant,
+    producer,
+    replace_uses,
+    unique_name,
+    values,
+)
 from passes.fields import Option
 from passes.graph import export_graph, import_graph
 from passes.jsontext import stored_texts
@@ -71,6 +81,9 @@ class Smooth(Pass):
                 context.note("skipped", layer.name, refusal)
                 counts["skipped"] += 1
                 continue
+            copied = edit.copy_of(node, chosen)
+            if copied:
+                context.note("info", layer.name, copied)
             how = edit.apply(node)
             counts["absorbed" if how.startswith("absorbed") else "inserted"] += 1
             context.note("applied", layer.name, how)
@@ -109,6 +122,12 @@ class _Smoother:
             return "a BatchNormalization stands behind it: fold it first"
         return None
 
+    def copy_of(self, node: gs.Node, chosen: set[str]) -> str:
+        """What the copy of a weight costs that a node reads which is not smoothed; "" where there is none."""
+        others = [other.name for other in consumers(node.inputs[1]) if other.name not in chosen]
+        size = values(node.inputs[1]).nbytes
+        return f"its weight is copied ({size} bytes): '{others[0]}' reads it too" if others else ""
+
     def _scales(self, weight: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """s_c in float64 [C], within (1/floor, 1]."""
         magnitude = np.abs(weight.astype(np.float64)).max(axis=tuple(range(1, weight.ndim)))
@@ -121,12 +140,12 @@ class _Smoother:
         # Rounded first, so that w / s * s uses the scale that the graph will hold.
         scale = self._scales(weight).astype(weight.dtype)
         smoothed = weight / scale.reshape([-1] + [1] * (weight.ndim - 1))
-        node.inputs[1] = add_constant(self.graph, f"{node.inputs[1].name}_smoothed", smoothed)
+        node.inputs[1] = add_shared(self.graph, f"{node.inputs[1].name}_smoothed", smoothed)
         if self.options.site == "input":
             return self._place_before(node, scale)
         if len(node.inputs) > 2 and not node.inputs[2].is_empty():
             bias = values(node.inputs[2]) / scale
-            node.inputs[2] = add_constant(self.graph, f"{node.inputs[2].name}_smoothed", bias)
+            node.inputs[2] = add_shared(self.graph, f"{node.inputs[2].name}_smoothed", bias)
         return self._place_behind(node, scale)
 
     def _spread(self, scale: npt.NDArray[Any], node: gs.Node) -> npt.NDArray[Any]:
@@ -164,6 +183,7 @@ class _Smoother:
             and index == 1
             and reader.name not in self.smoothed
             and reader.inputs[0] is tensor
+            and len(consumers(reader.inputs[1])) == 1
         ):
             weight = values(reader.inputs[1])
             if int(reader.attrs.get("group", 1)) == 1:
@@ -219,7 +239,8 @@ class _Smoother:
             if source.op == "Conv":
                 break
             tensor = source.inputs[0]
-        if weight_index(source) != 1 or source.name in self.smoothed:
+        shared = len(consumers(source.inputs[1])) > 1
+        if weight_index(source) != 1 or source.name in self.smoothed or shared:
             return None
         has_bias = len(source.inputs) > 2 and not source.inputs[2].is_empty()
         if has_bias and not is_constant(source.inputs[2]):

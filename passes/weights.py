@@ -54,6 +54,7 @@ __all__ = [
     "shape_integers",
     "shape_trellis",
     "trellis_scale",
+    "unsigned",
     "weight_format",
     "write_weight",
 ]
@@ -216,7 +217,7 @@ def trellis_scale(scheme: Scheme) -> Represent:
     """What the file makes of all scales of a trellis together; those of nothing but zeros are 0."""
 
     def represent(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.where(scale > 0, represented(scale, fits_half(scale, scheme.bits)), 0.0)
+        return np.where(scale > 0, represented(scale, fits_half(scale.reshape(-1), scheme.bits)), 0.0)
 
     return represent
 
@@ -267,6 +268,15 @@ def recoded(
         return shape_integers(array, held.channel_axis, scheme, codes, held.rows.scale, held.rows.zero_point)
     gse = replace(held.gse, mantissas=codes.astype(np.int8))
     return shape_gse(array, held.channel_axis, scheme, gse)
+
+
+def unsigned(encoded: EncodedWeight) -> EncodedWeight:
+    """int8 codes and zero points as uint8 around 128; anything else as it is."""
+    if encoded.codes.dtype != np.int8:
+        return encoded
+    zero = np.zeros(encoded.scale.shape, np.int8) if encoded.zero_point is None else encoded.zero_point
+    codes, middle = ((array.astype(np.int16) + 128).astype(np.uint8) for array in (encoded.codes, zero))
+    return replace(encoded, codes=codes, zero_point=middle)
 
 
 def encode_layer(

@@ -17,6 +17,8 @@ from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
 from onnxq.files import atomic_write
 from passes.errors import DataError
+from passes.external_data import tensor_digest
+from passes.light import bare_copy
 
 __all__ = ["StatisticsCache", "model_digest"]
 
@@ -26,27 +28,11 @@ _SCHEMA = "onnxq-statistics-1"
 def model_digest(model: onnx.ModelProto) -> str:
     """sha256 (hex) of the model's content, its weights hashed one by one so that 2 GB is no limit."""
     total = hashlib.sha256()
-    bare = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _assign(bare, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _assign(bare.graph, field.name, value)
+    bare = bare_copy(model)
     total.update(bare.SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
-        total.update(hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest())
+        total.update(tensor_digest(tensor))
     return total.hexdigest()
-
-
-def _assign(target: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:
-    held = getattr(target, name)
-    if hasattr(held, "extend"):
-        held.extend(value)
-    elif hasattr(held, "CopyFrom"):
-        held.CopyFrom(value)
-    else:
-        setattr(target, name, value)
 
 
 class StatisticsCache:

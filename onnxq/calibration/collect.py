@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxq.calibration.statistics import TensorStatistics
@@ -24,6 +23,7 @@ from onnxq.data.dataset import Batch, Dataset
 from onnxq.data.inputs import fit_batch, has_batch_axis, input_specs
 from onnxq.session import load_session
 from passes.errors import DataError, GraphError, InvalidModelError, UnsupportedModelError
+from passes.external_data import tensor_array
 from passes.model import Model, load
 
 __all__ = ["DEFAULT_BATCH", "DEFAULT_BUDGET", "Observer", "collect", "observe"]
@@ -151,7 +151,7 @@ def _place(proto: onnx.ModelProto, statistics: Mapping[str, Observer]) -> tuple[
     fed: list[str] = []
     for name, stats in statistics.items():
         if name in constants:
-            stats.update(numpy_helper.to_array(constants[name]))
+            stats.update(tensor_array(constants[name]))
         elif name in inputs:
             fed.append(name)
         elif name in computed:

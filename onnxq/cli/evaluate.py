@@ -64,13 +64,12 @@ def evaluate(
     Unlabelled data need --reference. With several models and no --reference, the first one is the reference.
     """
     from onnxq.cli.datasets import checked_labels, open_for
-    from onnxq.cli.output import size_on_disk
     from onnxq.cli.terminal import megabytes, print_json, table
     from onnxq.evaluation import evaluate_file
     from onnxq.hub import resolve
     from onnxq.metrics import Metric, metrics_beside, open_metric
     from passes.errors import DataError
-    from passes.model import load
+    from passes.model import load, size_on_disk
 
     paths = [resolve(model, hub) for model in models]
     loaded = [load(path) for path in paths]

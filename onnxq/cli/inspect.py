@@ -75,11 +75,10 @@ def info(model: str, as_json: bool, hub: str | None) -> None:
     Of a quantized model the schemes are read from its DequantizeLinear nodes; where the policy in its
     metadata says something else (6 bits in an int8 tensor), both are shown.
     """
-    from onnxq.cli.output import size_on_disk
     from onnxq.cli.terminal import print_json
     from onnxq.hub import resolve
     from onnxq.inspection import describe
-    from passes.model import load
+    from passes.model import load, size_on_disk
 
     path = resolve(model, hub)
     loaded = load(path)

@@ -11,9 +11,9 @@ from onnxq._version import __version__
 from onnxq.cli.options import absolute_free
 from onnxq.files import canonical_json
 from passes.errors import OutputError
-from passes.model import Model
+from passes.model import Model, model_files
 
-__all__ = ["check_output", "output_path", "size_on_disk", "stamped"]
+__all__ = ["check_output", "output_path", "stamped"]
 
 
 def output_path(output: str | None, source: str, suffix: str) -> Path:
@@ -30,9 +30,9 @@ def output_path(output: str | None, source: str, suffix: str) -> Path:
 
 
 def check_output(target: Path, source: Path | None = None) -> None:
-    """Raise OutputError for a target that is the input itself or cannot be written."""
-    if source is not None and source.exists() and target.exists() and target.samefile(source):
-        raise OutputError(f"{target}: is the input itself; choose another -o")
+    """Raise OutputError for a target that is a file of the input or cannot be written."""
+    if source is not None and source.exists():
+        _refuse_input(target, source)
     folder = target.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -42,13 +42,20 @@ def check_output(target: Path, source: Path | None = None) -> None:
         raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
 
 
+def _refuse_input(target: Path, source: Path) -> None:
+    """Raise OutputError where a written model, or its external data, would replace a file of the input."""
+    if target.exists() and target.samefile(source):
+        raise OutputError(f"{target}: is the input itself; choose another -o")
+    written = [file for file in (target, target.with_name(target.name + ".data")) if file.exists()]
+    files = model_files(source) if written else []
+    for file in written:
+        if any(file.samefile(held) for held in files):
+            raise OutputError(
+                f"{target}: would replace '{file}', external data of the input; choose another -o"
+            )
+
+
 def stamped(model: Model, command: str, settings: Mapping[str, Any]) -> Model:
     """The model with the resolved configuration in its metadata, as `onnxq.config`."""
     config = {"command": command, "onnxq": __version__, **absolute_free(settings)}
     return model.with_metadata(config=canonical_json(config))
-
-
-def size_on_disk(path: Path) -> int:
-    """Bytes of a model file and of the external data beside it."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

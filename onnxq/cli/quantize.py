@@ -241,7 +241,6 @@ def quantize(
 def _report(
     result: PassResult, source: str, target: Path, file: Written, explain: bool, as_json: bool
 ) -> None:
-    from onnxq.cli.output import size_on_disk
     from onnxq.cli.rewrite import show_notes
     from onnxq.cli.stays_float import float_share_text
     from onnxq.cli.terminal import megabytes, print_json, ratio, remark
@@ -249,7 +248,7 @@ def _report(
     from onnxq.files import scratch_folder
     from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
-    from passes.model import load
+    from passes.model import load, size_on_disk
 
     before, size = size_on_disk(Path(source)), file.size
     written = load(target)

@@ -72,9 +72,10 @@ def finish(
     as_json: bool = False,
 ) -> None:
     """Write the result and say what changed."""
-    from onnxq.cli.output import size_on_disk, stamped
+    from onnxq.cli.output import stamped
     from onnxq.cli.terminal import megabytes, print_json, remark
     from onnxq.proof import write_model
+    from passes.model import size_on_disk
 
     before = size_on_disk(Path(source))
     written = write_model(stamped(result.model, command, settings), target, reference)

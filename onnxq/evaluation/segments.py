@@ -17,6 +17,7 @@ from functools import cached_property
 import onnx
 
 from onnxq.evaluation.dependencies import constant_nodes
+from passes.external_data import is_external, tensor_digest
 from passes.model import Model, is_large
 
 __all__ = ["Segment", "choose_anchors", "iter_segments", "split"]
@@ -134,7 +135,7 @@ def _cuts(graph: onnx.GraphProto) -> list[_Cut]:
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Float tensor -> shape behind the batch axis, where it is fully known."""
     if is_large(model.proto):
-        return {}
+        return {}  # in one piece its weights stay in their file; segments would prepack them
     proto = onnx.shape_inference.infer_shapes(model.proto)
     shapes: dict[str, tuple[int, ...]] = {}
     for value in proto.graph.value_info:
@@ -220,7 +221,9 @@ def _digest(proto: onnx.ModelProto) -> str:
     light.graph.CopyFrom(_without_weights(proto.graph))
     digest = hashlib.sha256(light.SerializeToString(deterministic=True))
     for tensor in proto.graph.initializer:
-        digest.update(tensor.SerializeToString(deterministic=True))
+        digest.update(
+            tensor_digest(tensor) if is_external(tensor) else tensor.SerializeToString(deterministic=True)
+        )
     return digest.hexdigest()
 
 

@@ -37,7 +37,7 @@ def overlay_figure(comparison: Mapping[str, Any]) -> Figure:
             star = (points["float"][0] / 1e6, scale * float(points["float"][1]))
             axes.scatter(*columns([star]), s=200, marker="*", c=colour, edgecolors=INK, zorder=5)
     axes.set_xlabel("size of the file (MB)")
-    axes.set_ylabel(kind.axis)
+    axes.set_ylabel(plain(kind.axis))
     axes.set_title("Fronts of the runs; stars are the float models", loc="left", fontsize=13)
     if not any(points["front"] for points in comparison["fronts"].values()):
         say_empty(axes, "no candidate measured yet")

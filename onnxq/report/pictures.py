@@ -115,7 +115,7 @@ def group_size_figure(
     size.minorticks_off()
     size.set_xlabel("weights that share an exponent (G)")
     size.set_ylabel("size of the file (MB)")
-    quality.set_ylabel(label)
+    quality.set_ylabel(plain(label))
     quality.set_title(f"{plain(model)}: group size", loc="left", fontsize=13)
     add_legend(figure, quality)
     return figure

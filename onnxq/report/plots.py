@@ -47,7 +47,7 @@ def pareto_figure(report: Mapping[str, Any]) -> Figure:
     _draw_front(axes, view)
     stars = _draw_float(axes, view)
     axes.set_xlabel("size of the file (MB)")
-    axes.set_ylabel(view.label)
+    axes.set_ylabel(plain(view.label))
     axes.set_title(
         f"{plain(report['model'])}: {len(view.front)} of {len(view.candidates)} measured candidates on the "
         f"front of {plain(', '.join(report['objectives']))}",
@@ -146,7 +146,7 @@ def _draw_candidates(axes: Axes, view: View) -> None:
         axes.scatter(*columns(dots), s=30, c=colour, marker=marker, alpha=0.3, linewidths=0)
         down_arrows(axes, [view.at(c) for c in group if view.is_low(c)], colour)
     if low := sum(map(view.is_low, view.candidates)):
-        down_arrows(axes, [], label=f"{low} below {view.floor:.0f} {view.metric.unit}")
+        down_arrows(axes, [], label=f"{low} below {view.floor:.0f} {plain(view.metric.unit)}")
 
 
 def _draw_front(axes: Axes, view: View) -> None:
@@ -210,7 +210,7 @@ def _objective_panel(axes: Axes, view: View, read: Callable[[Candidate], float |
                 label=f"{plain(mode)}, on the front",
             )  # fmt: skip
         if low := [point for point in points if point[1] <= floor]:
-            down_arrows(axes, low, colour, label=f"below {floor:.0f} {view.metric.unit}")
+            down_arrows(axes, low, colour, label=f"below {floor:.0f} {plain(view.metric.unit)}")
     level = read(view.baseline) if view.baseline and view.candidates else None
     if level is not None and math.isfinite(level):
         axes.axhline(level, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2, label="float", zorder=1)

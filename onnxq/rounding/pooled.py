@@ -1,8 +1,8 @@
 """Layers that read one weight are rounded as one: on the moments of all their inputs, summed up.
 
-The moments are those of the float network, in a walk of its own before any layer is rounded, since a weight that
-is used early and late has no single rounded network before it. The first of its layers to be reached is rounded
-on them; the others take its codes. Each layer's bias is its own, corrected for its own inputs.
+The moments are those of the float network, in a walk of its own before any layer is rounded, since a weight
+that is used early and late has no single rounded network before it. The first of its layers to be reached is
+rounded on them; the others take its codes. Each layer's bias is its own, corrected for its own inputs.
 """
 
 from __future__ import annotations

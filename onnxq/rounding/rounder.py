@@ -212,7 +212,7 @@ class DataRounder:
         hold: int = 0,
         fit: Accumulator | None = None,
     ) -> tuple[Accumulator, Accumulator]:
-        """Sums over the chunks to fit on, added to `fit`, and over those held out: one in `hold`, 0 for none."""
+        """Sums over the chunks to fit on, added to `fit`, and over those held out: one in `hold`, 0: none."""
         index = list(node.input).index(task.layer.weight)
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         patches = patches_of(task.layer, attributes, index)

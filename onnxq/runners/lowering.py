@@ -22,6 +22,7 @@ from onnx import TensorProto, numpy_helper
 from passes.base import Context
 from passes.decoding import Decode
 from passes.errors import UnsupportedModelError
+from passes.external_data import tensor_array
 from passes.model import Model
 from passes.simplify import Simplify
 
@@ -81,7 +82,7 @@ def float_weights(model: Model) -> Model:
             _check_width(model, node, held)
             kept.append(node)
             continue
-        array = _dequantized(node, [numpy_helper.to_array(held[name]) for name in node.input if name])
+        array = _dequantized(node, [tensor_array(held[name]) for name in node.input if name])
         proto.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
     if len(kept) == len(proto.graph.node):
         return model

@@ -23,6 +23,7 @@ from onnxq.rounding.replay import rounded_node
 from onnxq.sensitivity.rounded import RoundedWeights
 from passes.base import Context, RangeProvider
 from passes.errors import PolicyError, UnsupportedModelError
+from passes.external_data import tensor_array
 from passes.layers import Layer
 from passes.model import Model, every_graph
 from passes.packed import Storage
@@ -180,7 +181,7 @@ class VariantBuilder:
             raise UnsupportedModelError(
                 f"{self.model.name}: the weight of {layer.name} is no initializer; run simplify first"
             )
-        return numpy_helper.to_array(self._arrays[layer.weight])
+        return tensor_array(self._arrays[layer.weight])
 
     def decoded(self, layer: Layer, scheme: Scheme) -> Weight:
         """The weight as the network will compute with it in that scheme, and the bias where rounding changed

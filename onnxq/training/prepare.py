@@ -19,6 +19,7 @@ import onnx
 from onnx import inliner, numpy_helper
 
 from passes.errors import UnsupportedModelError
+from passes.external_data import tensor_array
 from passes.graph import node_name
 from passes.model import Model, every_graph
 
@@ -141,7 +142,7 @@ def _fold_factors(graph: onnx.GraphProto) -> None:
             found = [attribute for attribute in node.attribute if attribute.name == name]
             tensor = held.get(node.input[index]) if index < len(node.input) else None
             if found and found[0].f != 1.0 and tensor is not None:
-                array = numpy_helper.to_array(tensor)
+                array = tensor_array(tensor)
                 scaled = (array * np.float64(found[0].f)).astype(array.dtype)
                 tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
                 found[0].f = 1.0

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 
 from onnxq.training.ops import convolution, elementwise, linear, movement, normalization
 from onnxq.training.ops.registry import OPS, Call, Operator
 from passes.errors import UnsupportedModelError
+from passes.external_data import tensor_array
 from passes.model import Model
 
 __all__ = ["Step", "as_tensor", "read_roles", "read_steps"]
@@ -54,7 +54,7 @@ class Step:
 
 
 def as_tensor(proto: onnx.TensorProto) -> torch.Tensor:
-    return torch.from_numpy(numpy_helper.to_array(proto).copy())
+    return torch.from_numpy(tensor_array(proto).copy())
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
@@ -113,5 +113,5 @@ def read_roles(graph: onnx.GraphProto, held: Mapping[str, onnx.TensorProto]) -> 
 def _is_mask(node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
     """A constant that hides positions from a softmax, or bounds of a Where."""
     return node.op_type in ("Add", "Where", "Slice", "Unsqueeze") and bool(
-        (numpy_helper.to_array(tensor) < _MASK).any()
+        (tensor_array(tensor) < _MASK).any()
     )

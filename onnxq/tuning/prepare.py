@@ -24,8 +24,10 @@ from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.groups import DataOptions, SchemeOptions
 from passes.base import Context, Pass, Sequential
 from passes.errors import DataError, UnsupportedModelError
+from passes.external_data import tensor_digest
 from passes.graph import import_graph
 from passes.layers import Layer, find_layers, graph_layers
+from passes.light import bare_copy
 from passes.model import Model, is_large, load, serialize
 from passes.opset import upgrade
 from passes.placement import plan_activations
@@ -60,12 +62,8 @@ def model_hash(model: Model) -> str:
     """SHA-256 of the model's content, weights in external data included."""
     if not is_large(model.proto):
         return sha256_bytes(serialize(model))
-    parts = [
-        sha256_bytes(tensor.SerializeToString(deterministic=True)) for tensor in model.proto.graph.initializer
-    ]
-    skeleton = onnx.ModelProto()
-    skeleton.CopyFrom(model.proto)
-    del skeleton.graph.initializer[:]
+    parts = [tensor_digest(tensor).hex() for tensor in model.proto.graph.initializer]
+    skeleton = bare_copy(model.proto)
     return sha256_bytes(
         canonical_json([*parts, sha256_bytes(skeleton.SerializeToString(deterministic=True))]).encode()
     )

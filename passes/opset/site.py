@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from passes.external_data import tensor_array
+
 __all__ = ["Adapter", "Names", "RefusedError", "Scope", "Site"]
 
 
@@ -68,7 +70,7 @@ class Scope:
     def value(self, name: str) -> npt.NDArray[Any] | None:
         """Values of a constant; None where the tensor is computed or fed."""
         if name in self.constants:
-            return numpy_helper.to_array(self.constants[name])
+            return tensor_array(self.constants[name])
         if name in self.types or self.parent is None:
             return None
         return self.parent.value(name)

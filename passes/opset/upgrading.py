@@ -9,7 +9,8 @@ from onnx.helper import find_min_ir_version_for, make_opsetid
 from passes.base import Context
 from passes.errors import UnsupportedModelError
 from passes.graph import declare_functions
-from passes.model import Model, is_large, normalized
+from passes.light import without_values
+from passes.model import Model, normalized
 from passes.opset.conversion import (
     ConversionError,
     Walk,
@@ -92,11 +93,13 @@ def _raised(model: Model, target: int, context: Context) -> onnx.ModelProto:
     try:
         convert(proto, Walk(target, names_of(proto)))
     except ConversionError as refused:
-        if not refused.in_function or is_large(proto):
+        if not refused.in_function:
             raise
-        proto = inliner.inline_local_functions(_named(model))
+        light = without_values(_named(model))
+        proto = inliner.inline_local_functions(light.proto)
         if proto.functions:
             raise
+        light.restore(proto)
         _lift_ir(proto, least)
         convert(proto, Walk(target, names_of(proto)))
         context.note("info", "", "model-local functions were inlined, to upgrade the opset")

@@ -241,12 +241,18 @@ def test_workers_import_the_metric_themselves(own: Path) -> None:
     assert [m.metrics for m in run(1).front] == [m.metrics for m in run(0).front]
 
 
-def test_a_report_that_describes_its_metric_wrongly_is_refused(invoke: Invoke, own: Path) -> None:
+def test_what_a_report_says_of_its_metric_is_data(invoke: Invoke, own: Path) -> None:
     ok(invoke("tune", "tiny.onnx", "--data", "plain.npz", *TUNE, "--metric", SPEC, "-o", "run"))
     path = own / "run" / "report.json"
     report = json.loads(path.read_text())
+    described = report["metrics"]["output_error"]
+    odd = {**described, "label": "$\\frac{<script>\x1b[31m", "short": "\x1b[31m", "unit": "$\\x\x1b[31m"}
+    path.write_text(json.dumps({**report, "metrics": {"output_error": odd}}))
+    shown = ok(invoke("report", "run")).stdout + ok(invoke("report", "run", "run", "-o", "both")).stdout
+    assert "\x1b[31m" not in shown
+    assert "frac{<script>" not in (own / "run" / "report.html").read_text()
     for change, message in (
-        ({"metrics": {"output_error": {**report["metrics"]["output_error"], "digits": 10**9}}}, "digits"),
+        ({"metrics": {"output_error": {**described, "digits": 10**9}}}, "digits"),
         ({"metrics": {}}, "its metric 'output_error' is neither onnxq's own nor described in it"),
     ):
         path.write_text(json.dumps({**report, **change}))

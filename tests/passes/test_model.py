@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import passes.model
 from passes.errors import InvalidModelError, ModelFileError, OutputError
-from passes.model import Model, check, has_external_data, is_large, load, on_disk, save, serialize
+from passes.external_data import has_references
+from passes.model import Model, check, is_large, load, on_disk, save, serialize
 
 
 def small(elements: int = 4) -> Model:
@@ -86,7 +87,7 @@ def test_external_data_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(small(1000).proto, path, save_as_external_data=True, location="w.bin", size_threshold=16)
     loaded = load(path)
-    assert not has_external_data(loaded.proto)
+    assert not has_references(loaded.proto)
     assert numpy_helper.to_array(loaded.proto.graph.initializer[0])[999] == 999
 
 
@@ -97,7 +98,7 @@ def test_large_models_get_a_data_file(tmp_path: Path, monkeypatch: pytest.Monkey
     written = save(model, path)
     assert written == path.stat().st_size + (tmp_path / "m.onnx.data").stat().st_size
     assert written > 4000
-    assert not has_external_data(model.proto)
+    assert not has_references(model.proto)
     check(model)
     with on_disk(model) as file:
         again = load(file)
