@@ -7,7 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["strategy_options", "strategy_with", "unread_by_strategy"]
+from onnxq.cli.declared import declared_options
+from onnxq.cli.tuning import config_of
+from onnxq.tuning.strategies import STRATEGIES, known_strategies, readers_of, reads
+from passes.fields import declared
+
+__all__ = ["read_by", "strategy_options", "unread_by_strategy"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,8 +21,6 @@ class _StrategyOption(click.Option):
     """--strategy; its help tells of the strategies that there are, installed packages' included."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from onnxq.tuning.strategies import STRATEGIES, known_strategies
-
         own = " ".join(f"{name}: {kind.help}" for name, kind in STRATEGIES.items())
         others = [name for name in known_strategies() if name not in STRATEGIES]
         self.help = (
@@ -28,44 +31,22 @@ class _StrategyOption(click.Option):
         return super().get_help_record(ctx)
 
 
+def read_by(name: str) -> str:
+    """Which strategies read an option, for its help; empty where all do."""
+    readers = readers_of(name)
+    return f"read by {', '.join(readers)}" if readers else ""
+
+
 def strategy_options(function: F) -> F:
     """--strategy, and an option for each that a strategy of the table declares."""
-    from onnxq.tuning.strategies import STRATEGIES, readers_of
-    from passes.fields import declared
-
-    known = {name: spec for kind in STRATEGIES.values() for name, spec in declared(kind).items()}
-    for name, spec in reversed(known.items()):
-        function = click.option(
-            f"--{name.replace('_', '-')}",
-            type=spec.kind,
-            default=spec.default,
-            show_default=True,
-            help=f"{spec.option.help} (Strategies {', '.join(readers_of(name))}.)",
-        )(function)
+    for kind in reversed(STRATEGIES.values()):
+        first = [name for name in declared(kind) if readers_of(name)[0] == kind.name]
+        function = declared_options(kind, *first, readers=read_by)(function)
     return click.option("--strategy", cls=_StrategyOption, default="")(function)
-
-
-def strategy_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with options of strategies that `TuneConfig` has no field for put behind the strategy."""
-    from onnxq.tuning import TuneConfig
-    from onnxq.tuning.strategies import STRATEGIES
-    from passes.fields import declared, to_text
-
-    known = declared(TuneConfig)
-    kept = {name: value for name, value in settings.items() if name in known}
-    kind = STRATEGIES.get(settings["strategy"])
-    own = declared(kind) if kind is not None else {}
-    words = [f"{name}={to_text(settings[name])}" for name in own if name not in known and name in settings]
-    if words:
-        kept["strategy"] = f"{settings['strategy']}{{{' '.join(words)}}}"
-    return kept
 
 
 def unread_by_strategy(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(option, what it goes with) of those that the chosen strategy does not read."""
-    from onnxq.cli.tune import config_of
-    from onnxq.tuning.strategies import readers_of, reads
-
     kind = type(config_of("", settings).search_options.strategy)
     for name in settings:
         readers = readers_of(name)

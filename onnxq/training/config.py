@@ -25,11 +25,14 @@ __all__ = ["TrainConfig", "require_torch"]
 _FREE = ("checkpoint_s", "stop_s", "threads")
 _MOST = 32 / 2
 _MSQ, _QAT, _SMPQ = When("method", "msq"), When("method", "qat"), When("method", "smpq")
-_Above0 = Annotated[float, Option(above=0)]
-_Amount = Annotated[float, Option(least=0)]
-_Share = Annotated[float, Option(least=0, most=1)]
-_Count = Annotated[int, Option(least=0)]
-_Positive = Annotated[int, Option(least=1)]
+_SGD, _UNIFORM = When("optimizer", "sgd"), When("policy", absent=True)
+_Quantizer = Literal["lsq", "roundclamp", "dorefa"]
+_BITS = (2, 3, 4, 6, 8)
+_DISTILL = "Share of the float model's outputs in the loss; 1 needs no labels."
+_ALPHA = "Share of nonzero lowest bits below which a layer loses one."
+_PRUNE = "Part of the training in which bits are taken away."
+_BOPS = "Bit operations, as a share of uniform 8/8; 0.25 is 4/4."
+_SUPERNET = "Part of the epochs in which the supernet is trained."
 
 
 @dataclass(frozen=True)
@@ -50,43 +53,43 @@ class TrainConfig:
     The fields whose names end in `_options` are the same, parsed; parts of a training read those.
     """
 
-    method: Literal["msq", "qat", "smpq"] = "msq"
-    epochs: _Above0 = 12.0
-    batch: _Positive = 128
-    lr: _Above0 = 0.05
-    momentum: Annotated[float, Option(least=0, most=1, when=When("optimizer", "sgd"))] = 0.9
-    decay: _Amount = 1e-4
-    warm_up: _Share = 0.05
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    distill: _Share = 0.0
-    temperature: Annotated[float, Option(above=0, when=When("distill"))] = 4.0
+    method: Annotated[Literal["msq", "qat", "smpq"], Option("What finds the bits of the weights.")] = "msq"
+    epochs: Annotated[float, Option("Passes over the data; may be a fraction.", above=0)] = 12.0
+    batch: Annotated[int, Option("Samples of a step.", least=1)] = 128
+    lr: Annotated[float, Option("Peak of the learning rate, which falls by a cosine.", above=0)] = 0.05
+    momentum: Annotated[float, Option("Nesterov momentum.", least=0, most=1, when=_SGD)] = 0.9
+    decay: Annotated[float, Option("Weight decay of the layers' weights.", least=0)] = 1e-4
+    warm_up: Annotated[float, Option(least=0, most=1)] = 0.05
+    optimizer: Annotated[Literal["sgd", "adamw"], Option("What takes the steps.")] = "sgd"
+    distill: Annotated[float, Option(_DISTILL, least=0, most=1)] = 0.0
+    temperature: Annotated[float, Option("Softens the soft labels.", above=0, when=When("distill"))] = 4.0
     crop: bool = True
     flip: bool = True
     precision: Literal["", "float32", "bfloat16"] = ""
     compile: bool = False
-    device: str = "cpu"
+    device: Annotated[str, Option("Where torch computes: cpu, cuda, cuda:1.")] = "cpu"
     seed: int = 0
-    threads: _Count = 0
-    validate: _Count = 2000
-    checkpoint_s: _Amount = 60.0
-    stop_s: _Amount = 0.0
-    compression: Annotated[float, Option(above=0, when=_MSQ)] = 10.67
-    activations: Annotated[str, Option(when=When("policy", absent=True))] = "float"
-    lam: Annotated[float, Option(least=0, when=_MSQ)] = 0.5
-    alpha: Annotated[float, Option(least=0, most=1, when=_MSQ)] = 0.3
-    rounds: Annotated[int, Option(least=1, when=_MSQ)] = 8
-    prune_share: Annotated[float, Option(least=0, most=1, when=_MSQ)] = 0.4
-    strength: Annotated[Literal["gradient", "plain"], Option(when=_MSQ)] = "gradient"
-    steps: Annotated[Literal["learned", "max"], Option(when=_MSQ)] = "learned"
-    policy: Annotated[str, Option(when=_QAT)] = ""
-    weights: Annotated[str, Option(when=(_QAT, When("policy", absent=True)))] = "int4"
-    quantizer: Annotated[Literal["lsq", "roundclamp", "dorefa"], Option(when=_QAT)] = "lsq"
-    ranges: Literal["lsq", "pact"] = "lsq"
-    bits: Annotated[tuple[int, ...], Option(least=2, most=8, when=_SMPQ)] = (2, 3, 4, 6, 8)
-    bops: Annotated[float, Option(above=0, when=_SMPQ)] = 0.25
-    search_share: Annotated[float, Option(least=0, most=1, when=_SMPQ)] = 0.5
-    updates: Annotated[int, Option(least=1, when=_SMPQ)] = 4
-    permutations: Annotated[int, Option(least=1, when=_SMPQ)] = 2
+    threads: Annotated[int, Option(least=0)] = 0
+    validate: Annotated[int, Option(least=0)] = 2000
+    checkpoint_s: Annotated[float, Option(least=0)] = 60.0
+    stop_s: Annotated[float, Option(least=0)] = 0.0
+    compression: Annotated[float, Option("32 over the mean bits of a weight, up to 16.", when=_MSQ)] = 10.67
+    activations: Annotated[str, Option("Bits (3), a scheme (uint8) or float.", when=_UNIFORM)] = "float"
+    lam: Annotated[float, Option("Strength of the regularizer.", least=0, when=_MSQ)] = 0.5
+    alpha: Annotated[float, Option(_ALPHA, least=0, most=1, when=_MSQ)] = 0.3
+    rounds: Annotated[int, Option("How often bits are taken away.", least=1, when=_MSQ)] = 8
+    prune_share: Annotated[float, Option(_PRUNE, least=0, most=1, when=_MSQ)] = 0.4
+    strength: Annotated[Literal["gradient", "plain"], Option("What lambda scales.", when=_MSQ)] = "gradient"
+    steps: Annotated[Literal["learned", "max"], Option("Step size of the weights.", when=_MSQ)] = "learned"
+    policy: Annotated[str, Option("A policy file: schemes layer by layer.", when=_QAT)] = ""
+    weights: Annotated[str, Option("One scheme for all layers.", when=(_QAT, _UNIFORM))] = "int4"
+    quantizer: Annotated[_Quantizer, Option("How integer weights are learned.", when=_QAT)] = "lsq"
+    ranges: Annotated[Literal["lsq", "pact"], Option("How ranges of activations are learned.")] = "lsq"
+    bits: Annotated[tuple[int, ...], Option("Bits to choose from.", least=2, most=8, when=_SMPQ)] = _BITS
+    bops: Annotated[float, Option(_BOPS, above=0, when=_SMPQ)] = 0.25
+    search_share: Annotated[float, Option(_SUPERNET, least=0, most=1, when=_SMPQ)] = 0.5
+    updates: Annotated[int, Option("Updates of alpha, the choice of bits.", least=1, when=_SMPQ)] = 4
+    permutations: Annotated[int, Option("Walks of each update of alpha.", least=1, when=_SMPQ)] = 2
     feed_options: FeedOptions = field(init=False, repr=False, compare=False)
     target_options: TargetOptions = field(init=False, repr=False, compare=False)
     step_options: StepOptions = field(init=False, repr=False, compare=False)

@@ -45,25 +45,28 @@ MODES: tuple[str, ...] = get_args(Mode)
 # With fewer bit widths to choose from, excluding layers is all that there is to search.
 _SEVERAL = 3
 # Options that decide where and how long, and not what comes out.
-_FREE = frozenset(
-    {
-        "model",
-        "data",
-        "calibration_data",
-        "time_budget",
-        "threads",
-        "cache_mb",
-        "metric_floor",
-        "costs",
-        "workers",
-        "scheduler",
-    }
-)
+_FREE = frozenset({"model", "data", "calibration_data", "costs", "time_budget", "metric_floor"})
+_FREE |= {"threads", "cache_mb", "workers", "scheduler"}
 
 _Amount = Annotated[float, Option(least=0)]
 _Count = Annotated[int, Option(least=0)]
 _Positive = Annotated[int, Option(least=1)]
 _STATIC = When("modes", "static")
+_FRONT, _TIMED = When("budget", absent=True), When("objectives", "latency", "latency@*")
+_Rounding = Literal["nearest", "bias", "gptq", "adaround"]
+_PRECISION = "Relative standard error that a sensitivity is measured to; 0 takes every sample."
+_ACTIVATIONS = (
+    "Scheme of static activations; several, as in uint8,uint4, are searched together with the weights."
+)
+_ROUNDING = (
+    "How the candidates' weights are rounded. gptq looks at the calibration set (slower to build, far better "
+    "below 6 bits), adaround learns on top of it (slower still), bias corrects biases alone."
+)
+_FLOOR = "Goal in the metric's own unit, as in 0.75 for 75 %: exit code 3 when nothing reaches it."
+_OBJECTIVES = "Two or more of metric, bytes, latency, latency@DEVICE (repeatable, see `onnxq devices`), bops."
+_EVERY = "On devices time one candidate in so many, predict the others, and time the front."
+_SCHEDULER = "Evaluate on the Dask cluster of tcp://HOST:PORT."
+_RANDOM = "Calibrate on random numbers; the report says so."
 
 
 @dataclass(frozen=True)
@@ -103,40 +106,40 @@ class TuneConfig:
     preprocess: str = ""
     limit: _Count = 0
     calibration_samples: _Positive = 100
-    ranking_samples: _Positive = 32
+    ranking_samples: Annotated[int, Option("Samples for the layer errors.", least=1)] = 32
     seed: int = 0
     strategy: str | Strategy = ""
     tau: _Amount = 0.0
     budget: _Amount = 0.0
-    bops_budget: _Amount = 0.0
+    bops_budget: Annotated[float, Option("Most bit operations of a sample, as in 6e9.", least=0)] = 0.0
     costs: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
-    front: Annotated[int, Option(least=1, when=When("budget", absent=True))] = 12
-    precision: _Amount = 0.2
+    front: Annotated[int, Option("Points that a strategy proposes.", least=1, when=_FRONT)] = 12
+    precision: Annotated[float, Option(_PRECISION, least=0)] = 0.2
     permutations: _Positive = 10
     generations: _Positive = 10
     modes: tuple[Mode, ...] = ("static", "dynamic")
     weights: tuple[str, ...] = ("int8:channel",)
-    activations: Annotated[str, Option(when=_STATIC)] = "uint8"
+    activations: Annotated[str, Option(_ACTIVATIONS, when=_STATIC)] = "uint8"
     calibration: Annotated[str, Option(when=_STATIC)] = "percentile:99.99"
-    rounding: Literal["nearest", "bias", "gptq", "adaround"] = "nearest"
+    rounding: Annotated[_Rounding, Option(_ROUNDING)] = "nearest"
     damping: Annotated[str, Option(when=When("rounding", "gptq", "adaround"))] = "1.0"
     smooth: Literal["none", "input", "output", "auto"] = "none"
     smooth_layers: Annotated[str, Option(when=When("smooth", "output", "input"))] = "depthwise"
     exclude: tuple[str, ...] = ()
     metric: str | object = ""
-    metric_floor: float = 0.0
-    objectives: str = "metric,bytes,latency"
-    latency_runs: Annotated[int, Option(least=1, when=When("objectives", "latency", "latency@*"))] = 20
-    latency_every: Annotated[int, Option(least=1, when=When("objectives", "latency@*"))] = 1
+    metric_floor: Annotated[float, Option(_FLOOR)] = 0.0
+    objectives: Annotated[str, Option(_OBJECTIVES)] = "metric,bytes,latency"
+    latency_runs: Annotated[int, Option("Runs of a timing.", least=1, when=_TIMED)] = 20
+    latency_every: Annotated[int, Option(_EVERY, least=1, when=When("objectives", "latency@*"))] = 1
     time_budget: _Amount = 0.0
-    chunk: _Count = 0
+    chunk: Annotated[int, Option("Samples per evaluation run; 0 goes by their size.", least=0)] = 0
     threads: _Count = 0
-    workers: _Count = 0
-    scheduler: Annotated[str, Option(when=When("workers", absent=True))] = ""
-    cache_mb: _Count = 1024
+    workers: Annotated[int, Option("Evaluate candidates in so many processes.", least=0)] = 0
+    scheduler: Annotated[str, Option(_SCHEDULER, when=When("workers", absent=True))] = ""
+    cache_mb: Annotated[int, Option("Megabytes of memory for activations.", least=0)] = 1024
     racing: bool = True
-    random_calibration: bool = False
+    random_calibration: Annotated[bool, Option(_RANDOM)] = False
     data_options: DataOptions = field(init=False, repr=False, compare=False)
     scheme_options: SchemeOptions = field(init=False, repr=False, compare=False)
     search_options: SearchOptions = field(init=False, repr=False, compare=False)

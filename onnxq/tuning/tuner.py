@@ -97,7 +97,7 @@ class _Run:
             config=config.to_json(),
             environment=environment(cpu_flags(), cpu=cpu_name()),
             warnings=self.prepared.warnings,
-            notes=self.prepared.notes,
+            notes=(*filter(None, [self.strategy.caption]), *self.prepared.notes),
             finished=finished,
         )
         self.writer.write(document, final=finished)

@@ -94,7 +94,7 @@ def test_the_help_and_the_options_come_from_the_table(invoke: Invoke) -> None:
     text = " ".join(invoke("tune", "--help").stdout.split())
     for kind in STRATEGIES.values():
         assert f"{kind.name}: {kind.help}" in text
-    assert "--permutations INTEGER Walks that the values are averaged over. (Strategies shapley.)" in text
+    assert "--permutations INTEGER Walks that the values are averaged over. (Read by shapley.)" in text
 
 
 @pytest.mark.parametrize(
