@@ -21,8 +21,9 @@ from passes.carried import free_names, import_proto, mask, put_back, unmasked
 from passes.carrying import carry_annotations
 from passes.editing import sort_nodes, subgraphs
 from passes.errors import GraphError, UnsupportedModelError
-from passes.external_data import KEPT_BYTES, is_external, spill, spill_array, tensor_array
+from passes.external_data import KEPT_BYTES, is_external, tensor_array
 from passes.model import Model, every_graph, is_large, normalized
+from passes.spilling import spill, spill_array
 from passes.tensors import stored_bytes
 from runtime_ops.functions import DOMAIN, function
 

@@ -15,8 +15,9 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.editing import is_constant, values, values_type
-from passes.external_data import is_external, spill_array
+from passes.external_data import is_external
 from passes.graph import ExternalValues
+from passes.spilling import spill_array
 
 __all__ = ["fold_heavy", "reads_file"]
 

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from onnxq.data import Dataset, input_specs
+from onnxq.machine import return_freed_memory
 from onnxq.proof.compare import nonfinite, sqnr, unlike_shapes
 from onnxq.proof.feeds import Feed, Proposal, feeds_of, proposed_feeds
 from onnxq.proof.growth import outgrows
@@ -110,6 +111,10 @@ class Reference:
         if self._tried:
             return
         self._tried = True
+        self._run()
+        return_freed_memory()  # before the next session opens
+
+    def _run(self) -> None:
         try:
             runner = Runner(self.model)
         except InvalidModelError as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from onnxq.machine import return_freed_memory
 from onnxq.proof.compare import EXACT, difference, moved, own_noise, unlike_shapes
 from onnxq.proof.feeds import Feed
 from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner
@@ -51,15 +52,20 @@ class Trial:
         Raises InvalidModelError where it does not load or run, ProofError where it does not end.
         """
         if id(model) not in self._answers:
-            runner = Runner(model, self.path if model is self.made else None)
-            self._answers[id(model)] = self._run(runner)
+            self._answers[id(model)] = self._run(model)
         return self._answers[id(model)]
 
     def decoded(self) -> list[Outputs]:
         """The written model's outputs where `load_session` opens it. Raises as `answers` does."""
-        return self._run(Runner(self.made, self.path, ours=True))
+        return self._run(self.made, ours=True)
 
-    def _run(self, runner: Runner) -> list[Outputs]:
+    def _run(self, model: Model, *, ours: bool = False) -> list[Outputs]:
+        try:
+            return self._answered(Runner(model, self.path if model is self.made else None, ours=ours))
+        finally:
+            return_freed_memory()  # before the next session opens
+
+    def _answered(self, runner: Runner) -> list[Outputs]:
         limit = max(_LEAST_SECONDS, self.given.seconds * _SLOWER)
         name = self.made.name
         try:

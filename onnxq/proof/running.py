@@ -48,7 +48,7 @@ class Runner:
 
     def __init__(self, model: Model, path: Path | None = None, *, ours: bool = False) -> None:
         self.model = model
-        self._session = load_session(path or model) if ours else stock_session(path or model, model.name)
+        self._session = load_session(path or model) if ours else stock_session(model, path)
         self.names: list[str] = [value.name for value in self._session.get_outputs()]
 
     def run(self, feed: Feed, seconds: float) -> Outputs:
@@ -73,7 +73,12 @@ class Runner:
             raise Refusal(_first_line(error)) from None
         finally:
             timer.cancel()
-        return dict(zip(self.names, values, strict=True))
+        return dict(zip(self.names, map(_own, values), strict=True))
+
+
+def _own(value: Any) -> Any:
+    """The output in memory of its own: ONNX Runtime's keeps the whole arena of its session."""
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _first_line(error: BaseException) -> str:

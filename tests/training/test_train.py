@@ -243,7 +243,7 @@ def test_a_broken_checkpoint_is_an_error(work: Path) -> None:
         (("--method", "qat", "--activations", "uint8:dynamic"), "not trained"),
         (("--method", "smpq", "--bops", "0.01", "--activations", "8"), "--bops 0.01"),
         (("--augment", "turn"), "--augment turn"),
-        (("--bits", "2,x"), "--bits 2,x"),
+        (("--method", "smpq", "--bits", "2,x"), "--bits 2,x"),
         (("--policy", "absent.json", "--method", "qat"), "absent.json"),
     ],
 )
