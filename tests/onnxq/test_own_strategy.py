@@ -113,3 +113,13 @@ def test_wrong_strategies_are_told(spec: str, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
         open_strategy(spec)
     assert strategy_text(open_strategy("threshold{tau=0.5}")) == "threshold{tau=0.5}"
+
+
+def test_a_strategy_that_a_run_folder_names_is_not_imported(own: Path) -> None:
+    Path("trap.py").write_text("raise SystemExit('was run')\n", encoding="utf-8")
+    stored = config(own, "trap:Strategy{tau=1}").to_json()
+    assert stored["strategy"] == "trap:Strategy{tau=1}"
+    read = oq.TuneConfig.from_json(stored)
+    assert read.fingerprint()["--strategy"] == "trap:Strategy{tau=1}"
+    assert read.scheme_options.modes == ("weights",)
+    assert "trap" not in sys.modules
