@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
 import onnxq as oq
@@ -15,8 +17,10 @@ from passes.equalize import Equalize
 from passes.errors import UserError
 from passes.fields import Option, When, check_fields, declared, from_texts, to_text
 from passes.fold_batchnorm import FoldBatchNorm
+from passes.model import Model
 from passes.policy import LayerPolicy, Scheme
 from passes.simplify import Simplify
+from tests.nets import Net
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,14 @@ def test_what_is_parsed_is_parsed_once_and_kept_apart() -> None:
     assert not [key for key in config.fingerprint() if "options" in key]
     assert not [key for key in TrainConfig().identity() if "options" in key]
     assert re.fullmatch(r"\d+\.\d+", config.fingerprint()["--tau"])
+
+
+def test_calibrated_ranges_fit_a_context(tmp_path: Path) -> None:
+    """They once took a ModelProto, where passes give a Model."""
+    net = Net(seed=1)
+    model = Model(net.model(net.conv(net.input("x", ["N", 3, 8, 8]), 3, 4, name="c")).proto, "net")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32))
+    ranges = oq.CalibratedRanges(oq.open_dataset(tmp_path / "x.npy", model))
+    found = oq.Quantize()(model, oq.Context(ranges=ranges)).model.proto
+    wanted = oq.Quantize()(model, oq.calibrate(oq.open_dataset(tmp_path / "x.npy", model))).model.proto
+    assert found.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
