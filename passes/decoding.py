@@ -1,7 +1,8 @@
 """Weights that stand as bit streams, as plain float again: what a loader hands over, and the pass `decode`.
 
-A stream's node and the Slice, Cast and Transpose that passes/packed.py puts behind it are computed here; what
-comes out is bit for bit what the function in the file gives. Nodes whose streams are no constants stay.
+A stream's node and the Slice, Cast and Transpose that passes/formats/bitstream.py puts behind it are computed
+here; what comes out is bit for bit what the function in the file gives. Nodes whose streams are no constants
+stay.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from onnx import numpy_helper
 from passes.base import Context, Pass, register
 from passes.errors import InvalidModelError
 from passes.external_data import is_external, spill_array, tensor_array
+from passes.formats import stream_of
 from passes.model import Model, every_graph, is_large
 from passes.quantize import POLICY_KEY
-from runtime_ops.decode import decode_packed_affine, decode_packed_gse, decode_packed_tcq
-from runtime_ops.functions import DOMAIN, GSE_OP, STREAM_OPS, TCQ_OP
+from runtime_ops.functions import DOMAIN
 from runtime_ops.kernels import empty_floats
 
 __all__ = ["Decode", "decode_weights", "has_packed_weights"]
@@ -33,7 +34,7 @@ _BEHIND = ("Slice", "Cast", "Transpose")
 
 
 def _is_packed(node: onnx.NodeProto) -> bool:
-    return node.domain == DOMAIN and node.op_type in STREAM_OPS
+    return stream_of(node.domain, node.op_type) is not None
 
 
 def has_packed_weights(proto: onnx.ModelProto) -> bool:
@@ -53,7 +54,10 @@ def _array(tensor: onnx.TensorProto, dtype: npt.DTypeLike) -> Array:
     return np.frombuffer(raw, dtype) if raw else numpy_helper.to_array(tensor)
 
 
-def _scales(tensor: onnx.TensorProto) -> Array:
+def _read(tensor: onnx.TensorProto, kind: str) -> Array:
+    """An input of a stream's node, of the element type that its `Stream.reads` names."""
+    if kind != "scale":
+        return _array(tensor, np.dtype(kind))
     if tensor.data_type not in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
         raise ValueError("its scales are neither float16 nor float32")
     return _array(tensor, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -71,19 +75,10 @@ def _decoded(
     try:
         if shape is None:
             raise KeyError("shape")
-        packed = _array(held[node.input[0]], np.uint8)
-        if node.op_type == TCQ_OP:
-            scale, levels = _scales(held[node.input[1]]), _array(held[node.input[2]], np.int8)
-            values = decode_packed_tcq(packed, scale, levels, numbers["bits"], shape, out)
-            return values.reshape(shape)
-        geometry = (numbers["bits"], numbers["group_size"])
-        if node.op_type == GSE_OP:
-            exponents = _array(held[node.input[1]], np.uint8)
-            values = decode_packed_gse(packed, exponents, *geometry, numbers["exponent_base"], shape, out)
-        else:
-            scale, zero = _scales(held[node.input[1]]), _array(held[node.input[2]], np.int8)
-            values = decode_packed_affine(packed, scale, zero, *geometry, shape, out)
-        return values.reshape(shape)
+        stream = stream_of(node.domain, node.op_type)
+        assert stream is not None  # `_is_packed` said so
+        arrays = [_read(held[name], kind) for name, kind in zip(node.input, stream.reads, strict=False)]
+        return stream.decode(arrays, numbers, shape, out).reshape(shape)
     except (KeyError, ValueError, TypeError) as error:
         what = f"attribute {error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidModelError(

@@ -16,10 +16,12 @@ import onnx_graphsurgeon as gs
 from passes.base import Context
 from passes.biases import fold_gemm_factors
 from passes.editing import add_constant, add_shared, consumers, is_constant, unique_name, values, values_type
+from passes.formats import Form
+from passes.formats.encoded import unsigned
 from passes.layers import Layer, weight_index
 from passes.policy import LayerPolicy
 from passes.sharing import SharedWeights
-from passes.weights import EncodedWeight, unsigned
+from passes.weights import EncodedWeight
 
 __all__ = ["quantize_dynamic"]
 
@@ -72,13 +74,14 @@ def quantize_dynamic(
     layer: Layer,
     node: gs.Node,
     choice: LayerPolicy,
+    form: Form | None,
     context: Context,
     shared: SharedWeights,
     encoded: EncodedWeight | None = None,
 ) -> bool:
     """Rewrite the layer in place; False with a note when it has no integer form (weights only then).
 
-    encoded: the weight, where it was rounded before.
+    form: of its weight. encoded: the weight, where it was rounded before.
     """
     reason = _refusal(layer, node, choice)
     if reason is not None:
@@ -88,6 +91,7 @@ def quantize_dynamic(
         return False
     index = weight_index(node)
     assert index is not None  # it is a layer
+    assert form is not None  # whose weight does not stay float
     if choice.weights.bits in (2, 4):
         reason = "is stored in 8 bits a weight: integer operators take no narrower type"
         context.note("info", layer.name, reason)
@@ -97,7 +101,7 @@ def quantize_dynamic(
         encoded = shared.encoded(layer, tensor, values(tensor), choice.weights)
     if node.op == "Conv":
         encoded = unsigned(encoded)  # ONNX Runtime before 1.24 has no ConvInteger for int8
-    stored = shared.place(layer, graph, encoded, choice.weights, "dynamic", lambda _, held: held)
+    stored = shared.place(layer, graph, encoded, choice.weights, form, "dynamic", lambda _, held: held)
     codes = stored.codes.T if node.op == "Gemm" and node.attrs.get("transB", 0) else stored.codes
     hint, data = node.inputs[index].name, node.inputs[0]
     zero_code = np.asarray(128 if codes.dtype == np.uint8 else 0, codes.dtype)

@@ -24,7 +24,7 @@ from passes.errors import GraphError, UnsupportedModelError
 from passes.external_data import KEPT_BYTES, is_external, spill, spill_array, tensor_array
 from passes.model import Model, every_graph, is_large, normalized
 from passes.tensors import stored_bytes
-from runtime_ops.functions import DOMAIN, function
+from runtime_ops.functions import DOMAIN, registered_function
 
 __all__ = [
     "ExternalValues",
@@ -304,7 +304,7 @@ def declare_functions(proto: onnx.ModelProto) -> None:
     missing = calls - {held.name for held in proto.functions if held.domain == DOMAIN}
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
     try:
-        proto.functions.extend(function(name, opset) for name in sorted(missing))
+        proto.functions.extend(registered_function(name, opset) for name in sorted(missing))
     except ValueError as error:
         raise UnsupportedModelError(f"a layer is stored as a bit stream: {error}") from None
     if calls and not any(o.domain == DOMAIN for o in proto.opset_import):

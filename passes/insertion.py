@@ -20,17 +20,18 @@ from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias
 from passes.dynamic import quantize_dynamic
 from passes.editing import values, values_type
 from passes.errors import PolicyError
+from passes.formats import format_of
 from passes.inference import infer_types
 from passes.layers import Layer, graph_layers, weight_index
 from passes.model import Model
-from passes.packed import Storage, write_packed
 from passes.placement import ActivationPlan, activation_input, plan_activations
-from passes.policy import LayerPolicy, Policy
+from passes.plan import Plan
+from passes.policy import LayerPolicy
 from passes.rounding import RoundedLayer
 from passes.rounding_tasks import rounding_tasks
 from passes.sharing import SharedWeights
 from passes.simulated import simulate_input
-from passes.weights import EncodedWeight, write_weight
+from passes.weights import EncodedWeight
 
 __all__ = ["Insertion", "Rounding"]
 
@@ -40,22 +41,19 @@ Rounding = Literal["nearest", "analytic", "bias", "gptq", "adaround", "brecq"]
 class Insertion:
     """One quantization of one graph, which is edited in place.
 
-    policy: only what the layers' types and opset allow. standard, rounding: as in Quantize. fuses: whether
-    pairs stand where ONNX Runtime fuses them, and biases are integers.
+    plan: of its layers (passes/plan.py), which the opset allows. rounding: as in Quantize.
     """
 
     def __init__(
         self,
         graph: gs.Graph,
         model: Model,
-        policy: Policy,
+        plan: Plan,
         context: Context,
-        standard: bool = False,
         rounding: Rounding = "nearest",
-        fuses: bool = True,
     ) -> None:
-        self.graph, self.model, self.policy, self.context = graph, model, policy, context
-        self.storage, self.rounding = Storage(standard, fuses), rounding
+        self.graph, self.model, self.plan, self.context = graph, model, plan, context
+        self.policy, self.rounding = plan.policy, rounding
         self.found = graph_layers(graph)
         self.types = infer_types(graph)
         self.ranges: dict[str, Range] = {}
@@ -65,16 +63,16 @@ class Insertion:
     def run(self) -> None:
         """Raises PolicyError where static activations have no calibration data."""
         static = {id(node): layer for layer, node, home in self.found if home is self.graph}
-        plan = plan_activations(self.graph, static, self.policy, inputs_only=not self.storage.fuses)
-        self._calibrate(plan)
+        pairs = plan_activations(self.graph, static, self.policy, inputs_only=not self.plan.target.fuses)
+        self._calibrate(pairs)
         self._pool_floors()
         rounded: Mapping[str, RoundedLayer] = {}
-        given = self.graph, self.found, self.policy, self.ranges, self.storage, self.context
+        lent = self.graph, self.found, self.plan, self.ranges, self.context
         if self.rounding == "analytic":
-            tasks = rounding_tasks(*given, method="bias")
+            tasks = rounding_tasks(*lent, method="bias")
             rounded = analytic_biases(self.graph, self.found, tasks, self.context)
         elif self.rounding != "nearest" and self.context.rounder is not None:
-            tasks = rounding_tasks(*given, method=self.rounding)
+            tasks = rounding_tasks(*lent, method=self.rounding)
             rounded = self.context.rounder(self.model, tasks)
         for layer, node, home in self.found:
             choice = self.policy[layer.name]
@@ -88,14 +86,16 @@ class Insertion:
                 set_bias(self.graph, node, held.bias, values_type(node.inputs[index]))
             encoded = held.encoded if held is not None else self.context.encoded.get(layer.name)
             dynamic = choice.activations.dynamic and home is self.graph
-            if dynamic and quantize_dynamic(home, layer, node, choice, self.context, self.shared, encoded):
+            form = self.plan[layer.name].form
+            given = home, layer, node, choice, form, self.context, self.shared, encoded
+            if dynamic and quantize_dynamic(*given):
                 continue
-            if choice.activations.format == "gse":
+            if choice.is_simulated:
                 simulate_input(home, self.graph, layer, node, choice.activations, self.types, self.context)
             if not choice.weights.is_float:
                 self._encode(layer, node, home, choice, encoded)
         self.shared.tell(self.policy, self.context)
-        insert_pairs(self.graph, plan, self.ranges, self.types)
+        insert_pairs(self.graph, pairs, self.ranges, self.types)
         for name in guard_float_layers(self.graph):
             why = "has one input channel, so that ONNX Runtime may quantize its float weights by itself"
             self.context.note("info", name, why)
@@ -129,43 +129,36 @@ class Insertion:
         fold_gemm_factors(self.graph, node, index)
         tensor = node.inputs[index]
         array = values(tensor)
-        source, bias = self._integer_bias(layer, node, home, choice)
+        source, bias = self._integer_bias(layer, node, home)
         floor = None
         if bias is not None and source is not None:
             floor = self._scale_floor(layer, array, bias, source, choice)
         if (layer.weight, str(choice.weights)) in self._floors:
             floor = self._floors[layer.weight, str(choice.weights)]
-        packed = self.storage.packs(choice)
+        plan, scheme = self.plan[layer.name], choice.weights
+        form = plan.form
+        assert form is not None  # the weight does not stay float
         if encoded is None:
-            encoded = self.shared.encoded(layer, tensor, array, choice.weights, floor, half=packed)
-        self._tell_loss(layer, encoded)
-        shield = (
-            layer.op == "MatMul"
-            and choice.weights.granularity == "channel"
-            and (index == 0 or array.ndim > 2)
-        )
+            encoded = self.shared.encoded(layer, tensor, array, scheme, floor, half=plan.half)
+        told = format_of(scheme).losses(encoded)
+        if told is not None:
+            self.context.note("info", layer.name, told)
 
-        def write(graph: gs.Graph, stored: EncodedWeight) -> gs.Variable:
-            what = self.graph, tensor.name, encoded if packed else stored, choice.weights, array.dtype
-            return write_packed(graph, *what) if packed else write_weight(graph, *what, shield)
+        def write(graph: gs.Graph, stored: EncodedWeight) -> gs.Tensor:
+            return form.write(graph, self.graph, tensor.name, stored, scheme, array.dtype, plan.shield)
 
-        node.inputs[index] = self.shared.place(
-            layer, home, encoded, choice.weights, (packed, shield and not packed), write
-        )
-        if packed:
-            return
-        if bias is not None and source is not None:
+        node.inputs[index] = self.shared.place(layer, home, encoded, scheme, form, plan.shield, write)
+        if form.gives == "codes" and bias is not None and source is not None:
             write_bias(self.graph, node, bias, source.scale, encoded.scale)
 
     def _integer_bias(
-        self, layer: Layer, node: gs.Node, home: gs.Graph, choice: LayerPolicy
+        self, layer: Layer, node: gs.Node, home: gs.Graph
     ) -> tuple[Range | None, npt.NDArray[np.float64] | None]:
         """Range of what the layer reads and its bias, where the bias becomes int32."""
         source = self.ranges.get(activation_input(node).name) if home is self.graph else None
-        source = source if self.storage.fuses else None
+        source = source if self.plan.target.fuses else None
         # ONNX Runtime would quantize the bias of 16-bit weights as well, and let it overflow.
-        plain = choice.weights.is_integer and choice.weights.granularity != "block"
-        if source is None or not plain:
+        if source is None or not self.plan[layer.name].integer_bias:
             return source, None
         return source, constant_bias(node, layer.weight_shape[layer.channel_axis])
 
@@ -176,20 +169,11 @@ class Insertion:
             if choice.weights.is_float or index is None or not self.shared.is_shared(layer):
                 continue
             fold_gemm_factors(self.graph, node, index)
-            source, bias = self._integer_bias(layer, node, home, choice)
+            source, bias = self._integer_bias(layer, node, home)
             if source is not None and bias is not None:
                 key = layer.weight, str(choice.weights)
                 floor = bias_floor(bias, float(source.scale))
                 self._floors[key] = np.maximum(self._floors.get(key, floor), floor)
-
-    def _tell_loss(self, layer: Layer, encoded: EncodedWeight) -> None:
-        """GSE's exponents have 5 bits a tensor; what falls below them is told."""
-        if encoded.gse is not None and encoded.gse.raised:
-            what = f"{encoded.gse.raised} group(s) have exponents below the 5-bit window of the tensor"
-            cost = (
-                f"their weights were rounded on its coarsest step, off by up to {encoded.gse.loss:.3g} more"
-            )
-            self.context.note("info", layer.name, f"{what}; {cost}")
 
     def _scale_floor(
         self,

@@ -2,8 +2,7 @@
 returns and the one thing that quantizing passes obey. Excluding a layer is the policy `float` for it.
 
 A scheme as text: `float`, `int8`, `int4:block32`, `uint8:tensor:asym`, `int8:channel`, `int8:dynamic`,
-`gse6`, `gse4:block16`, `gse8:block32:paper` (runtime_ops/gse.py has the format and its encoders), `tcq3`
-(runtime_ops/trellis.py).
+`gse6`, `gse4:block16`, `gse8:block32:paper`, `tcq3`; passes/formats/ has the formats.
 """
 
 from __future__ import annotations
@@ -11,145 +10,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
 from passes.errors import PolicyError
+from passes.formats import FLOAT, Scheme, format_of
 from passes.jsontext import read_json
 from passes.layers import Layer
-from runtime_ops.gse import Encoder
-from runtime_ops.trellis import TCQ_BITS
 
-__all__ = ["FLOAT", "POLICY_KEY", "LayerPolicy", "Policy", "Scheme", "load_policy"]
+__all__ = ["FLOAT", "POLICY_KEY", "LayerPolicy", "Policy", "Scheme", "Site", "load_policy"]
 
-Format = Literal["float", "int", "gse", "tcq"]
-Granularity = Literal["tensor", "channel", "block"]
 Site = Literal["none", "input", "output"]
-INTEGER_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-GSE_BITS = (2, 3, 4, 5, 6, 7, 8)
-GSE_BLOCK = 32
-# Where a scheme's text does not say it.
-_GRANULARITY: dict[Format, Granularity] = {"int": "tensor", "gse": "block", "tcq": "channel"}
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one tensor is represented.
-
-    bits: 2-8 or 16. granularity: one scale per tensor, output channel or block of `block_size`
-    weights along the flattened row of an output channel. signed: two's complement codes.
-    symmetric: zero point 0. dynamic (activations): the range is found at run time.
-    GSE has blocks (a shared exponent each), signed and symmetric; `encoder` says how it rounds. Activations
-    in GSE are simulated: `block_size` channels share an exponent that is found at run time.
-    TCQ, for weights alone, has a scale per channel and levels of its own.
-    """
-
-    format: Format = "float"
-    bits: int = 32
-    granularity: Granularity = "tensor"
-    block_size: int = 0
-    symmetric: bool = True
-    signed: bool = True
-    dynamic: bool = False
-    encoder: Encoder = "nearest"
-
-    def __post_init__(self) -> None:
-        if self.format == "int" and self.bits not in INTEGER_BITS:
-            raise PolicyError(f"an integer scheme has 2 to 8 or 16 bits, not {self.bits}")
-        if (self.granularity == "block") != (self.block_size > 0):
-            raise PolicyError("a block scheme, and only that, has a block size, as in int4:block32")
-        if self.format == "tcq":
-            self._check_tcq()
-        if self.format == "gse":
-            self._check_gse()
-        elif self.encoder != "nearest":
-            raise PolicyError("only GSE has the paper's encoder, as in gse8:paper")
-
-    def _check_gse(self) -> None:
-        if self.bits not in GSE_BITS:
-            raise PolicyError(f"a GSE scheme has 2 to 8 bits, not {self.bits}")
-        if self.granularity != "block" or not self.signed or not self.symmetric or self.dynamic:
-            raise PolicyError("GSE has groups that share an exponent, and nothing else: gse6:block32")
-
-    def _check_tcq(self) -> None:
-        if self.bits not in TCQ_BITS:
-            raise PolicyError(f"a TCQ scheme has {TCQ_BITS[0]} to {TCQ_BITS[-1]} bits, not {self.bits}")
-        if self.granularity != "channel" or not self.signed or not self.symmetric or self.dynamic:
-            raise PolicyError("TCQ has one scale per channel, and nothing else to choose: tcq3")
-
-    @property
-    def is_float(self) -> bool:
-        return self.format == "float"
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether codes are integers, which kernels may read; those of GSE and TCQ are not."""
-        return self.format == "int"
-
-    @property
-    def is_static(self) -> bool:
-        """Of activations: integers whose range is calibrated ahead of time."""
-        return self.is_integer and not self.dynamic
-
-    def __str__(self) -> str:
-        if self.is_float:
-            return "float"
-        parts = [f"{'' if self.signed else 'u'}{self.format}{self.bits}"]
-        if self.granularity == "block":
-            parts.append(f"block{self.block_size}")
-        elif self.granularity == "channel" and self.format != "tcq":
-            parts.append("channel")
-        if self.symmetric != self.signed:
-            parts.append("sym" if self.symmetric else "asym")
-        elif not self.signed:
-            parts.append("asym")
-        if self.dynamic:
-            parts.append("dynamic")
-        if self.encoder != "nearest":
-            parts.append(self.encoder)
-        return ":".join(parts)
-
-    @classmethod
-    def parse(cls, text: str) -> Scheme:
-        """A scheme from its text form. Raises PolicyError naming the part that is wrong."""
-        head, *rest = text.strip().lower().split(":")
-        if head in ("float", "fp32", "none"):
-            return FLOAT
-        match = re.fullmatch(r"(u?)(int|gse|tcq)(\d+)", head)
-        if match is None:
-            raise PolicyError(
-                f"'{text}' is no scheme; write float, int8, uint8, int4:block32, int8:channel, gse6, tcq3"
-            )
-        form = cast(Format, match.group(2))
-        signed = match.group(1) == ""
-        granularity: Granularity = _GRANULARITY[form]
-        block, symmetric, dynamic = GSE_BLOCK if form == "gse" else 0, signed, False
-        encoder: Encoder = "nearest"
-        for part in rest:
-            if part in ("tensor", "channel"):
-                granularity, block = ("tensor" if part == "tensor" else "channel"), 0
-            elif re.fullmatch(r"block\d+", part):
-                granularity, block = "block", int(part[5:])
-            elif part in ("sym", "asym"):
-                symmetric = part == "sym"
-            elif part == "dynamic":
-                dynamic = True
-            elif part in ("nearest", "paper"):
-                encoder = "paper" if part == "paper" else "nearest"
-            else:
-                raise PolicyError(
-                    f"'{text}': '{part}' is none of tensor, channel, blockN, sym, asym, dynamic, paper"
-                )
-        try:
-            return cls(form, int(match.group(3)), granularity, block, symmetric, signed, dynamic, encoder)
-        except PolicyError as error:
-            raise PolicyError(f"'{text}': {error}") from None
-
-
-FLOAT = Scheme()
 # The entry of a model's metadata that holds the policy it was quantized by.
 POLICY_KEY = "onnxq.policy"
 
@@ -165,6 +38,11 @@ class LayerPolicy:
     @property
     def is_float(self) -> bool:
         return self.weights.is_float and self.activations.is_float
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether activations are rounded at run time, in float."""
+        return not self.activations.is_float and format_of(self.activations).simulation is not None
 
     @property
     def bit_product(self) -> int:

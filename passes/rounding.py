@@ -1,8 +1,8 @@
 """Data-aware rounding of one layer's weight: an encoder beside `encode_weight` (runtime_ops/rounding.py).
 
 The application brings the moments of the layer's input, in the float network and in the network quantized
-so far; this module lays the weight out in rows, rounds them on the scales that the format allows
-(passes/rounding_grid.py), and gives the encoded weight and the bias that belongs to it.
+so far; this module lays the weight out in rows, has its format round them (passes/formats/), and gives the
+encoded weight and the bias that belongs to it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from passes.biases import bias_floor
+from passes.formats import format_of
+from passes.formats.base import RowTask
 from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
-from passes.rounding_grid import RowFormat
-from passes.weights import EncodedWeight, shape_trellis, trellis_scale
+from passes.weights import EncodedWeight
 from runtime_ops.adaround import Learning
 from runtime_ops.rounding import (
     corrected_target,
     damped,
-    round_rows,
     upper_factor,
 )
-from runtime_ops.trellis_rounding import round_trellis
 
 __all__ = [
     "Dampings",
@@ -175,15 +174,9 @@ def _round_to(
         if keeps and bias is not None and task.input_scale is not None:
             wanted = bias_floor(bias, task.input_scale)
             floor = wanted if floor is None else np.maximum(floor, wanted)
-        if task.scheme.format == "tcq":
-            encoded = _trellis(task, target, metric, sweeps)
-        else:
-            form = RowFormat(task.layer, task.array, task.scheme, target, floor=floor, half=task.half)
-            encoded = form.plain
-            if metric is not None:
-                grid, refit = form.grid(), form.refit()
-                rows = round_rows(target, *metric, grid, sweeps=sweeps, represent=refit, learning=learning)
-                encoded = form.encoded(rows)
+        axis = task.layer.channel_axis
+        rows = RowTask(task.array, axis, task.scheme, target, floor, task.half)
+        encoded = format_of(task.scheme).rounded(rows, metric, sweeps, learning)
         if task.bias is None:
             return RoundedLayer(encoded, None)
         real = _rows(encoded.decoded, task.layer.channel_axis, groups)
@@ -195,8 +188,7 @@ def _round_to(
 
 
 def _has_integer_bias(task: RoundingTask) -> bool:
-    plain = task.scheme.is_integer and task.scheme.granularity != "block"
-    return task.input_scale is not None and task.bias is not None and plain
+    return task.input_scale is not None and task.bias is not None and task.scheme.has_row_scales
 
 
 def with_codes(task: RoundingTask, encoded: EncodedWeight, moments: Moments) -> RoundedLayer | None:
@@ -214,17 +206,6 @@ def with_codes(task: RoundingTask, encoded: EncodedWeight, moments: Moments) -> 
     # As in `_round_to`: the floor leaves a factor of 2.
     fits = (2 * encoded.scale >= bias_floor(bias, task.input_scale)).all()
     return RoundedLayer(encoded, bias) if fits else None
-
-
-def _trellis(
-    task: RoundingTask, target: Float, metric: tuple[Float, Float] | None, sweeps: int
-) -> EncodedWeight:
-    """W1 [N, M, K] as a trellis."""
-    found = round_trellis(
-        target, task.scheme.bits, trellis_scale(task.scheme), *(metric or ()), sweeps=sweeps
-    )
-    windows = found.windows.reshape(-1, found.windows.shape[-1])
-    return shape_trellis(task.array, task.layer.channel_axis, task.scheme, windows, found.scale.reshape(-1))
 
 
 def _bias_shift(weight: Float, real: Float, moments: Moments) -> Float:

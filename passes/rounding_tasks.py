@@ -19,10 +19,11 @@ from passes.activations import Range
 from passes.base import Context
 from passes.biases import bias_floor, fold_gemm_factors, room_for_bias
 from passes.editing import values
+from passes.formats import format_of
 from passes.layers import Layer, weight_index
-from passes.packed import Storage
 from passes.placement import activation_input
-from passes.policy import Policy, Scheme
+from passes.plan import Plan
+from passes.policy import Scheme
 from passes.rounding import Method, RoundingTask
 
 __all__ = ["rounding_tasks"]
@@ -36,34 +37,35 @@ def _plain_only(layer: Layer, weights: Scheme) -> str | None:
         return "is a ConvTranspose"
     if layer.op == "MatMul" and len(layer.weight_shape) > 2:
         return "has a weight of more than two axes"
-    return "has the paper's encoder" if weights.encoder == "paper" else None
+    return format_of(weights).plain_only(weights)
 
 
 def rounding_tasks(
     graph: gs.Graph,
     found: Sequence[tuple[Layer, gs.Node, gs.Graph]],
-    policy: Policy,
+    plan: Plan,
     ranges: Mapping[str, Range],
-    storage: Storage,
     context: Context,
     method: Method = "gptq",
 ) -> list[RoundingTask]:
-    """A task for every layer whose weights the policy quantizes, in graph order; Gemm's factors are folded.
+    """A task for every layer whose weights the plan quantizes, in graph order; Gemm's factors are folded.
 
     ranges: of quantized activations by name. method: see `RoundingTask`.
     """
     tasks: list[RoundingTask] = []
     readers: dict[str, list[int]] = {}
     for layer, node, _ in found:
-        choice, index = policy[layer.name], weight_index(node)
+        held, index = plan[layer.name], weight_index(node)
+        choice = held.choice
         if choice.weights.is_float or index is None:
             continue
         reason = _plain_only(layer, choice.weights)
         if reason is not None:
             context.note("info", layer.name, f"{reason}: rounded to nearest")
             continue
-        if choice.weights.format == "tcq" and method in ("adaround", "brecq"):
-            context.note("info", layer.name, "a trellis is not learned: rounded as by gptq")
+        unlearned = format_of(choice.weights).unlearned(choice.weights)
+        if unlearned is not None and method in ("adaround", "brecq"):
+            context.note("info", layer.name, unlearned)
         fold_gemm_factors(graph, node, index)
         array = values(node.inputs[index])
         source = ranges.get(activation_input(node).name)
@@ -74,8 +76,8 @@ def rounding_tasks(
                 array,
                 choice.weights,
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
-                input_scale=float(source.scale) if source is not None and storage.fuses else None,
-                half=storage.packs(choice),
+                input_scale=float(source.scale) if source is not None and plan.target.fuses else None,
+                half=held.half,
                 method=method,
             )
         )
@@ -101,6 +103,6 @@ def _common_floor(tasks: Sequence[RoundingTask]) -> npt.NDArray[np.float32] | No
         for task in tasks
         if task.bias is not None and task.input_scale is not None
     ]
-    if not floors or not tasks[0].scheme.is_integer or tasks[0].scheme.granularity == "block":
+    if not floors or not tasks[0].scheme.has_row_scales:
         return None
     return np.asarray(np.max(floors, axis=0))

@@ -22,10 +22,11 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.base import Context
+from passes.formats import Form
 from passes.layers import Layer, weight_index
 from passes.policy import Policy, Scheme
 from passes.sizes import layer_bytes
-from passes.weights import EncodedWeight, container_bits, encode_layer, unsigned
+from passes.weights import EncodedWeight, encode_layer
 
 __all__ = ["SharedWeights"]
 
@@ -86,19 +87,19 @@ class SharedWeights:
         home: gs.Graph,
         encoded: EncodedWeight,
         scheme: Scheme,
-        form: Hashable,
+        form: Form,
+        manner: Hashable,
         write: Callable[[gs.Graph, EncodedWeight], Any],
     ) -> Any:
         """What `write` gives for a graph and a weight, or what it gave for an earlier layer.
 
-        form: whatever else than the codes makes a difference in the file.
+        form: of the weight. manner: whatever else makes a difference in the file.
         """
         if not self.is_shared(layer):
             return write(home, encoded)
-        key = (layer.weight, _digest(encoded), encoded.channel_axis, form)
+        key = (layer.weight, _digest(encoded), encoded.channel_axis, form.name, manner)
         if key not in self._written:
-            # Schemes of 2 and 4 bits have int8 codes here, and types of their own in the file.
-            stored = unsigned(encoded) if container_bits(scheme.bits) == 8 else encoded
+            stored = form.shared(encoded, scheme)
             self._written[key] = write(self.root if layer.weight in self._nested else home, stored)
             what = f"{scheme} along axis {encoded.channel_axis}"
             self._sets.setdefault(layer.weight, {})[key] = what, layer_bytes(layer, scheme)

@@ -11,11 +11,12 @@ import onnx_graphsurgeon as gs
 
 from passes.base import Context
 from passes.editing import consumers, replace_uses, unique_name
+from passes.formats import format_of
 from passes.inference import Types
 from passes.layers import Layer, weight_index
 from passes.placement import quantized_input
 from passes.policy import Scheme
-from runtime_ops.functions import DOMAIN, SIMULATED_OP
+from runtime_ops.functions import DOMAIN
 
 __all__ = ["simulate_input"]
 
@@ -46,20 +47,17 @@ def simulate_input(
         context.note("refused", layer.name, reason)
         return
     tensor, reader = quantized_input(node)
-    attributes = {
-        "bits": scheme.bits,
-        "group_size": scheme.block_size,
-        "rows": rows,
-        "truncate": int(scheme.encoder == "paper"),
-    }
+    simulation = format_of(scheme).simulation
+    assert simulation is not None  # the policy was checked
+    op, attributes = simulation.op, simulation.attributes(scheme, rows)
     for other in consumers(tensor):
-        if other.op == SIMULATED_OP and other.attrs == attributes and any(n is other for n in graph.nodes):
+        if other.op == op and other.attrs == attributes and any(n is other for n in graph.nodes):
             result = other.outputs[0]
             break
     else:
         kind = types.of(tensor)
         name = unique_name(root, f"{tensor.name}_simulated")
         result = gs.Variable(name, tensor.dtype, None if kind is None else list(kind.shape or ()) or None)
-        label = unique_name(root, f"{tensor.name}_{SIMULATED_OP}")
-        graph.nodes.append(gs.Node(SIMULATED_OP, label, attributes, [tensor], [result], domain=DOMAIN))
+        label = unique_name(root, f"{tensor.name}_{op}")
+        graph.nodes.append(gs.Node(op, label, attributes, [tensor], [result], domain=DOMAIN))
     replace_uses(graph, tensor, result, only=[reader])

@@ -12,13 +12,13 @@ import onnx_graphsurgeon as gs
 from passes.base import Note
 from passes.editing import is_constant, producer, subgraphs, values
 from passes.errors import UnsupportedModelError
+from passes.formats import stream_of
 from passes.graph import import_graph
 from passes.inline_functions import functions_with_layers
 from passes.jsontext import parse_json
 from passes.layers import LAYER_OPS, weight_index
 from passes.model import Model, every_graph
 from passes.policy import POLICY_KEY, Policy
-from runtime_ops.functions import STREAM_OPS
 
 __all__ = ["counted", "no_layer", "nothing_left", "odd_layers", "quantized_already", "refuse_unchanged"]
 
@@ -66,8 +66,9 @@ def _dequantized_constant(tensor: gs.Tensor) -> bool:
     maker = producer(tensor)
     while maker is not None and maker.op in _MOVES:
         maker = producer(maker.inputs[0])
-    coded = maker is not None and maker.op in ("DequantizeLinear", *STREAM_OPS)
-    return maker is not None and coded and is_constant(maker.inputs[0])
+    if maker is None or not is_constant(maker.inputs[0]):
+        return False
+    return maker.op == "DequantizeLinear" or stream_of(maker.domain, maker.op) is not None
 
 
 def odd_layers(graph: gs.Graph) -> dict[str, list[str]]:

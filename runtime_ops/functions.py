@@ -24,7 +24,7 @@ is the sum of two matrix products, of the units and of their successors; floor(T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,13 @@ __all__ = [
     "LEAST_OPSET",
     "PACKED_OP",
     "SIMULATED_OP",
-    "STREAM_OPS",
     "TCQ_OP",
     "affine_tables",
     "function",
     "gse_tables",
     "padded_rows",
+    "register_function",
+    "registered_function",
     "tcq_tables",
 ]
 
@@ -55,8 +56,6 @@ DOMAIN = "ai.onnxq"
 GSE_OP = "GSEDequantizeLinear"
 PACKED_OP = "PackedDequantizeLinear"
 TCQ_OP = "TCQDequantizeLinear"
-# What makes a float weight of a bit stream.
-STREAM_OPS = frozenset({GSE_OP, PACKED_OP, TCQ_OP})
 SIMULATED_OP = "GSEQuantizeDequantize"
 LEAST_OPSET = 14
 
@@ -223,6 +222,20 @@ def _powers() -> str:
     """2^i at index i, negative indices counted from the end; 0 where float32 has no normal number."""
     table = [2.0**i if i < 128 else 2.0 ** (i - 256) if i >= 130 else 0.0 for i in range(256)]
     return "{" + ", ".join(repr(float(np.float32(value))) for value in table) + "}"
+
+
+# Operator -> maker of its function, beside those of this file.
+_MAKERS: dict[str, Callable[[int], onnx.FunctionProto]] = {}
+
+
+def register_function(op: str, maker: Callable[[int], onnx.FunctionProto]) -> None:
+    """Let models call `op`: `maker` gives its function for an opset."""
+    _MAKERS[op] = maker
+
+
+def registered_function(op: str, opset: int) -> onnx.FunctionProto:
+    """The function of any operator of the domain. Raises ValueError for an opset that cannot hold it."""
+    return _MAKERS[op](opset) if op in _MAKERS else function(op, opset)
 
 
 def function(op: str, opset: int) -> onnx.FunctionProto:

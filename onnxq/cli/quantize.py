@@ -35,12 +35,12 @@ def weight_text(weights: str, granularity: str | None) -> str:
     from passes.errors import UserError
     from passes.policy import Scheme
 
-    Scheme.parse(weights)  # a message about it shows what was typed
+    scheme = Scheme.parse(weights)  # a message about it shows what was typed
     named = [
         part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")
     ]
     if granularity is None:
-        plain = named or weights in ("float", "none") or weights.startswith(("gse", "tcq"))
+        plain = named or not scheme.is_integer
         return weights if plain else f"{weights}:channel"
     if named and named[0] != granularity:
         raise UserError(

@@ -24,9 +24,9 @@ from onnxq.sensitivity.rounded import RoundedWeights
 from passes.base import Context, RangeProvider
 from passes.errors import PolicyError, UnsupportedModelError
 from passes.external_data import tensor_array
+from passes.formats import format_of
 from passes.layers import Layer
 from passes.model import Model, every_graph
-from passes.packed import Storage
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.weights import encode_layer
@@ -191,7 +191,7 @@ class VariantBuilder:
             found = None if self._rounded is None else self._rounded.get(layer, scheme)
             if found is None:
                 array = self.array(layer)
-                encoded = encode_layer(layer, array, scheme, half=Storage().packs(LayerPolicy(scheme)))
+                encoded = encode_layer(layer, array, scheme, half=format_of(scheme).form(scheme).half)
                 found = encoded.decoded.astype(array.dtype), None
             self._encoded[key] = found
             while len(self._encoded) > 1 and not self._fits():

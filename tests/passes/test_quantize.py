@@ -14,13 +14,13 @@ import pytest
 from passes.activations import activation_range
 from passes.base import Context
 from passes.errors import PolicyError, UnsupportedModelError
+from passes.formats.integer import shape_integers
 from passes.graph import import_graph
 from passes.layers import find_layers, graph_layers
 from passes.model import Model, check
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.recipe import parse_recipe
-from passes.weights import shape_integers
 from tests.nets import Net, apply, feeds, optimized_ops, run, sqnr
 
 
