@@ -177,6 +177,15 @@ def _leads_to_quantize(node: gs.Node) -> bool:
         node = readers[0]
 
 
+def _float_weight(node: gs.Node) -> gs.Tensor | None:
+    """The float weight of a layer, where it has one; that of a layer in float16 is behind a Cast."""
+    if weight_index(node) is not None:
+        return node.inputs[1]
+    maker = producer(node.inputs[1]) if len(node.inputs) > 1 else None
+    cast = maker is not None and maker.op == "Cast" and is_constant(maker.inputs[0])
+    return maker.inputs[0] if maker is not None and cast else None
+
+
 def guard_float_layers(graph: gs.Graph) -> list[str]:
     """Keep float weights between pairs float (see the module's docstring).
 
@@ -184,13 +193,14 @@ def guard_float_layers(graph: gs.Graph) -> list[str]:
     """
     unguarded: list[str] = []
     for node in list(graph.nodes):
-        if node.op not in _GUARDED_OPS or weight_index(node) is None or not _leads_to_quantize(node):
+        weight = _float_weight(node)
+        if node.op not in _GUARDED_OPS or weight is None or not _leads_to_quantize(node):
             continue
         reader = producer(node.inputs[0])
         held = _held_range(reader) if reader is not None and reader.op == "DequantizeLinear" else None
         if held is None or reader is None:
             continue
-        shape = values(node.inputs[1]).shape
+        shape = values(weight).shape
         turned = node.op == "ConvTranspose" or (node.op == "Gemm" and not node.attrs.get("transB", 0))
         channels = shape[0] if turned else shape[1] * int(node.attrs.get("group", 1))
         if channels == 1:

@@ -133,8 +133,7 @@ class _Planner:
         ]
         self.scheme_of = {id(n): policy[layers[id(n)].name].activations for n in self.layer_nodes}
         self.fuses = {
-            id(n): not policy[layers[id(n)].name].weights.is_float and n.op == "Conv"
-            for n in self.layer_nodes
+            id(n): policy[layers[id(n)].name].weights.has_codes and n.op == "Conv" for n in self.layer_nodes
         }
         self.plan = ActivationPlan()
 

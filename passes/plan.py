@@ -37,7 +37,7 @@ class Target:
 
     def reads_codes(self, choice: LayerPolicy) -> bool:
         """Whether an integer kernel is to read the layer's weight."""
-        return self.fuses and choice.activations.is_integer
+        return choice.activations.is_integer and (self.fuses or choice.activations.dynamic)
 
     def form(self, choice: LayerPolicy) -> Form | None:
         """How the layer's weight is stored; None where it stays float. Raises PolicyError where it cannot."""

@@ -44,6 +44,7 @@ __all__ = [
     "TCQ_OP",
     "affine_tables",
     "function",
+    "geometry_tables",
     "gse_tables",
     "padded_rows",
     "register_function",
@@ -280,7 +281,7 @@ def padded_rows(rows: int, row_size: int, group_size: int) -> int:
     return -(-rows // step) * step
 
 
-def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
+def geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
     """Where each granule (the largest run of values that groups and rows are multiples of) has its group.
 
     The number of rows stands as -1, so that weights which differ in that alone share their tables.
@@ -298,7 +299,7 @@ def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
 
 def gse_tables(bits: int, group_size: int, exponent_base: int, shape: Sequence[int]) -> dict[str, Array]:
     """Input name -> array, of the inputs of GSEDequantizeLinear behind `packed` and `exponents`, in order."""
-    geometry = _geometry_tables(shape, group_size)
+    geometry = geometry_tables(shape, group_size)
     groups = -(-math.prod(shape[1:]) // group_size)
     codes = np.arange(1 << EXPONENT_BITS, dtype=np.int32)
     return {
@@ -313,7 +314,7 @@ def gse_tables(bits: int, group_size: int, exponent_base: int, shape: Sequence[i
 
 def affine_tables(bits: int, group_size: int, shape: Sequence[int]) -> Mapping[str, Array]:
     """Input name -> array, of the inputs of PackedDequantizeLinear behind `zero_point`, in order."""
-    return {**_geometry_tables(shape, group_size), **_mantissa_tables(bits)}
+    return {**geometry_tables(shape, group_size), **_mantissa_tables(bits)}
 
 
 def _trellis_windows(bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -24,7 +24,7 @@ settled by coordinate descent, and taken in the rows in which they are better.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,16 @@ from scipy.linalg.lapack import dtrtri
 
 from runtime_ops.adaround import Learning, learn_codes
 
-__all__ = ["Grid", "Rounded", "corrected_target", "damped", "objective", "round_rows", "upper_factor"]
+__all__ = [
+    "Grid",
+    "Rounded",
+    "corrected_target",
+    "damped",
+    "objective",
+    "round_rows",
+    "snapped",
+    "upper_factor",
+]
 
 Float = npt.NDArray[np.float64]
 # Columns whose errors are fed forward one by one; what lies behind them is updated at once (BLAS).
@@ -46,7 +55,8 @@ class Grid:
     """What a weight may become: scale * (code - zero).
 
     scale, zero: [A, N, M, n], A candidates (the plain one first) for n groups of `size` columns.
-    shared: all rows take the same candidate (one scale per tensor).
+    shared: all rows take the same candidate (one scale per tensor). levels: magnitudes of the codes
+    that there are, from 0 upwards, every other one even; None for all whole numbers.
     """
 
     scale: Float
@@ -55,11 +65,12 @@ class Grid:
     highest: int
     size: int
     shared: bool = False
+    levels: Float | None = None
 
     def only(self, index: npt.NDArray[np.intp]) -> Grid:
         """The grid with one candidate left, `index` [N, M, n] of them."""
         scale, zero = (np.take_along_axis(a, index[np.newaxis], 0) for a in (self.scale, self.zero))
-        return Grid(scale, zero, self.lowest, self.highest, self.size, self.shared)
+        return replace(self, scale=scale, zero=zero)
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,19 @@ def _decoded(codes: Float, scale: Float, zero: Float, size: int) -> Float:
     return result
 
 
+def snapped(values: Float, levels: Float) -> Float:
+    """Values to the nearest of +-levels, ties to those at even places, saturated."""
+    edges = (levels[1:] + levels[:-1]) / 2
+    # A tie goes up where the lower level is at an odd place.
+    edges[1::2] = np.nextafter(edges[1::2], 0)
+    found: Float = np.copysign(levels[np.searchsorted(edges, np.abs(values))], values)
+    return found
+
+
 def _nearest(values: Float, scale: Float, zero: Float, grid: Grid) -> Float:
     """Codes of values, scale and zero broadcast against them: half to even, saturated."""
+    if grid.levels is not None:
+        return snapped(values / scale, grid.levels)
     codes: Float = np.clip(np.rint(values / scale) + zero, grid.lowest, grid.highest)
     return codes
 
@@ -205,9 +227,7 @@ def _chunks(rows: int, size: int) -> list[slice]:
 
 
 def _part(grid: Grid, rows: slice) -> Grid:
-    return Grid(
-        grid.scale[:, :, rows], grid.zero[:, :, rows], grid.lowest, grid.highest, grid.size, grid.shared
-    )
+    return replace(grid, scale=grid.scale[:, :, rows], zero=grid.zero[:, :, rows])
 
 
 def _descend(

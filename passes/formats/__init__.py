@@ -12,7 +12,9 @@ from importlib.metadata import entry_points
 
 from passes.formats.base import Form, Simulation, Stream, WeightFormat, format_of
 from passes.formats.gse import Gse
+from passes.formats.half import Float16
 from passes.formats.integer import Integer
+from passes.formats.mx import MxFp4, MxInt8
 from passes.formats.scheme import FLOAT, GRAMMARS, Granularity, Scheme
 from passes.formats.tcq import Tcq
 from runtime_ops.functions import register_function
@@ -26,6 +28,7 @@ __all__ = [
     "WeightFormat",
     "format_of",
     "register_format",
+    "register_plugins",
     "simulation_of",
     "stream_of",
 ]
@@ -56,13 +59,14 @@ def simulation_of(domain: str | None, op: str) -> Simulation | None:
     return _SIMULATIONS.get(op) if domain == "ai.onnxq" else None
 
 
-for _made in (Integer(), Gse(), Tcq()):
+for _made in (Integer(), Gse(), Tcq(), Float16(), MxFp4(), MxInt8()):
     register_format(_made)
 
 
-def _register_plugins() -> None:
+def register_plugins() -> None:
+    """Put the formats of installed packages into the table."""
     for entry in entry_points(group="onnxq.formats"):
         register_format(entry.load()())
 
 
-_register_plugins()
+register_plugins()

@@ -20,7 +20,8 @@ class Grammar(ABC):
 
     name: in `Scheme.format`. prefix: in the text, before the bits. granularity, block: where the text does
     not say them. says_granularity: whether there is a choice, so that the text says it. example: a text.
-    is_integer: whether codes are integers on an even grid, which integer kernels may read.
+    is_integer: whether codes are integers on an even grid, which integer kernels may read. rounds: whether
+    there are codes at all, or only float numbers of fewer bits.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Grammar(ABC):
     says_granularity: ClassVar[bool] = True
     example: ClassVar[str]
     is_integer: ClassVar[bool] = False
+    rounds: ClassVar[bool] = True
     encoders: ClassVar[tuple[Encoder, ...]] = ("nearest",)
 
     @abstractmethod
@@ -99,6 +101,11 @@ class Scheme:
     def is_static(self) -> bool:
         """Of activations: integers whose range is calibrated ahead of time."""
         return self.is_integer and not self.dynamic
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether a kernel gets something else than the float numbers of the model."""
+        return not self.is_float and self.grammar.rounds
 
     @property
     def has_row_scales(self) -> bool:
