@@ -1,10 +1,10 @@
 """Which float type the scales of a weight are stored in: the one place that decides it.
 
-Bit streams of integers and trellises, and every format of a float16 weight, take float16 scales where
-they move the largest code of b bits by an eighth of a step at most, which holds from 2^(b - 23) to 65504. The steps
-of an output channel add up, so that the largest of its groups counts. A weight with a channel outside of that
-has all its scales in float32. Encoders and rounding (`fits_half`, `represented`) choose numbers of that type,
-so that the writer only has to look at them (`as_stored`): it never rounds.
+Bit streams of integers and trellises, and every format of a float16 weight, take float16 scales where they
+move the largest code of b bits by an eighth of a step at most, which holds from 2^(b - 23) to 65504. The
+steps of an output channel add up, so that the largest of its groups counts. A weight with a channel outside
+of that has all its scales in float32. Encoders and rounding (`fits_half`, `represented`) choose numbers of
+that type, so that the writer only has to look at them (`as_stored`): it never rounds.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def test_recipe_beside_a_front_member_makes_the_same_layers(finished: tuple[Path
     run, result = finished
     member = next(m for m in result.front if m.mode != "float")
     recipe = load_recipe(str(run / "front" / f"{member.name}.recipe"))
-    assert [p.name for p in recipe][:2] == ["simplify", "fold_batchnorm"]
+    assert [p.name for p in recipe][:3] == ["inline_functions", "simplify", "fold_batchnorm"]
     assert json.loads(recipe.members[-1].policy)["layers"] == member.policy["layers"]  # type: ignore[attr-defined]
 
 
