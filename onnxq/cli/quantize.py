@@ -164,7 +164,8 @@ def _lent(
     "--weights",
     default="int8",
     show_default=True,
-    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), tcq2 to tcq5, float ...",
+    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), tcq2 to tcq5, mxfp4, mxint8, "
+    "float16 or float.",
 )
 @click.option("--granularity", metavar="G", help="channel (default), tensor or blockN, as in block32.")
 @click.option(

@@ -1,4 +1,4 @@
-"""From trained tensors to the encodings of passes/weights.py, value for value."""
+"""From trained tensors to the encodings of passes/formats/, value for value."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def weight_quantizer(layer: Layer, weight: torch.Tensor, scheme: Scheme, kind: W
         raise PolicyError(
             f"layer '{layer.name}': weights in {scheme} are not trained; use signed symmetric integers up "
             "to 8 bits, "
-            "gse, or float"
+            "gse, mxfp4, mxint8, or float"
         )
     if kind == "lsq":
         block = {"axis": layer.channel_axis, "granularity": scheme.granularity, "block": scheme.block_size}

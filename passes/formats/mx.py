@@ -62,16 +62,16 @@ def _elements(bits: int) -> npt.NDArray[np.float32]:
     """What each byte holds: [256, 1] int8 codes over 64, or [256, 2] pairs of E2M1, the low half first."""
     byte = np.arange(256, dtype=np.uint8)
     if bits == 8:
-        return (byte.view(np.int8).astype(np.float32) / 64)[:, np.newaxis]
+        return np.asarray(byte.view(np.int8)[:, np.newaxis], np.float32) / np.float32(64)
     nibbles = np.stack([byte & 15, byte >> 4], axis=1)
     values = np.where(nibbles & 8, -1.0, 1.0) * _LEVELS[nibbles & 7] / 2
-    return values.astype(np.float32)
+    return np.asarray(values, np.float32)
 
 
 def _scales() -> npt.NDArray[np.float32]:
     """2^(e - 127) of each E8M0 byte; 255 is NaN."""
     powers = np.ldexp(np.float32(1), np.arange(255, dtype=np.int32) - _BIAS)
-    return np.append(powers, np.float32(np.nan)).astype(np.float32)
+    return np.asarray([*powers, np.nan], np.float32)
 
 
 def decode_mx(packed: Array, exponents: Array, bits: int, block: int, shape: Sequence[int]) -> Array:
@@ -91,7 +91,8 @@ def decode_mx(packed: Array, exponents: Array, bits: int, block: int, shape: Seq
 def _decode(
     arrays: Sequence[Array], attributes: Mapping[str, int], shape: Sequence[int], out: Array | None
 ) -> Array:
-    found = decode_mx(*arrays[:2], attributes["bits"], attributes["block_size"], shape)
+    packed, exponents = arrays
+    found = decode_mx(packed, exponents, attributes["bits"], attributes["block_size"], shape)
     if out is None:
         return found
     np.copyto(out.reshape(found.shape), found)

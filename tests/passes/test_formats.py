@@ -30,6 +30,7 @@ from passes.formats.base import Geometry, RowTask
 from passes.formats.bitstream import BitStream
 from passes.formats.half import Float16
 from passes.formats.mx import decode_mx
+from passes.formats.scheme import GRAMMARS
 from passes.model import check, serialize
 from passes.plan import Plan, Target
 from passes.policy import LayerPolicy
@@ -342,8 +343,8 @@ def test_the_plan_is_what_stands_in_the_file(placement: str, rounding: str) -> N
         integer = plan.integer_bias and choice.activations.is_static
         assert bool(biases) == integer, (weights, activations)
         if plan.half:
-            kinds = {t.data_type for t in made.proto.graph.initializer if t.name.endswith("_scale")}
-            assert onnx.TensorProto.FLOAT16 in kinds or weights in ("gse4", "mxfp4", "mxint8")
+            types = {t.data_type for t in made.proto.graph.initializer if t.name.endswith("_scale")}
+            assert onnx.TensorProto.FLOAT16 in types or weights in ("gse4", "mxfp4", "mxint8")
 
 
 # The door for formats of others.
@@ -371,7 +372,7 @@ def test_a_package_may_bring_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EntryPoint, "load", lambda _: Bits12)
     monkeypatch.setattr(passes.formats, "entry_points", lambda group: [entry])
     monkeypatch.setattr(passes.formats, "FORMATS", dict(FORMATS))
-    held = dict(passes.formats.GRAMMARS)
+    held = dict(GRAMMARS)
     try:
         passes.formats.register_plugins()
         model = network("conv")
@@ -379,5 +380,5 @@ def test_a_package_may_bring_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(outputs(made)[0], outputs(model)[0], atol=0.05)
         assert str(Scheme.parse("half12")) == "half12"
     finally:
-        passes.formats.GRAMMARS.clear()
-        passes.formats.GRAMMARS.update(held)
+        GRAMMARS.clear()
+        GRAMMARS.update(held)
