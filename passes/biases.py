@@ -17,10 +17,9 @@ import onnx_graphsurgeon as gs
 
 from passes.editing import add_shared, is_constant, unique_name, values
 
-__all__ = ["bias_floor", "constant_bias", "fold_gemm_factors", "room_for_bias", "set_bias", "write_bias"]
+__all__ = ["constant_bias", "fold_gemm_factors", "room_for_bias", "set_bias", "write_bias"]
 
 Float64 = npt.NDArray[np.float64]
-_LIMIT = np.float64(2**30)
 
 
 def fold_gemm_factors(graph: gs.Graph, node: gs.Node, index: int) -> None:
@@ -76,11 +75,6 @@ def set_bias(graph: gs.Graph, node: gs.Node, bias: Float64, dtype: npt.DTypeLike
         node.inputs[2] = held
     else:
         node.inputs.append(held)
-
-
-def bias_floor(bias: Float64, input_scale: float) -> npt.NDArray[np.float32]:
-    """Least weight scale per channel [C] that keeps the codes of the bias in range (rule 2)."""
-    return np.asarray(np.abs(bias) / (input_scale * _LIMIT), np.float32)
 
 
 def write_bias(

@@ -23,7 +23,7 @@ from passes.errors import InvalidModelError
 from passes.external_data import is_external, spill_array, tensor_array
 from passes.formats import stream_of
 from passes.model import Model, every_graph, is_large
-from passes.quantize import POLICY_KEY
+from passes.policy import POLICY_KEY
 from runtime_ops.functions import DOMAIN
 from runtime_ops.kernels import empty_floats
 

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from passes.activations import Range, activation_ranges, guard_float_layers, insert_pairs
 from passes.analytic import analytic_biases
 from passes.base import Context
-from passes.biases import bias_floor, constant_bias, fold_gemm_factors, set_bias, write_bias
+from passes.biases import constant_bias, fold_gemm_factors, set_bias, write_bias
 from passes.dynamic import quantize_dynamic
 from passes.editing import values, values_type
 from passes.errors import PolicyError
@@ -29,6 +29,7 @@ from passes.plan import Plan
 from passes.policy import LayerPolicy
 from passes.rounding import RoundedLayer
 from passes.rounding_tasks import rounding_tasks
+from passes.scales import bias_floor
 from passes.sharing import SharedWeights
 from passes.simulated import simulate_input
 from passes.weights import EncodedWeight

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from passes.biases import bias_floor
 from passes.formats import format_of
 from passes.formats.base import RowTask
 from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
+from passes.scales import bias_floor
 from passes.weights import EncodedWeight
 from runtime_ops.adaround import Learning
 from runtime_ops.rounding import (

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from passes.activations import Range
 from passes.base import Context
-from passes.biases import bias_floor, fold_gemm_factors, room_for_bias
+from passes.biases import fold_gemm_factors, room_for_bias
 from passes.editing import values
 from passes.formats import format_of
 from passes.layers import Layer, weight_index
@@ -25,6 +25,7 @@ from passes.placement import activation_input
 from passes.plan import Plan
 from passes.policy import Scheme
 from passes.rounding import Method, RoundingTask
+from passes.scales import bias_floor
 
 __all__ = ["rounding_tasks"]
 

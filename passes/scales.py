@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_stored", "fits_half", "represented"]
+__all__ = ["as_stored", "bias_floor", "fits_half", "represented"]
 
+# Codes of int32 biases stay below it (passes/biases.py).
+_BIAS_LIMIT = np.float64(2**30)
 _MOST = float(np.finfo(np.float16).max)
 
 
@@ -50,3 +52,8 @@ def as_stored(scale: npt.NDArray[Any]) -> npt.NDArray[np.float16] | npt.NDArray[
         half = np.asarray(scale, np.float16)
     wide = np.asarray(scale, np.float32)
     return half if np.array_equal(half.astype(np.float32), wide) else wide
+
+
+def bias_floor(bias: npt.NDArray[np.float64], input_scale: float) -> npt.NDArray[np.float32]:
+    """Least weight scale per channel [C] that keeps the codes of the bias in the range of int32."""
+    return np.asarray(np.abs(bias) / (input_scale * _BIAS_LIMIT), np.float32)

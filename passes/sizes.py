@@ -7,8 +7,8 @@ counted flat: they depend on names, not on numbers.
 from __future__ import annotations
 
 from passes.formats import Form, Scheme, format_of
-from passes.formats.base import Geometry
 from passes.formats.bitstream import NODE_BYTES
+from passes.formats.form import Geometry
 from passes.layers import Layer
 
 __all__ = ["layer_bytes", "pays"]

@@ -13,8 +13,8 @@ from passes.base import Note
 from passes.editing import is_constant, producer, subgraphs, values
 from passes.errors import UnsupportedModelError
 from passes.formats import stream_of
+from passes.function_layers import functions_with_layers
 from passes.graph import import_graph
-from passes.inline_functions import functions_with_layers
 from passes.jsontext import parse_json
 from passes.layers import LAYER_OPS, weight_index
 from passes.model import Model, every_graph

@@ -162,9 +162,9 @@ def test_nobody_asks_which_format_a_scheme_has() -> None:
         if name.startswith(("passes.formats", "runtime_ops")):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Name) and node.id in names
-            compared = isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute)
-            asked = compared and node.left.attr == "format" and ast.unparse(node.left.value) != "image"
-            if named or asked:
+            if isinstance(node, ast.Name) and node.id in names:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute):
+                if node.left.attr == "format" and ast.unparse(node.left.value) != "image":
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong

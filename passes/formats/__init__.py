@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from passes.formats.base import Form, Simulation, Stream, WeightFormat, format_of
+from passes.formats.base import Simulation, Stream, WeightFormat, format_of
+from passes.formats.form import Form
 from passes.formats.gse import Gse
 from passes.formats.half import Float16
 from passes.formats.integer import Integer

@@ -26,8 +26,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.editing import add_constant, unique_name
-from passes.formats.base import Form, Geometry
 from passes.formats.encoded import EncodedWeight, channels_back
+from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
 from runtime_ops.functions import DOMAIN, LEAST_OPSET, padded_rows
 

@@ -16,8 +16,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes.editing import add_constant, packed_constant, unique_name
-from passes.formats.base import Form, Geometry
 from passes.formats.encoded import EncodedWeight, channels_back, unsigned
+from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
 from passes.scales import as_stored
 

@@ -15,21 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from passes.errors import PolicyError
-from passes.formats.base import (
-    Array,
-    Float,
-    Form,
-    Geometry,
-    RowGrid,
-    RowTask,
-    Simulation,
-    Stream,
-    WeightFormat,
-    finite,
-)
+from passes.formats.base import Array, Float, RowGrid, RowTask, Simulation, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts, with_rows
 from passes.formats.dequantize import Dequantize
 from passes.formats.encoded import EncodedWeight, as_held, blocks, rows_of, shaped
+from passes.formats.form import Form, Geometry
 from passes.formats.integer import by_channel, in_groups
 from passes.formats.scheme import Scheme
 from runtime_ops import GSETensor, encode_gse

@@ -17,8 +17,9 @@ import onnx_graphsurgeon as gs
 
 from passes.editing import add_constant, unique_name
 from passes.errors import PolicyError
-from passes.formats.base import Array, Form, Geometry, WeightFormat, finite
+from passes.formats.base import Array, WeightFormat, finite
 from passes.formats.encoded import EncodedWeight, rows_of, shaped
+from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
 
 __all__ = ["Float16"]

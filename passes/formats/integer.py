@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from passes.errors import PolicyError
-from passes.formats.base import Array, Float, Form, Geometry, RowGrid, RowTask, Stream, WeightFormat, finite
+from passes.formats.base import Array, Float, RowGrid, RowTask, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts, with_rows
 from passes.formats.dequantize import Dequantize
 from passes.formats.encoded import EncodedWeight, as_held, blocks, rows_of, shaped
+from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
 from passes.scales import as_stored, fits_half, represented
 from runtime_ops import IntegerFormat, affine_parameters, dequantize, quantize, symmetric_scale

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from passes.errors import PolicyError
-from passes.formats.base import Array, Form, Geometry, Metric, RowTask, Stream, WeightFormat, finite
+from passes.formats.base import Array, Metric, RowTask, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts
 from passes.formats.encoded import EncodedWeight, as_held, rows_of, shaped
+from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
 from passes.scales import as_stored, fits_half, represented
 from runtime_ops.adaround import Learning

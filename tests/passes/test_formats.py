@@ -26,8 +26,9 @@ from onnxq.rounding import DataRounder
 from passes import Context, Decode, Model, Policy, Quantize, find_layers
 from passes.errors import PolicyError
 from passes.formats import FORMATS, Scheme, format_of
-from passes.formats.base import Geometry, RowTask
+from passes.formats.base import RowTask
 from passes.formats.bitstream import BitStream
+from passes.formats.form import Geometry
 from passes.formats.half import Float16
 from passes.formats.mx import decode_mx
 from passes.formats.scheme import GRAMMARS
