@@ -9,7 +9,7 @@ import onnx
 from passes.layers import LAYER_OPS
 from runtime_ops.functions import DOMAIN
 
-__all__ = ["LayerSearch", "called", "function_key", "functions_with_layers"]
+__all__ = ["Key", "LayerSearch", "called", "function_key", "functions_with_layers"]
 
 Key = tuple[str, str, str]
 _STANDARD = ("", "ai.onnx")

@@ -20,7 +20,7 @@ import onnx
 from onnx import inliner
 
 from passes.base import Context, Pass, register
-from passes.function_layers import LayerSearch, called, function_key, functions_with_layers
+from passes.function_layers import Key, LayerSearch, called, function_key, functions_with_layers
 from passes.light import without_values
 from passes.model import Model, every_graph
 from passes.opset.conversion import ConversionError

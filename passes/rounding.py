@@ -20,7 +20,7 @@ from passes.layers import Layer
 from passes.model import Model
 from passes.policy import Scheme
 from passes.scales import bias_floor
-from passes.weights import EncodedWeight
+from passes.weights import EncodedWeight, naming
 from runtime_ops.adaround import Learning
 from runtime_ops.rounding import (
     corrected_target,
@@ -176,7 +176,8 @@ def _round_to(
             floor = wanted if floor is None else np.maximum(floor, wanted)
         axis = task.layer.channel_axis
         rows = RowTask(task.array, axis, task.scheme, target, floor, task.half)
-        encoded = format_of(task.scheme).rounded(rows, metric, sweeps, learning)
+        with naming(task.layer):
+            encoded = format_of(task.scheme).rounded(rows, metric, sweeps, learning)
         if task.bias is None:
             return RoundedLayer(encoded, None)
         real = _rows(encoded.decoded, task.layer.channel_axis, groups)

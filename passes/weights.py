@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from passes.formats import Scheme, format_of
 from passes.formats.encoded import EncodedWeight
 from passes.layers import Layer
 
-__all__ = ["EncodedWeight", "encode_layer", "encode_weight"]
+__all__ = ["EncodedWeight", "encode_layer", "encode_weight", "naming"]
 
 
 def encode_weight(
@@ -40,7 +42,14 @@ def encode_layer(
     half: bool = False,
 ) -> EncodedWeight:
     """`encode_weight` for a layer. Its errors name the layer and the weight."""
-    try:
+    with naming(layer):
         return encode_weight(array, scheme, layer.channel_axis, floor, half)
+
+
+@contextmanager
+def naming(layer: Layer) -> Iterator[None]:
+    """Errors about a weight name it and its layer."""
+    try:
+        yield
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"weight '{layer.weight}' of {layer.name} {error}") from None

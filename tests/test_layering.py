@@ -164,7 +164,8 @@ def test_nobody_asks_which_format_a_scheme_has() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Name) and node.id in names:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-            elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute):
-                if node.left.attr == "format" and ast.unparse(node.left.value) != "image":
-                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            if not isinstance(node, ast.Compare) or not isinstance(node.left, ast.Attribute):
+                continue
+            if node.left.attr == "format" and ast.unparse(node.left.value) != "image":
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong

@@ -1,4 +1,4 @@
-"""One way to store the weights of a format in a file: its bytes, what it needs and what a session sees of it."""
+"""One way to store the weights of a format in a file: its bytes, its needs and what a session sees."""
 
 from __future__ import annotations
 
