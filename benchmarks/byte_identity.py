@@ -27,7 +27,7 @@ from onnxq.calibration import CalibratedRanges
 from onnxq.data import input_specs, random_dataset
 from onnxq.rounding import DataRounder
 from passes import Context, Model, Policy, UserError, find_layers, load, parse_recipe, preparation
-from passes.model import serialize
+from passes.graph.model import serialize
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = 8

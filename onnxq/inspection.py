@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from passes.errors import UserError
-from passes.external_data import tensor_array
+from passes.core.errors import UserError
 from passes.formats import simulation_of, stream_of
-from passes.jsontext import parse_json
-from passes.light import without_values
-from passes.model import Model, every_graph
+from passes.graph.external_data import tensor_array
+from passes.graph.jsontext import parse_json
+from passes.graph.light import without_values
+from passes.graph.model import Model, every_graph
 from passes.policy import Policy
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
@@ -133,7 +133,7 @@ class _Reader:
         block = next((a.i for a in maker.attribute if a.name == "block_size"), 0) if maker is not None else 0
         middle = node.input[3] if node.op_type.endswith("Integer") and len(node.input) > 3 else ""
         if kind == "uint8" and middle in self.held and np.all(tensor_array(self.held[middle]) == 128):
-            kind = "int8"  # the same symmetric weights, around 128 (passes/dynamic.py)
+            kind = "int8"  # the same symmetric weights, around 128 (passes/placement/dynamic.py)
         parts = [kind]
         if block:
             parts.append(f"block{block}")

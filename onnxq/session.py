@@ -14,13 +14,13 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
-import passes.model
+import passes.graph.model
 from onnxq.machine import saturates
-from passes.decoding import decode_weights, has_packed_weights
-from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.external_data import KEPT_BYTES, element_type, fill, has_references, mapped
-from passes.light import without_values
-from passes.model import Model, every_graph, is_large, load, on_disk
+from passes.core.errors import InvalidModelError, UnsupportedModelError
+from passes.decode import decode_weights, has_packed_weights
+from passes.graph.external_data import KEPT_BYTES, element_type, fill, has_references, mapped
+from passes.graph.light import without_values
+from passes.graph.model import Model, every_graph, is_large, load, on_disk
 
 __all__ = [
     "float_weights_only",
@@ -215,7 +215,7 @@ def _float_bytes(proto: onnx.ModelProto) -> int:
 
 def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
     """path: the file that holds exactly this model and need not be written again; None without one."""
-    if _float_bytes(model.proto) > passes.model.LARGE:
+    if _float_bytes(model.proto) > passes.graph.model.LARGE:
         # A kernel's own copy of its weights is worth its memory only while that is small.
         options.add_session_config_entry("session.disable_prepacking", "1")
     if path is not None:

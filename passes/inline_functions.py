@@ -19,10 +19,10 @@ from typing import ClassVar
 import onnx
 from onnx import inliner
 
-from passes.base import Context, Pass, register
-from passes.function_layers import Key, LayerSearch, called, function_key, functions_with_layers
-from passes.light import without_values
-from passes.model import Model, every_graph
+from passes.core.base import Context, Pass, register
+from passes.graph.function_layers import Key, LayerSearch, called, function_key, functions_with_layers
+from passes.graph.light import without_values
+from passes.graph.model import Model, every_graph
 from passes.opset.conversion import ConversionError
 from passes.opset.upgrading import align_functions
 

@@ -1,22 +1,24 @@
 """The policy made real: integer schemes as QuantizeLinear and DequantizeLinear, GSE as nodes of its own.
 
 1. Weights become what their format stores (passes/formats/): integer initializers behind DequantizeLinear, or
-   bit streams where ONNX has no type for them; `standard` keeps to ONNX's types. passes/plan.py decides it.
-2. Activations get Q/DQ pairs where ONNX Runtime fuses them (passes/placement.py, passes/activations.py).
-3. Biases of layers with quantized weights and activations become int32 (passes/biases.py).
-4. Layers with dynamic activations go to passes/dynamic.py; layers in subgraphs get weights only.
+   bit streams where ONNX has no type for them; `standard` keeps to ONNX's types. The plan of a layer decides it
+   (passes/placement/plan.py).
+2. Activations get Q/DQ pairs where ONNX Runtime fuses them (passes/placement/places.py, activations.py there).
+3. Biases of layers with quantized weights and activations become int32 (passes/placement/biases.py).
+4. Layers with dynamic activations go to passes/placement/dynamic.py; layers in subgraphs get weights only.
 5. float64 layers stay float: ONNX has no scale of that type. float16 layers get weights only, since ONNX
    Runtime has no integer kernel that gives float16.
 6. GSE activations are simulated: what a layer reads goes through GSEQuantizeDequantize first, in float
-   (passes/simulated.py).
+   (passes/placement/simulated.py).
 7. What is quantized already stays as it is: a layer whose weight comes from DequantizeLinear is not a layer
    any more, and a tensor that has a Q/DQ pair keeps that one.
 
 8. placement=inputs quantizes what layers read and nothing else, as papers on quantization-aware training do:
    nothing fuses, so that weights keep their bit streams and biases stay float.
 
-9. rounding=gptq, adaround, brecq or bias: weights and biases come from the rounder that the application lends
-   (passes/rounding.py), which has seen data; layers that it cannot treat are rounded plainly, with a note.
+9. rounding=gptq, adaround, brecq or bias: weights and biases come from the rounder that the application
+   lends (passes/rounding/task.py), which has seen data; layers that it cannot treat are rounded plainly, with
+   a note.
 
 10. Layers that the policy smooths are smoothed first (passes/smooth.py), unless they are already.
 
@@ -26,8 +28,9 @@
    that is quantized already, weights of types without a scale. A policy that wants every layer float is not
    an error, nor is a second run of the same pass.
 
-A weight read by several layers is encoded once for all that have the same scheme (passes/sharing.py). A layer
-whose weights would take more bytes than floats stays float (passes/sizes.py).
+A weight read by several layers is encoded once for all that have the same scheme
+(passes/placement/sharing.py). A layer whose weights would take more bytes than floats stays float
+(passes/formats/sizes.py).
 """
 
 from __future__ import annotations
@@ -38,22 +41,22 @@ from typing import ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
-from passes.base import Context, Pass, register
-from passes.errors import PolicyError, UnsupportedModelError
+from passes.core.base import Context, Pass, register
+from passes.core.errors import PolicyError, UnsupportedModelError
 from passes.exclude import EXCLUDE_KEY
 from passes.formats import format_of
-from passes.graph import export_graph, import_graph
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.jsontext import parse_json, stored_texts
+from passes.graph.layers import graph_layers
+from passes.graph.model import Model
+from passes.graph.select import select
 from passes.inline_functions import InlineFunctions
-from passes.insertion import Insertion, Rounding
-from passes.jsontext import parse_json, stored_texts
-from passes.layers import graph_layers
-from passes.model import Model
 from passes.opset import upgrade
-from passes.plan import Plan, Target, plan_layers
+from passes.placement.insertion import Insertion, Rounding
+from passes.placement.plan import Plan, Target, plan_layers
+from passes.placement.unquantizable import counted, no_layer, nothing_left, odd_layers, quantized_already
 from passes.policy import POLICY_KEY, Policy, Scheme, load_policy
-from passes.select import select
 from passes.smooth import SMOOTH_KEY, Smooth
-from passes.unquantizable import counted, no_layer, nothing_left, odd_layers, quantized_already
 
 __all__ = [
     "POLICY_KEY",
@@ -84,8 +87,8 @@ class Quantize(Pass):
     policy: a policy file or its JSON text; empty means uniform `weights` and `activations`.
     exclude: selectors of layers that stay float. standard: only what stands in ONNX itself, no bit streams:
     GSE as blocks with powers of two as scales, in INT2, INT4 or INT8. rounding: nearest; analytic
-    (nearest, with biases corrected by what BatchNormalization says, passes/analytic.py); with calibration
-    data, bias (nearest, with biases corrected), gptq, adaround (learned on top of gptq), or
+    (nearest, with biases corrected by what BatchNormalization says, passes/rounding/analytic.py); with
+    calibration data, bias (nearest, with biases corrected), gptq, adaround (learned on top of gptq), or
     brecq (by blocks of layers, on top of that).
     placement: of activations, see rule 8.
     Raises UnsupportedModelError when no layer that should be quantized can be, PolicyError for a policy

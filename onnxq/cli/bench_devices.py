@@ -13,8 +13,8 @@ from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.base import Feed, Program, Runner
 from onnxq.runners.ort import OrtRunner
 from onnxq.runners.timing import in_turns
-from passes.errors import UserError
-from passes.model import Model
+from passes.core.errors import UserError
+from passes.graph.model import Model
 
 __all__ = ["bench_devices"]
 

@@ -32,7 +32,7 @@ __all__ = ["activation_text", "quantize", "weight_text"]
 
 def weight_text(weights: str, granularity: str | None) -> str:
     """`int8` and `channel` as one scheme. Raises UserError when both name a granularity, or for no scheme."""
-    from passes.errors import UserError
+    from passes.core.errors import UserError
     from passes.policy import Scheme
 
     scheme = Scheme.parse(weights)  # a message about it shows what was typed
@@ -73,7 +73,7 @@ def _refuse_unread(settings: dict[str, Any]) -> None:
 
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
-    from passes.base import Sequential
+    from passes.core.base import Sequential
     from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, weight_scheme
     from passes.smooth import Smooth
@@ -114,7 +114,7 @@ def _lent(
     from onnxq.cli.terminal import warn
     from onnxq.data import input_specs, random_dataset
     from onnxq.proof.growth import outgrows
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     samples, seed = settings["calibration_samples"], settings["seed"]
     spec = settings["calibration_data"] or settings["data"]
@@ -238,10 +238,10 @@ def quantize(
     from onnxq.cli.rewrite import rewritten
     from onnxq.hub import resolve
     from onnxq.proof import Reference, write_model
-    from passes.base import Context
-    from passes.model import load
-    from passes.recipe import format_pass
-    from passes.unquantizable import refuse_unchanged
+    from passes.core.base import Context
+    from passes.core.recipe import format_pass
+    from passes.graph.model import load
+    from passes.placement.unquantizable import refuse_unchanged
 
     _refuse_unread(settings)
     recipe = _recipe(settings)
@@ -270,7 +270,7 @@ def _report(
     from onnxq.files import scratch_folder
     from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
-    from passes.model import load, size_on_disk
+    from passes.graph.model import load, size_on_disk
 
     before, size = size_on_disk(Path(source)), file.size
     written = load(target)

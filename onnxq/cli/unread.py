@@ -18,7 +18,7 @@ def refuse_unread(read: Mapping[str, tuple[bool, str]]) -> None:
 
     Raises UserError for the first that stands on the command line of the running command for nothing.
     """
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     context = click.get_current_context()
     for name, (used, partner) in read.items():

@@ -17,7 +17,7 @@ from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis, sole_i
 from onnxq.data.npy import read_header, read_npy
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["LABEL_NAMES", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
 

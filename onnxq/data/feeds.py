@@ -15,7 +15,7 @@ from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis
 from onnxq.data.npy import read_npz
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["FeedSource", "RawFeed", "open_npz_folder"]
 

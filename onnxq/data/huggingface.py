@@ -12,7 +12,7 @@ from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform
 from onnxq.data.pixels import to_rgb
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["HuggingFaceSource", "open_huggingface"]
 

@@ -16,7 +16,7 @@ from onnxq.data.inputs import InputSpec, Sample, conform, sole_input
 from onnxq.data.limits import check_unpacked
 from onnxq.data.pixels import decode_image
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["ImageSource", "has_images", "open_image_folder", "open_image_zip"]
 

@@ -14,7 +14,7 @@ from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec
 from onnxq.data.limits import check_unpacked
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["find_test_sets", "open_test_sets"]
 

@@ -17,7 +17,7 @@ from onnxq.data.images import has_images, open_image_folder, open_image_zip
 from onnxq.data.inputs import InputSpec
 from onnxq.data.preprocess import Preprocess, resolve
 from onnxq.data.protobufs import find_test_sets, open_test_sets
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["check_labels", "open_dataset", "require_labels", "runs_code"]
 

@@ -12,8 +12,8 @@ from onnxq.proof.compare import EXACT, difference, moved, own_noise, unlike_shap
 from onnxq.proof.feeds import Feed
 from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner
 from onnxq.session import plain_session
-from passes.errors import InvalidModelError, ProofError
-from passes.model import Model
+from passes.core.errors import InvalidModelError, ProofError
+from passes.graph.model import Model
 
 __all__ = ["Answered", "Trial", "reason"]
 

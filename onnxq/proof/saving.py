@@ -9,9 +9,9 @@ from pathlib import Path
 from onnxq.data import Dataset
 from onnxq.files import make_folder, output_errors
 from onnxq.proof.prove import Proof, Reference
-from passes.model import Model
-from passes.model import save as write
-from passes.scratch import scratch_folder
+from passes.graph.model import Model
+from passes.graph.model import save as write
+from passes.graph.scratch import scratch_folder
 
 __all__ = ["Written", "save", "write_model"]
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from passes.errors import DeviceError
-from passes.model import Model
+from passes.core.errors import DeviceError
+from passes.graph.model import Model
 
 __all__ = ["Array", "DeviceError", "Feed", "Program", "Runner", "first_line"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote
 
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["Device", "Limits", "parse_device"]
 

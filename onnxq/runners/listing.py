@@ -13,8 +13,8 @@ from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.agreement import refuse_disagreement
 from onnxq.runners.opening import open_runner
 from onnxq.runners.providers import available_providers
-from passes.errors import DeviceError, UserError
-from passes.model import Model
+from passes.core.errors import DeviceError, UserError
+from passes.graph.model import Model
 
 __all__ = ["Reach", "local_devices", "probe"]
 

@@ -20,8 +20,8 @@ from onnxq.runners.device import Device
 from onnxq.runners.profile import Placement, read_profile
 from onnxq.runners.providers import CPU, configure
 from onnxq.session import load_session
-from passes.errors import DeviceError, UnsupportedModelError
-from passes.model import Model
+from passes.core.errors import DeviceError, UnsupportedModelError
+from passes.graph.model import Model
 
 __all__ = ["OrtProgram", "OrtRunner"]
 

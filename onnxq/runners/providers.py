@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime as ort
 
 from onnxq.runners.device import PROVIDER_PREFIX, Device
-from passes.errors import DeviceError, UserError
+from passes.core.errors import DeviceError, UserError
 
 __all__ = ["CPU", "available_providers", "configure", "provider_name"]
 

@@ -22,8 +22,8 @@ from onnxq.runners.base import Array, Feed, first_line
 from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
 from onnxq.runners.device import Device
 from onnxq.runners.lowering import lowered
-from passes.errors import DeviceError
-from passes.model import Model, serialize
+from passes.core.errors import DeviceError
+from passes.graph.model import Model, serialize
 
 __all__ = ["TvmProgram", "TvmRunner"]
 

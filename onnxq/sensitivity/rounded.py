@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from onnxq.rounding import DataRounder
 from onnxq.rounding.store import Store
-from passes.base import Context
+from passes.core.base import Context
 from passes.formats import format_of
-from passes.graph import import_graph
-from passes.layers import Layer, graph_layers
-from passes.model import Model
-from passes.plan import Plan
+from passes.graph.boundary import import_graph
+from passes.graph.layers import Layer, graph_layers
+from passes.graph.model import Model
+from passes.placement.plan import Plan
 from passes.policy import LayerPolicy, Policy, Scheme
-from passes.rounding import RoundingTask
-from passes.rounding_tasks import rounding_tasks
+from passes.rounding.task import RoundingTask
+from passes.rounding.tasks import rounding_tasks
 
 __all__ = ["RoundedWeights"]
 
@@ -45,7 +45,7 @@ class RoundedWeights:
     def prepare(self, wanted: Iterable[tuple[str, Scheme]]) -> None:
         """Make sure that these layers are rounded in these schemes. Raises DataError for unusable data."""
         missing = [pair for pair in dict.fromkeys(wanted) if pair not in self._known and not pair[1].is_float]
-        # What data-aware rounding leaves to plain rounding (passes/rounding_tasks.py) stays False.
+        # What data-aware rounding leaves to plain rounding (passes/rounding/tasks.py) stays False.
         self._known.update(dict.fromkeys(missing, False))
         for task, found in self.rounder.alone(self.model, self._tasks(missing)):
             key = (task.layer.name, task.scheme)

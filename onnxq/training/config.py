@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.policy import Scheme
 
 __all__ = ["TrainConfig", "require_torch"]

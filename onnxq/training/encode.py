@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from passes.formats.integer import shape_integers
-from passes.layers import Layer
+from passes.formats.weights import EncodedWeight, encode_layer
+from passes.graph.layers import Layer
 from passes.policy import Scheme
-from passes.weights import EncodedWeight, encode_layer
 
 __all__ = ["integer_rows", "integer_weight", "plain_weight"]
 

@@ -16,11 +16,11 @@ from onnxq.training.encode import integer_rows, integer_weight, plain_weight
 from onnxq.training.method import Method, Result
 from onnxq.training.network import Network
 from onnxq.training.quantizers import DoReFa, Encoded, Lsq, RoundClamp
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats import format_of
-from passes.layers import Layer
+from passes.formats.weights import EncodedWeight
+from passes.graph.layers import Layer
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
-from passes.weights import EncodedWeight
 
 __all__ = ["Qat", "Weights", "weight_quantizer"]
 

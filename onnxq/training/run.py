@@ -20,9 +20,9 @@ from onnxq.training.network import Network
 from onnxq.training.objective import Objective
 from onnxq.training.qat import Qat
 from onnxq.training.trainer import Event, Settings, Trainer, accuracy
-from passes.errors import UnsupportedModelError, UserError
-from passes.jsontext import parse_json
-from passes.model import Model, serialize
+from passes.core.errors import UnsupportedModelError, UserError
+from passes.graph.jsontext import parse_json
+from passes.graph.model import Model, serialize
 from passes.policy import LayerPolicy, Policy, Scheme
 
 __all__ = ["Outcome", "Run", "chosen_device"]

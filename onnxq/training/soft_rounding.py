@@ -23,10 +23,10 @@ from torch import nn
 from onnxq.rounding.replay import rounded_names
 from onnxq.training.network import Network
 from passes.formats import format_of
-from passes.model import Model
+from passes.graph.model import Model
 from passes.policy import Scheme
-from passes.rounding import RoundedLayer, RoundingTask
-from runtime_ops.adaround import GAMMA, ZETA, Learning, annealed
+from passes.rounding.learned import GAMMA, ZETA, Learning, annealed
+from passes.rounding.task import RoundedLayer, RoundingTask
 
 __all__ = ["learn_block", "learned_alike"]
 

@@ -27,10 +27,10 @@ from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.prepare import Prepared
 from onnxq.tuning.space import Space, write_space
 from onnxq.tuning.strategies import Allocator
-from passes.layers import Layer, macs
-from passes.model import Model
+from passes.graph.layers import Layer, macs
+from passes.graph.model import Model
+from passes.graph.select import select_layers
 from passes.policy import Policy
-from passes.select import select_layers
 
 __all__ = ["check_limits", "make_allocator", "make_rounded", "parted"]
 

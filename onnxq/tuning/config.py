@@ -14,7 +14,7 @@ from onnxq.files import canonical_json, sha256_bytes
 from onnxq.metrics.registry import metric_text, open_metric
 from onnxq.rounding import parse_damping
 from onnxq.search.objectives import parse_objectives
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.policy import FLOAT, LayerPolicy, Scheme
 from passes.quantize import activation_scheme, weight_scheme
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 
 from onnxq.allocation.problem import Problem
 from onnxq.tuning.models import saved_bytes
-from passes.base import Context
-from passes.editing import values
+from passes.core.base import Context
 from passes.formats import format_of
-from passes.graph import import_graph
-from passes.layers import graph_layers, weight_index
-from passes.model import Model, is_large
+from passes.formats.weights import EncodedWeight
+from passes.graph.boundary import import_graph
+from passes.graph.editing import values
+from passes.graph.layers import graph_layers, weight_index
+from passes.graph.model import Model, is_large
 from passes.policy import Policy
 from passes.quantize import Quantize
-from passes.weights import EncodedWeight
 
 __all__ = ["file_bytes", "with_real_sizes"]
 

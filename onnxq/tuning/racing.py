@@ -15,7 +15,7 @@ from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import parse_objectives
 from onnxq.tuning.latencies import Records
 from onnxq.tuning.prepare import Prepared
-from passes.errors import ResumeError
+from passes.core.errors import ResumeError
 
 __all__ = ["Race", "extrapolated", "is_dominated"]
 

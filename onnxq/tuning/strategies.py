@@ -26,7 +26,7 @@ from onnxq.search.candidate import Candidate
 from onnxq.search.ranking import Proposal, coarse_to_fine
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.space import Space
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.policy import Policy
 
 __all__ = ["Allocator"]

@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from passes.errors import PolicyError, UnsupportedModelError
+from passes.core.errors import PolicyError, UnsupportedModelError
 from passes.formats.encoded import EncodedWeight
 from passes.formats.form import Form
 from passes.formats.scheme import GRAMMARS, Grammar, Scheme
-from runtime_ops.adaround import Learning
-from runtime_ops.rounding import Grid, Rounded, round_rows
+from passes.rounding.learned import Learning
+from passes.rounding.second_order import Grid, Rounded, round_rows
 
 __all__ = ["RowGrid", "RowTask", "Simulation", "Stream", "WeightFormat", "finite", "format_of"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
-# H and its upper factor (runtime_ops/rounding.py).
+# H and its upper factor (passes/rounding/second_order.py).
 Metric = tuple[Float, Float]
 
 

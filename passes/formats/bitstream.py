@@ -8,7 +8,7 @@ first; behind it stand, where needed,
 2. a Cast, if the weight is float16,
 3. a Transpose, if the output channels are not the first axis.
 
-Scales are float16, or float32 where float16 cannot hold them (passes/scales.py).
+Scales are float16, or float32 where float16 cannot hold them (passes/formats/scales.py).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.editing import add_constant, unique_name
 from passes.formats.encoded import EncodedWeight, channels_back
 from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
+from passes.graph.editing import add_constant, unique_name
 from runtime_ops.functions import DOMAIN, LEAST_OPSET, padded_rows
 
 __all__ = ["BitStream", "Parts", "with_rows"]
@@ -84,7 +84,7 @@ class BitStream(Form):
         return self.wide_bytes(geometry, scheme) + self.table_bytes(geometry)
 
     def wide_bytes(self, geometry: Geometry, scheme: Scheme) -> int:
-        """Scales that float16 cannot hold take two bytes more (passes/scales.py)."""
+        """Scales that float16 cannot hold take two bytes more (passes/formats/scales.py)."""
         return 2 * geometry.weights // geometry.group
 
     def table_bytes(self, geometry: Geometry) -> int:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.editing import add_constant, packed_constant, unique_name
 from passes.formats.encoded import EncodedWeight, channels_back, unsigned
 from passes.formats.form import Form, Geometry
+from passes.formats.scales import as_stored
 from passes.formats.scheme import Scheme
-from passes.scales import as_stored
+from passes.graph.editing import add_constant, packed_constant, unique_name
 
 __all__ = ["Dequantize", "container_bits"]
 

@@ -44,7 +44,7 @@ class Form(ABC):
     name: of the form. gives: what kernels see when a session is created from the file: float numbers, or
     `codes`, int8 or int16 with one scale per channel or tensor (or per block, which MatMulNBits reads).
     standard: whether it needs nothing but ONNX's own operators. half: whether scales are float16 where that
-    is exact enough (passes/scales.py).
+    is exact enough (passes/formats/scales.py).
     """
 
     name: str

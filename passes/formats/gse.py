@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats.base import Array, Float, RowGrid, RowTask, Simulation, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts, with_rows
 from passes.formats.dequantize import Dequantize
@@ -22,12 +22,12 @@ from passes.formats.encoded import EncodedWeight, as_held, blocks, rows_of, shap
 from passes.formats.form import Form, Geometry
 from passes.formats.integer import by_channel, in_groups
 from passes.formats.scheme import Scheme
+from passes.rounding.second_order import Grid, Rounded
 from runtime_ops import GSETensor, encode_gse
 from runtime_ops.bitpack import pack_bits
 from runtime_ops.decode import decode_packed_gse
 from runtime_ops.functions import GSE_OP, LEAST_OPSET, SIMULATED_OP, function, gse_tables
 from runtime_ops.gse import EXPONENT_BITS, gse_bits
-from runtime_ops.rounding import Grid, Rounded
 
 __all__ = ["GSE_BITS", "Gse"]
 

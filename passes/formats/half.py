@@ -15,12 +15,12 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.editing import add_constant, unique_name
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats.base import Array, WeightFormat, finite
 from passes.formats.encoded import EncodedWeight, rows_of, shaped
 from passes.formats.form import Form, Geometry
 from passes.formats.scheme import Scheme
+from passes.graph.editing import add_constant, unique_name
 
 __all__ = ["Float16"]
 

@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats.base import Array, Float, RowGrid, RowTask, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts, with_rows
 from passes.formats.dequantize import Dequantize
 from passes.formats.encoded import EncodedWeight, as_held, blocks, rows_of, shaped
 from passes.formats.form import Form, Geometry
+from passes.formats.scales import as_stored, fits_half, represented
 from passes.formats.scheme import Scheme
-from passes.scales import as_stored, fits_half, represented
+from passes.rounding.second_order import Grid, Rounded
 from runtime_ops import IntegerFormat, affine_parameters, dequantize, quantize, symmetric_scale
 from runtime_ops.bitpack import pack_bits
 from runtime_ops.decode import decode_packed_affine
 from runtime_ops.functions import PACKED_OP, affine_tables, function
-from runtime_ops.rounding import Grid, Rounded
 
 __all__ = ["INTEGER_BITS", "Integer", "shape_integers", "weight_format"]
 
@@ -214,7 +214,7 @@ class Integer(WeightFormat):
 
     def activation_opset(self, scheme: Scheme) -> int:
         """Static activations take 13: a DequantizeLinear per channel keeps float layers between two pairs
-        float (passes/activations.py), and ONNX Runtime runs MaxPool on integers from 12 on."""
+        float (passes/placement/activations.py), and ONNX Runtime runs MaxPool on integers from 12 on."""
         return 21 if scheme.bits == 16 else 11 if scheme.dynamic else 13
 
     def encode(

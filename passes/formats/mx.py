@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import parser
 
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats.base import Array, Float, RowGrid, RowTask, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts, with_rows
 from passes.formats.dequantize import Dequantize
@@ -28,8 +28,8 @@ from passes.formats.encoded import EncodedWeight, as_held, blocks, rows_of, shap
 from passes.formats.form import Form, Geometry
 from passes.formats.integer import by_channel, in_groups
 from passes.formats.scheme import Scheme
+from passes.rounding.second_order import Grid, Rounded, snapped
 from runtime_ops.functions import geometry_tables
-from runtime_ops.rounding import Grid, Rounded, snapped
 
 __all__ = ["MX_OP", "MxFp4", "MxInt8", "decode_mx"]
 

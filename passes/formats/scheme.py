@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from runtime_ops.gse import Encoder
 
 __all__ = ["FLOAT", "GRAMMARS", "Encoder", "Grammar", "Granularity", "Scheme"]

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats.base import Array, Metric, RowTask, Stream, WeightFormat, finite
 from passes.formats.bitstream import BitStream, Parts
 from passes.formats.encoded import EncodedWeight, as_held, rows_of, shaped
 from passes.formats.form import Form, Geometry
+from passes.formats.scales import as_stored, fits_half, represented
 from passes.formats.scheme import Scheme
-from passes.scales import as_stored, fits_half, represented
-from runtime_ops.adaround import Learning
+from passes.rounding.learned import Learning
+from passes.rounding.trellis import Represent, first_scale, round_trellis
 from runtime_ops.decode import decode_packed_tcq
 from runtime_ops.functions import TCQ_OP, function, tcq_tables
 from runtime_ops.trellis import TCQ_BITS, chain_bytes, pack_windows, tcq_levels
-from runtime_ops.trellis_rounding import Represent, first_scale, round_trellis
 
 __all__ = ["Tcq"]
 

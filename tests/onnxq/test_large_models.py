@@ -17,13 +17,13 @@ import pytest
 from click.testing import Result
 from onnx import helper, numpy_helper, parser
 
-import passes.model
+import passes.graph.model
 from onnxq.session import load_session
-from passes.errors import InvalidModelError
-from passes.external_data import has_references, is_external, tensor_array
-from passes.model import Model, check, is_large, load, model_files, save, serialize, size_on_disk
-from passes.recipe import parse_recipe
-from passes.tensors import every_tensor
+from passes.core.errors import InvalidModelError
+from passes.core.recipe import parse_recipe
+from passes.graph.external_data import has_references, is_external, tensor_array
+from passes.graph.model import Model, check, is_large, load, model_files, save, serialize, size_on_disk
+from passes.graph.tensors import every_tensor
 
 Invoke = Callable[..., Result]
 LIMIT = 2**15
@@ -134,7 +134,7 @@ def test_a_large_model_gives_what_the_same_model_in_one_file_gives(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     ok(invoke(*(word.replace("IN", "plain.onnx") for word in command), "-o", "wanted.onnx"))
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     ok(invoke(*(word.replace("IN", "large.onnx") for word in command), "-o", "made.onnx"))
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -151,7 +151,7 @@ def test_decode(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "quantize", "plain.onnx", "--weights", "gse6:block32", "--activations", "float", "-o", "q.onnx"
         )
     )
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("decode", "q.onnx", "-o", "float.onnx"))
     assert Path("float.onnx.data").stat().st_size > LIMIT
     np.testing.assert_array_equal(outputs("float.onnx"), outputs("q.onnx"))
@@ -161,7 +161,7 @@ def test_info_reads_no_weights_and_says_the_same(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = json.loads(ok(invoke("info", "plain.onnx", "--json")).stdout)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     found = json.loads(ok(invoke("info", "large.onnx", "--json")).stdout)
     total = sum(Path(name).stat().st_size for name in ("large.onnx", "weights.bin", "parts/first.data"))
     assert found["bytes"] == total
@@ -173,7 +173,7 @@ def test_info_reads_no_weights_and_says_the_same(
 def test_golden_and_eval(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ok(invoke("golden", "update", "simplify", "plain.onnx", "golden.txt"))
     score = json.loads(ok(invoke("eval", "plain.onnx", "--data", "data.npz", "--json")).stdout)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("golden", "check", "simplify", "large.onnx", "golden.txt"))
     again = json.loads(ok(invoke("eval", "large.onnx", "--data", "data.npz", "--json")).stdout)
 
@@ -187,7 +187,7 @@ def test_the_opset_of_a_large_model_is_upgraded(
 ) -> None:
     (work / "old").mkdir()
     write_both(work / "old", opset=12)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("quantize", "old/large.onnx", "--activations", "float", "-o", "made.onnx"))
     assert load("made.onnx").opset() >= 13
     check(load("made.onnx"))
@@ -220,7 +220,7 @@ def _nested(folder: Path) -> np.ndarray:
 
 def test_weights_of_nested_graphs(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = _nested(work)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("fold", "nested.onnx", "-o", "folded.onnx"))
     ok(invoke("quantize", "nested.onnx", "--activations", "float", "-o", "made.onnx"))
     x = np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)
@@ -247,7 +247,7 @@ def test_constant_nodes_that_read_files_are_folded(work: Path, monkeypatch: pyte
     _move_out(tensor, work, "w.bin")
     model.graph.initializer.append(tensor)
     onnx.save(model, "turned.onnx")
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     result = parse_recipe("simplify")(load("turned.onnx")).model
     assert [node.op_type for node in result.proto.graph.node] == ["MatMul"]
     [held] = result.proto.graph.initializer
@@ -319,7 +319,7 @@ def test_external_data_that_cannot_be_read_is_one_sentence(
     model = onnx.load("large.onnx", load_external_data=False)
     edit(next(tensor for tensor in model.graph.initializer if tensor.name == "second"))
     onnx.save(model, "bad.onnx")
-    monkeypatch.setattr(passes.model, "LARGE", limit)
+    monkeypatch.setattr(passes.graph.model, "LARGE", limit)
     result = invoke(command, "bad.onnx")
     assert result.exit_code == 2
     assert word in result.stderr
@@ -331,7 +331,7 @@ def test_external_data_that_cannot_be_read_is_one_sentence(
 def test_no_file_of_the_input_is_overwritten(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     save(load("plain.onnx"), "a.onnx")
     onnx.save(onnx.load("a.onnx", load_external_data=False), "b.onnx")  # b.onnx reads a.onnx.data
     before = Path("a.onnx.data").read_bytes()
@@ -344,7 +344,7 @@ def test_no_file_of_the_input_is_overwritten(
 
 
 def test_tied_weights_are_written_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     model = load("large.onnx").proto
     copy = model.graph.initializer.add()
     copy.CopyFrom(next(tensor for tensor in model.graph.initializer if tensor.name == "second"))

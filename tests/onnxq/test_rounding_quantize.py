@@ -15,15 +15,15 @@ import onnxq as oq
 from onnxq.evaluation import load_session
 from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.rounder import DAMPING, DataRounder
-from passes.base import Context, PassResult
-from passes.errors import DataError, PolicyError, UnsupportedModelError
+from passes.core.base import Context, PassResult
+from passes.core.errors import DataError, PolicyError, UnsupportedModelError
 from passes.formats import format_of
 from passes.formats.base import RowTask
-from passes.layers import find_layers
-from passes.model import Model, serialize
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, serialize
 from passes.policy import Scheme
 from passes.quantize import Quantize
-from passes.rounding import Moments, RoundedLayer, RoundingTask, choose_dampings
+from passes.rounding.task import Moments, RoundedLayer, RoundingTask, choose_dampings
 from tests.nets import Net, Samples, ranges_of, run, tensors
 
 Array = npt.NDArray[Any]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from passes.core.recipe import parse_recipe
 from passes.equalize import Equalize
-from passes.model import Model
-from passes.recipe import parse_recipe
+from passes.graph.model import Model
 from tests.nets import Array, Net, feeds, run
 
 

@@ -24,7 +24,7 @@ from onnxq.data import input_specs, random_dataset
 from onnxq.inspection import layer_facts
 from onnxq.rounding import DataRounder
 from passes import Context, Decode, Model, Policy, Quantize, find_layers
-from passes.errors import PolicyError
+from passes.core.errors import PolicyError
 from passes.formats import FORMATS, Scheme, format_of
 from passes.formats.base import RowTask
 from passes.formats.bitstream import BitStream
@@ -32,11 +32,11 @@ from passes.formats.form import Geometry
 from passes.formats.half import Float16
 from passes.formats.mx import decode_mx
 from passes.formats.scheme import GRAMMARS
-from passes.model import check, serialize
-from passes.plan import Plan, Target
+from passes.graph.model import check, serialize
+from passes.placement.plan import Plan, Target
 from passes.policy import LayerPolicy
 from passes.quantize import activation_scheme, weight_scheme
-from runtime_ops.rounding import damped, objective, snapped, upper_factor
+from passes.rounding.second_order import damped, objective, snapped, upper_factor
 from tests.nets import Net, feeds
 
 Array = npt.NDArray[Any]

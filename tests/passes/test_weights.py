@@ -13,16 +13,16 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.machine import saturates
-from passes.base import Context
-from passes.errors import UserError
+from passes.core.base import Context
+from passes.core.errors import UserError
 from passes.formats.dequantize import Dequantize, container_bits
-from passes.graph import export_graph, import_graph
-from passes.layers import graph_layers, weight_index
-from passes.model import Model, check, serialize
+from passes.formats.weights import encode_weight
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.layers import graph_layers, weight_index
+from passes.graph.model import Model, check, serialize
 from passes.opset import upgrade
 from passes.policy import Scheme
 from passes.quantize import Quantize
-from passes.weights import encode_weight
 from tests.nets import Net, apply, feeds, run, sqnr
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)

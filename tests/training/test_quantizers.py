@@ -17,7 +17,7 @@ from onnxq.training.quantizers import (
     round_clamp,
     round_dorefa,
 )
-from passes.activations import activation_range
+from passes.placement.activations import activation_range
 from passes.policy import Scheme
 from runtime_ops import dequantize, encode_gse, quantize
 from runtime_ops.gse import Encoder

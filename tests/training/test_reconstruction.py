@@ -19,18 +19,18 @@ from onnxq.rounding import DataRounder
 from onnxq.rounding.blocks import blocks_of
 from onnxq.rounding.replay import Replay
 from onnxq.training import BlockRounder
-from passes.base import Context
-from passes.errors import UserError
+from passes.core.base import Context
+from passes.core.errors import UserError
 from passes.formats import format_of
-from passes.graph import import_graph
-from passes.layers import graph_layers
-from passes.model import Model, save
-from passes.plan import Plan
+from passes.formats.weights import encode_layer
+from passes.graph.boundary import import_graph
+from passes.graph.layers import graph_layers
+from passes.graph.model import Model, save
+from passes.placement.plan import Plan
 from passes.policy import Policy, Scheme
 from passes.quantize import Quantize
-from passes.rounding import RoundedLayer, RoundingTask
-from passes.rounding_tasks import rounding_tasks
-from passes.weights import encode_layer
+from passes.rounding.task import RoundedLayer, RoundingTask
+from passes.rounding.tasks import rounding_tasks
 from tests.nets import Net, Samples, feeds, run, tensors
 from tests.onnxq.test_rounding_replay import branching, changed, tasks_of
 
