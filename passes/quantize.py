@@ -1,9 +1,10 @@
 """The policy made real: integer schemes as QuantizeLinear and DequantizeLinear, GSE as nodes of its own.
 
-1. Weights become what their format stores (passes/formats/): integer initializers behind DequantizeLinear, or
-   bit streams where ONNX has no type for them; `standard` keeps to ONNX's types. The plan of a layer decides it
-   (passes/placement/plan.py).
-2. Activations get Q/DQ pairs where ONNX Runtime fuses them (passes/placement/places.py, activations.py there).
+1. Weights become what their format stores (passes/formats/): integer initializers behind DequantizeLinear,
+   or bit streams where ONNX has no type for them; `standard` keeps to ONNX's types. The plan of a layer
+   decides it (passes/placement/plan.py).
+2. Activations get Q/DQ pairs where ONNX Runtime fuses them (passes/placement/places.py, and activations.py
+   there).
 3. Biases of layers with quantized weights and activations become int32 (passes/placement/biases.py).
 4. Layers with dynamic activations go to passes/placement/dynamic.py; layers in subgraphs get weights only.
 5. float64 layers stay float: ONNX has no scale of that type. float16 layers get weights only, since ONNX
