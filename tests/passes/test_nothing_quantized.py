@@ -19,9 +19,10 @@ from passes.core.base import Context, Courtesy, GraphPass, Pass, format_pass
 from passes.core.errors import GraphError, UnsupportedModelError, UserError
 from passes.core.recipe import parse_recipe
 from passes.fold_batchnorm import FoldBatchNorm
+from passes.graph.function_layers import functions_with_layers
 from passes.graph.layers import find_layers
 from passes.graph.model import Model, check
-from passes.inline_functions import InlineFunctions, functions_with_layers
+from passes.inline_functions import InlineFunctions
 from passes.placement.unquantizable import refuse_unchanged
 from passes.policy import Policy, Scheme
 from passes.preparation import preparation
