@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[list[str], float]] = {
     "tcq3 of two layers": (
         [
             *("quantize", "IN", "--weights", "tcq3", "--activations", "float", "-o", "OUT"),
-            *("--exclude", "layer[1-9]*"),
+            *("--exclude", "layer[2-9]*", "--exclude", "layer1?*"),
         ],
         2.5,
     ),
@@ -150,9 +150,8 @@ def main() -> None:
             arguments, allowed = COMMANDS[name]
             if "OLD" in arguments and not names["OLD"].exists():
                 write_model(names["OLD"], layers, 12)
-            if "GSE" in arguments and not names["GSE"].exists():
-                text = ["quantize", "IN", "--weights", "gse6:block32", "--activations", "float", "-o", "GSE"]
-                measure([str(names.get(word, word)) for word in text])
+            if name == "decode" and not names["GSE"].exists():
+                measure([str(names.get(word, word)) for word in COMMANDS["gse6"][0]])
             seconds, peak, last = measure([str(names.get(word, word)) for word in arguments])
             limit = f"{allowed:g}" if allowed else "-"
             print(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
 import passes.graph.model
 from onnxq.machine import saturates
+from onnxq.session_weights import float_bytes, hand_over, is_outside, without_weights
 from passes.core.errors import InvalidModelError, UnsupportedModelError
-from passes.decode import decode_weights, has_packed_weights
-from passes.graph.external_data import KEPT_BYTES, element_type, fill, has_references, mapped
-from passes.graph.light import without_values
-from passes.graph.model import Model, every_graph, is_large, load, on_disk
+from passes.decode import decoded_bytes, has_packed_weights
+from passes.graph.external_data import KEPT_BYTES
+from passes.graph.model import Model, every_graph, load, on_disk
 
 __all__ = [
     "float_weights_only",
@@ -39,8 +37,8 @@ _STANDARD_DOMAINS = {
     "com.ms.internal.nhwc",
     "ai.onnx.preview.training",
 }
-# Where the values of a placeholder are: the session is given them apart.
-_DECODED = "handed over by onnxq"
+# Bytes of floats in bit streams up to which a stock session may fold them.
+FOLDED_BYTES = 2**27
 _OPTIMIZED = "session.optimized_model_external_initializers_"
 
 
@@ -82,54 +80,6 @@ def session_options(threads: int | None, fold_weights: bool) -> ort.SessionOptio
     return options
 
 
-def _hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Model, list[Any]]:
-    """The model without its bit streams, and the decoded weights, which `options` hands to ONNX Runtime.
-
-    External initializers are what ONNX Runtime fuses, lays out and prepacks like weights of the file.
-    The values must live as long as the session. own: the model is nobody else's and may be taken apart.
-    """
-    held, arrays = decode_weights(model, own=own)
-    for name, array in arrays.items():
-        held.proto.graph.initializer.append(_placeholder(name, array))
-    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    options.add_external_initializers(list(arrays), values)
-    return held, values
-
-
-def _is_outside(proto: onnx.ModelProto) -> bool:
-    """Whether ONNX Runtime cannot be given the model as bytes."""
-    return is_large(proto) or has_references(proto)
-
-
-def _without_weights(model: Model) -> tuple[Model, dict[str, npt.NDArray[Any]]]:
-    """A model over 2 GB with placeholders, and the large weights by name, mapped from their files.
-
-    Types that numpy does not have itself, such as bfloat16 and int4, stay in the model.
-    """
-    light = without_values(model.proto)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, tensor in light.weights.items():
-        if tensor.external_data and tensor.external_data[0].value == _DECODED:
-            continue
-        if element_type(tensor).kind in "biuf":
-            arrays[name] = mapped(tensor)
-            light.weights[name] = _placeholder(name, arrays[name])
-        else:
-            light.weights[name] = onnx.TensorProto.FromString(tensor.SerializeToString())
-            fill(light.weights[name])
-    light.restore(light.proto)
-    return model.with_proto(light.proto), arrays
-
-
-def _placeholder(name: str, array: npt.NDArray[Any]) -> onnx.TensorProto:
-    """An initializer whose values somebody else brings."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=_DECODED)
-    return tensor
-
-
 def load_session(
     model: Model | str | Path,
     *,
@@ -164,24 +114,33 @@ def load_session(
     path = None if isinstance(model, Model) else Path(model)
     kept: list[Any] = []
     if has_packed_weights(held.proto):
-        held, kept = _hand_over(held, options, own=path is not None)
+        held, kept = hand_over(held, options, own=path is not None)
         path = None
-    with _refusals(held.name):
+    _spare_memory(held.proto, options)
+    name = held.name
+    if path is not None:
+        held = Model(onnx.ModelProto(), name)  # ONNX Runtime reads the file itself
+    with _refusals(name):
         session = _open(held, path, options, providers)
     session._onnxq_weights = kept
     return session
 
 
-def stock_session(model: Model | Path, name: str) -> Any:
+def stock_session(model: Model, path: Path | None = None) -> Any:
     """A session as anybody else would open it: ONNX Runtime's default options, on the CPU, none of our code.
 
-    name: of the model in messages. Raises InvalidModelError when ONNX Runtime refuses the model.
+    path: the file that holds exactly this model, where there is one. Bit streams of many floats are decoded
+    in each run, by the file's own functions too: folding them, ONNX Runtime would keep what lies between
+    codes and floats of all layers at once, ten times the floats.
+    Raises InvalidModelError when ONNX Runtime refuses the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    held = model if isinstance(model, Model) else Model(onnx.ModelProto(), name)
-    with _refusals(name):
-        return _open(held, model if isinstance(model, Path) else None, options, ["CPUExecutionProvider"])
+    if path is None:
+        _spare_memory(model.proto, options)
+    unwanted = ["ConstantFolding"] if decoded_bytes(model.proto) > FOLDED_BYTES else []
+    with _refusals(model.name):
+        return _open(model, path, options, ["CPUExecutionProvider"], unwanted)
 
 
 def plain_session(model: Model) -> Any:
@@ -192,6 +151,7 @@ def plain_session(model: Model) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    _spare_memory(model.proto, options)
     with _refusals(model.name):
         return _open(model, None, options, ["CPUExecutionProvider"])
 
@@ -208,33 +168,46 @@ def _refusals(name: str) -> Iterator[None]:
         raise InvalidModelError(f"{name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
 
 
-def _float_bytes(proto: onnx.ModelProto) -> int:
-    """Bytes of the initializers as ONNX Runtime holds them once it has decoded quantized ones to float."""
-    return sum(4 * math.prod(tensor.dims) for tensor in proto.graph.initializer)
-
-
-def _open(model: Model, path: Path | None, options: ort.SessionOptions, providers: list[Any]) -> Any:
-    """path: the file that holds exactly this model and need not be written again; None without one."""
-    if _float_bytes(model.proto) > passes.graph.model.LARGE:
-        # A kernel's own copy of its weights is worth its memory only while that is small.
+def _spare_memory(proto: onnx.ModelProto, options: ort.SessionOptions) -> None:
+    """A kernel's own copy of its weights is worth its memory only while that is small."""
+    if float_bytes(proto) > passes.graph.model.LARGE:
         options.add_session_config_entry("session.disable_prepacking", "1")
+
+
+def _open(
+    model: Model,
+    path: Path | None,
+    options: ort.SessionOptions,
+    providers: list[Any],
+    unwanted: Sequence[str] = (),
+) -> Any:
+    """path: the file that holds exactly this model and need not be written again; None without one.
+
+    unwanted: optimizers of ONNX Runtime that are left out.
+    """
+
+    def session(source: str | bytes) -> Any:
+        return ort.InferenceSession(
+            source, options, providers=providers, enable_fallback=0, disabled_optimizers=list(unwanted)
+        )
+
     if path is not None:
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        return session(str(path))
     kept: list[Any] = []
-    if _is_outside(model.proto):
-        model, arrays = _without_weights(model)
+    if is_outside(model.proto):
+        model, arrays = without_weights(model, options)
         kept = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
         options.add_external_initializers(list(arrays), kept)
     try:
         content = model.proto.SerializeToString(deterministic=True)
     except (EncodeError, ValueError):  # more than 2 GB of types that cannot be handed over
         with on_disk(model) as path:
-            return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
-    session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
+            return session(str(path))
+    opened = session(content)
     # ONNX Runtime keeps a second copy of every weight here, for a change of providers that never comes.
-    session._model_bytes = None
-    session._onnxq_mapped = kept  # the values must live as long as the session
-    return session
+    opened._model_bytes = None
+    opened._onnxq_mapped = kept  # the values must live as long as the session
+    return opened
 
 
 def _first_line(error: BaseException) -> str:
@@ -242,7 +215,7 @@ def _first_line(error: BaseException) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:300]
 
 
-def surviving_qdq(model: Model, folder: Path) -> dict[str, int]:
+def surviving_qdq(model: Model | Path, folder: Path) -> dict[str, int]:
     """Counts of QuantizeLinear and DequantizeLinear left in ONNX Runtime's optimised graph."""
     target = folder / "optimized.onnx"
     load_session(model, threads=1, optimized=target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,13 +21,14 @@ from onnx import numpy_helper
 from passes.core.base import Context, Pass, register
 from passes.core.errors import InvalidModelError
 from passes.formats import stream_of
-from passes.graph.external_data import is_external, spill_array, tensor_array
+from passes.graph.external_data import is_external, tensor_array
 from passes.graph.model import Model, every_graph, is_large
+from passes.graph.spilling import spill_array
 from passes.policy import POLICY_KEY
 from runtime_ops.functions import DOMAIN
 from runtime_ops.kernels import empty_floats
 
-__all__ = ["Decode", "decode_weights", "has_packed_weights"]
+__all__ = ["Decode", "decode_each", "decode_weights", "decoded_bytes", "has_packed_weights"]
 
 Array = npt.NDArray[Any]
 _BEHIND = ("Slice", "Cast", "Transpose")
@@ -146,34 +147,37 @@ def _space(
     ]
 
 
-def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str, Array]]:
-    """The model without its streams, and the arrays that belong in their place, by tensor name.
+class _Streams:
+    """The constant bit streams of a model, each with the nodes behind it. own: see `decode_weights`."""
 
-    The tensors have no maker in the model that is returned: they become initializers of its main graph, with
-    their values or as external data. own: the given model may be taken apart; otherwise it is not touched.
-    """
-    proto = model.proto
-    if not own:
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model.proto)
-    held = {tensor.name: tensor for graph in every_graph(proto.graph) for tensor in graph.initializer}
-    uses = _Uses.of(proto)
-    chains = [
-        _chain(node, uses, held)
-        for graph in every_graph(proto.graph)
-        for node in graph.node
-        if _is_packed(node) and all(name in held for name in node.input if name)
-    ]
+    def __init__(self, model: Model, own: bool) -> None:
+        proto = model.proto
+        if not own:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model.proto)
+        self.model = model.with_proto(proto)
+        self.held = {
+            tensor.name: tensor for graph in every_graph(proto.graph) for tensor in graph.initializer
+        }
+        self.uses = _Uses.of(proto)
+        self.chains = [
+            _chain(node, self.uses, self.held)
+            for graph in every_graph(proto.graph)
+            for node in graph.node
+            if _is_packed(node) and all(name in self.held for name in node.input if name)
+        ]
 
-    def decoded(chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
+    def decoded(self, chain: list[onnx.NodeProto], out: npt.NDArray[np.float32] | None) -> Array:
+        """The array that a stream and the nodes behind it give, in `out` where it fits."""
         turned = any(node.op_type == "Transpose" for node in chain)
-        array, node = _decoded(chain[0], held, model.name, None if turned else out), chain[0]
+        array = _decoded(chain[0], self.held, self.model.name, None if turned else out)
+        node = chain[0]
         try:
             for node in chain[1:]:
-                array = _moved(node, array, held)
+                array = _moved(node, array, self.held)
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise InvalidModelError(
-                f"{model.name}: node '{node.name}' ({node.op_type}) behind a bit stream is malformed: "
+                f"{self.model.name}: node '{node.name}' ({node.op_type}) behind a bit stream is malformed: "
                 f"{error}; write the file again"
             ) from None
         if array.flags.c_contiguous or out is None or array.dtype != out.dtype or array.size > out.size:
@@ -183,10 +187,40 @@ def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str,
         np.copyto(target, array)
         return target
 
-    space = _space([chain[0] for chain in chains], held)
-    arrays = {chain[-1].output[0]: decoded(chain, out) for chain, out in zip(chains, space, strict=True)}
-    _drop(proto, {id(node) for chain in chains for node in chain}, uses)
-    return model.with_proto(proto), arrays
+    def without(self) -> Model:
+        """The model without the streams and without what only they read."""
+        _drop(self.model.proto, {id(node) for chain in self.chains for node in chain}, self.uses)
+        return self.model
+
+
+def decode_weights(model: Model, *, own: bool = False) -> tuple[Model, dict[str, Array]]:
+    """The model without its streams, and the arrays that belong in their place, by tensor name.
+
+    The tensors have no maker in the model that is returned: they become initializers of its main graph, with
+    their values or as external data. own: the given model may be taken apart; otherwise it is not touched.
+    """
+    streams = _Streams(model, own)
+    space = _space([chain[0] for chain in streams.chains], streams.held)
+    arrays = {
+        chain[-1].output[0]: streams.decoded(chain, out)
+        for chain, out in zip(streams.chains, space, strict=True)
+    }
+    return streams.without(), arrays
+
+
+def decode_each(
+    model: Model, write: Callable[[Array, str], onnx.TensorProto], *, own: bool = False
+) -> tuple[Model, list[onnx.TensorProto]]:
+    """As `decode_weights`, but one weight at a time; `write` makes a tensor of each (array, name)."""
+    streams = _Streams(model, own)
+    tensors = [write(streams.decoded(chain, None), chain[-1].output[0]) for chain in streams.chains]
+    return streams.without(), tensors
+
+
+def decoded_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of the floats that the model's bit streams stand for."""
+    nodes = (node for graph in every_graph(proto.graph) for node in graph.node if _is_packed(node))
+    return sum(4 * math.prod(a.ints) for node in nodes for a in node.attribute if a.name == "shape")
 
 
 def _chain(node: onnx.NodeProto, uses: _Uses, held: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
@@ -242,20 +276,18 @@ class Decode(Pass):
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:
         if not has_packed_weights(model.proto):
             return model, False
-        result, arrays = decode_weights(model)
-        large = is_large(result.proto, sum(array.nbytes for array in arrays.values()))
-        write = spill_array if large else numpy_helper.from_array
-        for name, array in arrays.items():
-            result.proto.graph.initializer.append(write(array, name))
+        large = is_large(model.proto, decoded_bytes(model.proto))
+        result, tensors = decode_each(model, spill_array if large else numpy_helper.from_array)
+        for tensor in tensors:
+            result.proto.graph.initializer.append(tensor)
             if result.proto.ir_version < 4:  # which lists initializers among the inputs
-                tensor = result.proto.graph.initializer[-1]
-                value = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+                value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 result.proto.graph.input.append(value)
-            context.note("applied", "", f"{name}: float again")
+            context.note("applied", "", f"{tensor.name}: float again")
         if not has_packed_weights(result.proto):
             # The layers are float again, so that the next quantize may treat them.
             kept = [entry for entry in result.proto.metadata_props if entry.key != POLICY_KEY]
             copies = [onnx.StringStringEntryProto(key=entry.key, value=entry.value) for entry in kept]
             del result.proto.metadata_props[:]
             result.proto.metadata_props.extend(copies)
-        return result, bool(arrays)
+        return result, bool(tensors)

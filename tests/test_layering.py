@@ -25,6 +25,7 @@ FLOORS = (
         "machine",
         "plugins",
         "session",
+        "session_weights",
         "signals",
     ),
     ("data",),

@@ -81,8 +81,8 @@ def info(model: str, as_json: bool, hub: str | None) -> None:
     from passes.graph.model import load, size_on_disk
 
     path = resolve(model, hub)
-    loaded = load(path)
-    facts = describe(loaded, size_on_disk(path))
+    size = size_on_disk(path)
+    facts = describe(load(path, weights=False), size)
     if as_json:
         print_json(facts)
     else:

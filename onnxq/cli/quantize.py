@@ -273,9 +273,9 @@ def _report(
     from passes.graph.model import load, size_on_disk
 
     before, size = size_on_disk(Path(source)), file.size
-    written = load(target)
     with scratch_folder() as folder:
-        left = surviving_qdq(written, folder)
+        left = surviving_qdq(target, folder)
+    written = load(target)
     layers, unquantized = layer_facts(written), float_weights(written)
     padded = [layer for layer in layers if layer.padded]
     quantized = [layer for layer in layers if layer.weights != "float"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnxq.proof.feeds import Feed
 from onnxq.session import load_session, stock_session
 from passes.graph.model import Model
 
-__all__ = ["MADE_UP_SECONDS", "RUN_SECONDS", "Outputs", "Overtime", "Refusal", "Runner", "numeric"]
+__all__ = ["MADE_UP_SECONDS", "RUN_SECONDS", "Outputs", "Overtime", "Refusal", "Runner", "numeric", "telling"]
 
 Outputs = dict[str, Any]
 # One run of a given model; what takes longer is not tried. Nobody waits for made-up numbers for long.
@@ -48,7 +49,7 @@ class Runner:
 
     def __init__(self, model: Model, path: Path | None = None, *, ours: bool = False) -> None:
         self.model = model
-        self._session = load_session(path or model) if ours else stock_session(path or model, model.name)
+        self._session = load_session(path or model) if ours else stock_session(model, path)
         self.names: list[str] = [value.name for value in self._session.get_outputs()]
 
     def run(self, feed: Feed, seconds: float) -> Outputs:
@@ -73,9 +74,26 @@ class Runner:
             raise Refusal(_first_line(error)) from None
         finally:
             timer.cancel()
-        return dict(zip(self.names, values, strict=True))
+        return dict(zip(self.names, map(_own, values), strict=True))
+
+
+def _own(value: Any) -> Any:
+    """The output in memory of its own: ONNX Runtime's keeps the whole arena of its session."""
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def telling(outputs: Outputs, most: Callable[[Iterable[bool]], bool]) -> bool:
+    """Whether a comparison of all (or any) of these outputs says something: values, and finite ones."""
+    return bool(outputs) and most(map(_tells, outputs.values()))
+
+
+def _tells(value: Any) -> bool:
+    array = numeric(value)
+    if array is None:
+        return True
+    return bool(array.size and (array.dtype.kind != "f" or np.isfinite(array).any()))

@@ -12,6 +12,7 @@ from onnxq.proof.prove import Proof, Reference
 from passes.graph.model import Model
 from passes.graph.model import save as write
 from passes.graph.scratch import scratch_folder
+from passes.graph.writing import put_in_place
 
 __all__ = ["Written", "save", "write_model"]
 
@@ -39,9 +40,7 @@ def write_model(model: Model, target: Path, reference: Reference | None = None) 
             named = Model(model.proto, str(target), model.history)
             size = write(named, part)
             proof = (reference or Reference(model.origin)).prove(named, part)
-            # External data before the model that names it.
-            for file in sorted(folder.iterdir(), reverse=True):
-                os.replace(file, target.with_name(file.name))  # noqa: PTH105 - tests inject faults here
+            put_in_place(part, target)
     except BaseException:
         for made in created:
             if made.is_dir() and not any(made.iterdir()):

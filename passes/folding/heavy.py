@@ -16,7 +16,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.graph.boundary import ExternalValues
 from passes.graph.editing import is_constant, values, values_type
-from passes.graph.external_data import is_external, spill_array
+from passes.graph.external_data import is_external
+from passes.graph.spilling import spill_array
 
 __all__ = ["fold_heavy", "reads_file"]
 

@@ -21,8 +21,9 @@ from passes.core.errors import GraphError, UnsupportedModelError
 from passes.graph.carried import free_names, import_proto, mask, put_back, unmasked
 from passes.graph.carrying import carry_annotations
 from passes.graph.editing import sort_nodes, subgraphs
-from passes.graph.external_data import KEPT_BYTES, is_external, spill, spill_array, tensor_array
+from passes.graph.external_data import KEPT_BYTES, is_external, tensor_array
 from passes.graph.model import Model, every_graph, is_large, normalized
+from passes.graph.spilling import spill, spill_array
 from passes.graph.tensors import stored_bytes
 from runtime_ops.functions import DOMAIN, registered_function
 

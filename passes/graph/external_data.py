@@ -2,15 +2,14 @@
 
 A model of more than 2 GB is never in memory as a whole. Its large tensors are *references*: the tensor's
 `location` is then the absolute path of the file that holds the values. References come from the model's own
-external data (`bind`), or from a temporary file of this process where a pass made new values (`spill`), which
-lives as long as the process.
+external data (`bind`), or from a temporary file where a pass made new values
+(passes/graph/spilling.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,8 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from passes.core.errors import ModelFileError, OutputError
-from passes.graph.scratch import Scratch
+from passes.core.errors import ModelFileError
 from passes.graph.tensors import every_tensor, stored_bytes
 
 __all__ = [
@@ -38,8 +36,6 @@ __all__ = [
     "point",
     "raw_chunks",
     "reference",
-    "spill",
-    "spill_array",
     "tensor_array",
     "tensor_digest",
     "write_values",
@@ -259,57 +255,3 @@ def write_values(handle: BinaryIO, pieces: Iterable[bytes | memoryview], length:
     offset = -(-end // unit) * unit
     handle.write(bytes(offset - end))
     return offset, sum(handle.write(piece) for piece in pieces)
-
-
-class _Store:
-    """The temporary file of values that passes made."""
-
-    def __init__(self) -> None:
-        self._scratch = Scratch()
-        self.path = self._scratch.path / "values.bin"
-        self.lock = threading.Lock()
-
-
-_STORES: dict[int, _Store] = {}
-
-
-def _own_store() -> _Store:
-    """The store of this process; a forked one makes its own."""
-    process = os.getpid()
-    if process not in _STORES:
-        _STORES[process] = _Store()
-    return _STORES[process]
-
-
-def spill(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """The tensor as a reference to a temporary file that its values are written to.
-
-    Raises:
-        OutputError: the folder for temporary files is full or cannot be written.
-    """
-    light = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    light.doc_string = tensor.doc_string
-    _store(light, raw_chunks(tensor))
-    return light
-
-
-def spill_array(values: Array, name: str) -> onnx.TensorProto:
-    """As `spill`, of an array whose type numpy itself has."""
-    kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-    light = onnx.TensorProto(name=name, data_type=kind, dims=values.shape)
-    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    _store(light, [flat.data])
-    return light
-
-
-def _store(light: onnx.TensorProto, pieces: Iterable[bytes | memoryview]) -> None:
-    try:
-        store = _own_store()
-        with store.lock, store.path.open("ab") as handle:
-            offset, length = write_values(handle, pieces, stored_bytes(light))
-    except OSError as error:
-        raise OutputError(
-            f"the weights of a model over 2 GB cannot be written to the folder for temporary files "
-            f"({error.strerror}); set TMPDIR to a folder with more room"
-        ) from None
-    point(light, str(store.path), offset, length)

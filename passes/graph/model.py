@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
@@ -21,21 +20,11 @@ from passes.core.errors import InvalidModelError, ModelFileError, OutputError
 from passes.graph.admission import admit
 from passes.graph.alias import has_alias, write_out_alias
 from passes.graph.checking import Refusal, full_check
-from passes.graph.external_data import (
-    KEPT_BYTES,
-    bind,
-    external_files,
-    fill,
-    has_references,
-    is_external,
-    point,
-    raw_chunks,
-    reference,
-    write_values,
-)
-from passes.graph.light import bare_copy, flattened, without_values
+from passes.graph.external_data import KEPT_BYTES, bind, external_files, fill, has_references, is_external
+from passes.graph.light import flattened, without_values
 from passes.graph.scratch import scratch_folder
 from passes.graph.tensors import every_graph, every_tensor, function_tensors, stored_bytes
+from passes.graph.writing import data_file, put_in_place, write_data
 
 __all__ = [
     "Model",
@@ -55,10 +44,6 @@ __all__ = [
 
 # Protobuf refuses messages of 2 GiB; leave room for the graph itself.
 LARGE = 2**31 - 2**24
-# Tensors of up to so many bytes are saved in the model's own file, beside external data.
-_EMBEDDED_BYTES = 1024
-
-
 # Models between two rewrites are kept up to this size, so that a rewrite at fault can be named.
 _KEPT_BYTES = 2**28
 
@@ -119,26 +104,27 @@ class Model:
         return self.with_proto(proto)
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
     """Read a model and check it (passes/graph/admission.py). Large tensors beyond 2 GB stay in their files.
 
+    weights: False leaves all large tensors in their files of external data, for who only looks at the graph.
     Warns with a ModelWarning where ONNX Runtime accepts what the ONNX checker refuses.
 
     Raises:
         ModelFileError: the file is missing, truncated, not ONNX, or lacks its data.
         InvalidModelError: neither the ONNX checker nor ONNX Runtime accepts the model.
     """
-    model = read(path)
+    model = read(path, weights=weights)
     admit(model.proto, model.name)
     return model
 
 
-def read(path: str | os.PathLike[str]) -> Model:
+def read(path: str | os.PathLike[str], *, weights: bool = True) -> Model:
     """Read a model with its external data as `load` does, unchecked. Raises ModelFileError."""
     file = Path(path)
     proto = _read(file)
     if has_references(proto):
-        proto = _bound(proto, file)
+        proto = _bound(proto, file, weights)
     return Model(proto, str(file))
 
 
@@ -170,18 +156,18 @@ def normalized(model: Model) -> Model:
     return model.with_proto(proto)
 
 
-def _bound(proto: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+def _bound(proto: onnx.ModelProto, file: Path, weights: bool) -> onnx.ModelProto:
     """The model with the values of its external tensors, or references to them."""
     for tensor in every_tensor(proto):
         if is_external(tensor):
             bind(tensor, file)
-    kept = KEPT_BYTES if is_large(proto) else LARGE
+    kept = LARGE if weights and not is_large(proto) else KEPT_BYTES
     for tensor in every_tensor(proto):
         if stored_bytes(tensor) <= kept:
             fill(tensor)
     for tensor in function_tensors(proto):
         fill(tensor)  # nothing reads references there
-    return flattened(proto)
+    return flattened(proto) if weights else proto
 
 
 def model_files(path: Path) -> list[Path]:
@@ -228,75 +214,24 @@ def save(model: Model, path: str | os.PathLike[str]) -> int:
     Raises OutputError (no rights, disk full); nothing is left behind then.
     """
     target = Path(path)
-    data = target.with_name(target.name + ".data")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target.parent) as folder:
-            part, data_part = folder / target.name, folder / data.name
+            part = folder / target.name
             size = 0
             if is_large(model.proto):
-                content = _write_data(model.proto, data_part)
+                data_part = data_file(part)
+                content = write_data(model.proto, data_part)
                 size = data_part.stat().st_size
             else:
                 content = serialize(model)
             part.write_bytes(content)
             with part.open("rb+") as handle:
                 os.fsync(handle.fileno())
-            if data_part.exists():
-                target.unlink(missing_ok=True)  # or a kill would leave an old model beside new weights
-                data_part.replace(data)
-            part.replace(target)
+            put_in_place(part, target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     return size + len(content)
-
-
-def _write_data(proto: onnx.ModelProto, data: Path) -> bytes:
-    """Write the weights to a file of external data, one by one, and give the bytes of the model for it.
-
-    What refers to the same values, as tied weights do, refers to the same bytes again.
-    """
-    written: dict[object, tuple[int, int]] = {}
-    light = bare_copy(proto)
-    with data.open("wb") as handle:
-        for tensor in every_tensor(light):  # those of nodes and nested graphs
-            if not _stays(tensor):
-                _write_tensor(handle, tensor, tensor, written)
-        for tensor in proto.graph.initializer:
-            copy = light.graph.initializer.add()
-            if _stays(tensor):
-                copy.CopyFrom(tensor)
-                continue
-            for field, value in tensor.ListFields():
-                if field.name in ("name", "data_type", "doc_string"):
-                    setattr(copy, field.name, value)
-                elif field.name in ("dims", "metadata_props"):
-                    getattr(copy, field.name).extend(value)
-            _write_tensor(handle, tensor, copy, written)
-        handle.flush()
-        os.fsync(handle.fileno())
-    return bytes(light.SerializeToString(deterministic=True))
-
-
-def _stays(tensor: onnx.TensorProto) -> bool:
-    """Whether the tensor's values stay in the model's own file."""
-    small = not is_external(tensor) and stored_bytes(tensor) <= _EMBEDDED_BYTES
-    return small or tensor.data_type == onnx.TensorProto.STRING
-
-
-def _write_tensor(
-    handle: BinaryIO,
-    tensor: onnx.TensorProto,
-    target: onnx.TensorProto,
-    written: dict[object, tuple[int, int]],
-) -> None:
-    source = reference(tensor)
-    place = written.get(source) if source is not None else None
-    if place is None:
-        place = write_values(handle, raw_chunks(tensor), stored_bytes(tensor))
-        if source is not None:
-            written[source] = place
-    point(target, Path(handle.name).name, *place)
 
 
 @contextmanager

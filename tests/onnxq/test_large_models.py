@@ -15,15 +15,17 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
+from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper, parser
 
+import onnxq.session
 import passes.graph.model
 from onnxq.session import load_session
 from passes.core.errors import InvalidModelError
 from passes.core.recipe import parse_recipe
-from passes.graph.external_data import has_references, is_external, tensor_array
+from passes.graph.external_data import KEPT_BYTES, Reference, has_references, is_external, tensor_array
 from passes.graph.model import Model, check, is_large, load, model_files, save, serialize, size_on_disk
-from passes.graph.tensors import every_tensor
+from passes.graph.tensors import every_tensor, stored_bytes
 
 Invoke = Callable[..., Result]
 LIMIT = 2**15
@@ -135,6 +137,7 @@ def test_a_large_model_gives_what_the_same_model_in_one_file_gives(
 ) -> None:
     ok(invoke(*(word.replace("IN", "plain.onnx") for word in command), "-o", "wanted.onnx"))
     monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
+    monkeypatch.setattr(onnxq.session, "FOLDED_BYTES", LIMIT)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     ok(invoke(*(word.replace("IN", "large.onnx") for word in command), "-o", "made.onnx"))
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -166,7 +169,25 @@ def test_info_reads_no_weights_and_says_the_same(
     total = sum(Path(name).stat().st_size for name in ("large.onnx", "weights.bin", "parts/first.data"))
     assert found["bytes"] == total
     assert [layer["weights"] for layer in found["layers"]] == ["float"] * 4
-    for name in ("layers", "macs", "inputs", "outputs"):
+    for name in ("layers", "macs", "ops", "parameters", "inputs", "outputs"):
+        assert found[name] == wanted[name]
+
+
+def test_info_leaves_external_weights_of_small_models_where_they_are(
+    invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = json.loads(ok(invoke("info", "plain.onnx", "--json")).stdout)
+    seen: list[int] = []
+    read = Reference.read
+
+    def noted(source: Reference) -> Any:
+        seen.append(source.length)
+        return read(source)
+
+    monkeypatch.setattr(Reference, "read", noted)
+    found = json.loads(ok(invoke("info", "large.onnx", "--json")).stdout)
+    assert max(seen) <= KEPT_BYTES
+    for name in ("layers", "macs", "ops", "parameters", "inputs", "outputs"):
         assert found[name] == wanted[name]
 
 
@@ -353,14 +374,34 @@ def test_tied_weights_are_written_once(work: Path, monkeypatch: pytest.MonkeyPat
     assert Path("tied.onnx.data").stat().st_size < size_on_disk(Path("plain.onnx")) + 2**15
 
 
-def test_protobufs_limit_itself() -> None:
-    """A message of more than 2 GB: protobuf 7 raises where it is asked for its size."""
+def _like_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages that count as more than 2 GB raise as real ones of protobuf 7 do, without their memory."""
+    for name in ("ByteSize", "SerializeToString"):
+        real = getattr(onnx.ModelProto, name)
+
+        def limited(proto: onnx.ModelProto, *args: Any, real: Any = real, **options: Any) -> Any:
+            if sum(map(stored_bytes, every_tensor(proto))) > 2**31:
+                raise EncodeError("Failed to serialize proto")
+            return real(proto, *args, **options)
+
+        monkeypatch.setattr(onnx.ModelProto, name, limited)
+
+
+def test_protobufs_limit_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing asks a message of more than 2 GB for its size or its bytes, or what it raises is told."""
+    _like_protobuf(monkeypatch)
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
     proto = parser.parse_model(text)
-    size = 2**31 + 5
-    tensor = proto.graph.initializer.add(name="w", data_type=onnx.TensorProto.INT8, dims=[size])
-    tensor.raw_data = bytes(size)
+    proto.graph.initializer.add(name="w", data_type=onnx.TensorProto.INT8, dims=[2**31 + 5])
+    model = Model(proto, "huge")
+    with pytest.raises(EncodeError):
+        proto.ByteSize()
     assert is_large(proto)
-    check(Model(proto, "huge"))
+    check(model)
+    once = model.rewritten("one", model, exact=True)
+    assert [step.before for step in once.rewritten("two", once, exact=True).history] == [model, None]
     with pytest.raises(InvalidModelError, match="huge: over 2 GB"):
-        serialize(Model(proto, "huge"))
+        serialize(model)
+    monkeypatch.setattr(passes.graph.model, "LARGE", 2**40)  # what nothing counts, such as long texts
+    with pytest.raises(InvalidModelError, match="huge: over 2 GB"):
+        serialize(model)
