@@ -72,7 +72,7 @@ def test_defaults_of_options_are_those_of_the_configuration(command: str) -> Non
     from onnxq.cli.app import cli
     from onnxq.training.config import TrainConfig
     from onnxq.tuning import TuneConfig
-    from passes.fields import declared
+    from passes.core.fields import declared
 
     made = cli.get_command(click.Context(cli), command)
     assert made is not None

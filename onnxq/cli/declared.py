@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from passes.fields import Declared, declared
+from passes.core.fields import Declared, declared
 
 __all__ = ["declared_options"]
 

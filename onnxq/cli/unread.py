@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 
 from onnxq.cli.flags import flag_of
-from passes.errors import UserError
-from passes.fields import When, declared
+from passes.core.errors import UserError
+from passes.core.fields import When, declared
 
 __all__ = ["refuse_unread", "rules_of"]
 

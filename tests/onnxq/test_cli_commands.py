@@ -16,7 +16,7 @@ from click.testing import Result
 
 from onnxq.cli.app import COMMANDS
 from onnxq.evaluation import load_session
-from passes.model import check, load
+from passes.graph.model import check, load
 
 Invoke = Callable[..., Result]
 TUNE = (

@@ -451,7 +451,7 @@ def test_no_table_to_allocate_from(refused: Refused, work: Path) -> None:
 def test_options_of_allocate(refused: Refused, work: Path, options: tuple[str, ...], words: str) -> None:
     from onnxq.public import open_dataset
     from onnxq.tuning.sensitivities import sensitivities
-    from passes.model import load
+    from passes.graph.model import load
 
     model = load("tiny.onnx")
     Path("table").mkdir()

@@ -11,9 +11,9 @@ from onnxq.allocation.problem import Problem
 from onnxq.tuning.file_size import file_bytes, with_real_sizes
 from onnxq.tuning.models import saved_bytes
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load
-from passes.layers import find_layers, macs
+from passes.graph.layers import find_layers, macs
 from passes.opset import upgrade
-from passes.policy import LayerPolicy, Policy, Scheme
+from passes.policy.policies import LayerPolicy, Policy, Scheme
 
 SCHEMES = ("gse2", "int3:channel", "tcq3", "uint4:channel", "gse4:block16", "int8:channel", "float")
 CHOICES = [LayerPolicy(Scheme.parse(text)) for text in SCHEMES]

@@ -14,7 +14,7 @@ import pytest
 from onnxq.files import sha256_file
 from onnxq.tuning import Event, TuneConfig, TuneResult, tune, workers
 from onnxq.tuning.workers import MemoryJournal, Shipment, Workers
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -131,7 +131,7 @@ def test_workers_that_always_die_are_told(tiny: Path, tiny_data: Path, tmp_path:
 
 def _proposal() -> Any:
     from onnxq.search.ranking import Proposal
-    from passes.policy import Policy
+    from passes.policy.policies import Policy
 
     return Proposal("static-001", "ranking", 0, "static", Policy(), ())
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxq.evaluation import load_session
-from passes.model import Model, check
-from passes.policy import LayerPolicy, Policy, Scheme
+from passes.graph.model import Model, check
+from passes.policy.policies import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from runtime_ops.gse import quantize_groups
 from tests.nets import Net, feeds, run
