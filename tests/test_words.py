@@ -57,8 +57,6 @@ COMMANDS = ["tune", "train", "quantize", "sensitivity", "allocate", "bench", "ap
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-    "command", ["tune", "train", "quantize", "sensitivity", "allocate", "bench", "apply"]
-)
 def test_every_rule_is_about_options_that_the_command_has(command: str) -> None:
     from onnxq.cli.app import cli
     from onnxq.cli.unread import rules_of
