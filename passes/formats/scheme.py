@@ -107,11 +107,6 @@ class Scheme:
         """Whether a kernel gets something else than the float numbers of the model."""
         return not self.is_float and self.grammar.rounds
 
-    @property
-    def has_row_scales(self) -> bool:
-        """Whether kernels may add an int32 bias in units of the weight's scale."""
-        return self.is_integer and self.granularity != "block"
-
     def __str__(self) -> str:
         if self.is_float:
             return "float"

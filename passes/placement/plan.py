@@ -64,8 +64,9 @@ class LayerPlan:
     def of(
         cls, name: str, choice: LayerPolicy, target: Target, dtype: Any = np.float32, shield: bool = False
     ) -> LayerPlan:
-        bias = target.fuses and choice.weights.has_row_scales
-        return cls(name, choice, target.form(choice), np.dtype(dtype), shield, bias)
+        form = target.form(choice)
+        bias = target.fuses and form is not None and form.row_scales(choice.weights)
+        return cls(name, choice, form, np.dtype(dtype), shield, bias)
 
     @property
     def weights(self) -> Scheme:

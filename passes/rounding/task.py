@@ -189,7 +189,7 @@ def _round_to(
 
 
 def _has_integer_bias(task: RoundingTask) -> bool:
-    return task.input_scale is not None and task.bias is not None and task.scheme.has_row_scales
+    return task.input_scale is not None and task.bias is not None
 
 
 def with_codes(task: RoundingTask, encoded: EncodedWeight, moments: Moments) -> RoundedLayer | None:
