@@ -21,7 +21,7 @@ from onnxq.data.dataset import Batch
 from onnxq.proof import Reference, prove, write_model
 from onnxq.proof import rewrites as rewrites_module
 from onnxq.proof.running import Overtime, Runner
-from passes import base
+from passes.core import base
 from passes.core.base import Context, GraphPass
 from passes.core.errors import InvalidModelError, ProofError
 from passes.graph.editing import values
