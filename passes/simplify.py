@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import onnx
@@ -41,6 +41,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.core.base import Context, RepeatedPass, register
+from passes.core.fields import Option
 from passes.folding.cost import paying
 from passes.folding.heavy import fold_heavy, reads_file
 from passes.folding.noops import remove_noops
@@ -252,7 +253,7 @@ class Simplify(RepeatedPass):
     size_limit: bytes above which a folded result must not exceed its inputs.
     """
 
-    size_limit: int = 1 << 20
+    size_limit: Annotated[int, Option(least=0)] = 1 << 20
     name: ClassVar[str] = "simplify"
     keeps_function: ClassVar[bool] = True
 

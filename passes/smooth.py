@@ -22,13 +22,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from passes.core.base import Context, Pass, register
+from passes.core.fields import Option
 from passes.graph.boundary import export_graph, import_graph
 from passes.graph.editing import (
     add_constant,
@@ -59,7 +60,7 @@ class Smooth(Pass):
     site: Literal["output", "input"] = "output"
     layers: tuple[str, ...] = ("depthwise",)
     absorb: Literal["auto", "never"] = "auto"
-    floor: float = 256.0
+    floor: Annotated[float, Option(above=0)] = 256.0
     name: ClassVar[str] = "smooth"
     keeps_function: ClassVar[bool] = True
 

@@ -48,7 +48,7 @@ HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 # The same inside passes/; a module is on the floor of the longest name here that it begins with. The passes
 # themselves are on top, with __init__.
 ROOMS = (
-    ("core.errors",),
+    ("core.errors", "core.fields"),
     ("graph",),
     ("rounding.second_order", "rounding.learned", "rounding.trellis"),
     ("formats",),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from passes.core.errors import PolicyError
+from passes.core.fields import check_fields
 from runtime_ops.gse import Encoder
 
 __all__ = ["FLOAT", "GRAMMARS", "Encoder", "Grammar", "Granularity", "Scheme"]
@@ -65,14 +66,13 @@ class Scheme:
     encoder: Encoder = "nearest"
 
     def __post_init__(self) -> None:
+        check_fields(self, "scheme", PolicyError)
         if self.is_float:
             return
         if self.format not in GRAMMARS:
             raise PolicyError(
                 f"'{self.format}' is not a format; the formats are {', '.join(('float', *GRAMMARS))}"
             )
-        if self.granularity not in ("tensor", "channel", "block"):
-            raise PolicyError(f"the granularity is tensor, channel or block, not '{self.granularity}'")
         grammar = self.grammar
         if grammar.is_integer:
             grammar.check(self)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from passes.core.errors import PolicyError
+from passes.core.fields import check_fields
 from passes.formats import FLOAT, Scheme, format_of
 from passes.graph.jsontext import read_json
 from passes.graph.layers import Layer
@@ -34,6 +35,9 @@ class LayerPolicy:
     weights: Scheme = FLOAT
     activations: Scheme = FLOAT
     smooth: Site = "none"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "policy of a layer", PolicyError)
 
     @property
     def is_float(self) -> bool:
