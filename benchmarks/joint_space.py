@@ -30,7 +30,7 @@ from onnxq.tuning.space import Space
 from passes import Context, LayerPolicy, Quantize
 from passes.graph.layers import macs
 from passes.opset import upgrade
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.quantize import activation_scheme, required_policy_opset, weight_scheme
 
 ROOT = Path(__file__).resolve().parents[1] / "models"

@@ -46,7 +46,7 @@ from passes import Context, LayerPolicy, Quantize, Scheme, find_layers, save
 from passes.formats.sizes import layer_bytes
 from passes.graph.layers import macs
 from passes.opset import upgrade
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.quantize import required_policy_opset
 
 SCHEMES = "gse2,gse3,gse4,gse6,gse8"

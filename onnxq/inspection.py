@@ -22,7 +22,7 @@ from passes.graph.external_data import tensor_array
 from passes.graph.jsontext import parse_json
 from passes.graph.light import without_values
 from passes.graph.model import Model, every_graph
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
 
@@ -38,6 +38,7 @@ _BITS = {
     "int16": 16,
     "uint16": 16,
     "int32": 32,
+    "float16": 16,
 }
 
 

@@ -23,7 +23,7 @@ from passes.graph.layers import Layer, find_layers, macs
 from passes.graph.model import Model, check, load, save
 from passes.graph.select import select_layers
 from passes.inline_functions import InlineFunctions
-from passes.policy.policies import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.preparation import preparation
 from passes.quantize import Quantize
 from passes.simplify import Simplify

@@ -24,7 +24,7 @@ from passes.formats import stream_of
 from passes.graph.external_data import is_external, tensor_array
 from passes.graph.model import Model, every_graph, is_large
 from passes.graph.spilling import spill_array
-from passes.policy.policies import POLICY_KEY
+from passes.policy import POLICY_KEY
 from runtime_ops.functions import DOMAIN
 from runtime_ops.kernels import empty_floats
 

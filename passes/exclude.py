@@ -16,7 +16,7 @@ from passes.graph.boundary import import_graph
 from passes.graph.jsontext import stored_texts
 from passes.graph.model import Model
 from passes.graph.select import select, select_layers
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["EXCLUDE_KEY", "Exclude", "exclude"]
 

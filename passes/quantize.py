@@ -56,7 +56,7 @@ from passes.opset import upgrade
 from passes.placement.insertion import Insertion, Rounding
 from passes.placement.plan import Plan, Target, plan_layers
 from passes.placement.unquantizable import counted, no_layer, nothing_left, odd_layers, quantized_already
-from passes.policy.policies import POLICY_KEY, Policy, Scheme, load_policy
+from passes.policy import POLICY_KEY, Policy, Scheme, load_policy
 from passes.smooth import SMOOTH_KEY, Smooth
 
 __all__ = [

@@ -17,7 +17,7 @@ from onnxq.sensitivity.variants import choice_text
 from passes.core.errors import UserError
 from passes.formats.sizes import layer_bytes
 from passes.graph.layers import Layer
-from passes.policy.policies import LayerPolicy, Policy
+from passes.policy import LayerPolicy, Policy
 
 __all__ = ["Assignment", "Problem"]
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from onnxq.sensitivity.variants import choice_text
 from passes.core.errors import UserError
 from passes.graph.jsontext import read_json
-from passes.policy.policies import LayerPolicy
+from passes.policy import LayerPolicy
 
 __all__ = ["CostModel", "LayerCosts", "Resource", "parse_limits", "read_costs"]
 

@@ -111,7 +111,7 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
     from passes.graph.jsontext import parse_json
     from passes.graph.layers import find_layers
     from passes.graph.model import load
-    from passes.policy.policies import Policy
+    from passes.policy import Policy
     from passes.preparation import preparation
     from passes.quantize import activation_scheme, weight_scheme
 

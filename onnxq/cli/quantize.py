@@ -32,7 +32,7 @@ __all__ = ["activation_text", "quantize", "weight_text"]
 def weight_text(weights: str, granularity: str | None) -> str:
     """`int8` and `channel` as one scheme. Raises UserError when both name a granularity, or for no scheme."""
     from passes.core.errors import UserError
-    from passes.policy.policies import Scheme
+    from passes.policy import Scheme
 
     scheme = Scheme.parse(weights)  # a message about it shows what was typed
     named = [
@@ -75,7 +75,7 @@ def _recipe(settings: dict[str, Any]) -> Sequential:
 
 
 def _needs_data(settings: dict[str, Any]) -> bool:
-    from passes.policy.policies import load_policy
+    from passes.policy import load_policy
     from passes.quantize import activation_scheme
 
     if settings["policy"]:

@@ -117,7 +117,7 @@ def sensitivity(
     from passes.graph.layers import find_layers
     from passes.graph.model import load
     from passes.opset import upgrade
-    from passes.policy.policies import Policy
+    from passes.policy import Policy
     from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, required_policy_opset, weight_scheme
 

@@ -101,7 +101,7 @@ def train(
 def _config(settings: dict[str, Any]) -> TrainConfig:
     from onnxq.cli.options import splitted
     from passes.core.errors import UserError
-    from passes.policy.policies import load_policy
+    from passes.policy import load_policy
 
     augment = set(splitted((settings["augment"],))) - {"none"}
     if augment - {"crop", "flip"}:

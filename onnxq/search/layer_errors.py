@@ -26,7 +26,7 @@ from passes.graph.editing import consumers, producer, values
 from passes.graph.layers import Layer, graph_layers, weight_index
 from passes.graph.model import Model
 from passes.placement.places import MOVE_OPS, epilogue_end, quantized_input
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["LayerErrors", "combine", "measure_layer_errors"]
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from onnxq.search.layer_errors import LayerErrors
-from passes.policy.policies import LayerPolicy, Policy
+from passes.policy import LayerPolicy, Policy
 
 __all__ = ["Proposal", "coarse_to_fine", "rank", "ranking_proposals", "spread", "thinned"]
 

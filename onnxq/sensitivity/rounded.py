@@ -21,7 +21,7 @@ from passes.graph.boundary import import_graph
 from passes.graph.layers import Layer, graph_layers
 from passes.graph.model import Model
 from passes.placement.plan import Plan
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.rounding.task import RoundingTask
 from passes.rounding.tasks import rounding_tasks
 

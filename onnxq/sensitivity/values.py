@@ -23,7 +23,7 @@ from onnxq.session import load_session
 from passes.core.base import Context, RangeProvider
 from passes.graph.layers import Layer
 from passes.graph.model import Model
-from passes.policy.policies import FLOAT, Policy, Scheme
+from passes.policy import FLOAT, Policy, Scheme
 from passes.quantize import Quantize
 
 __all__ = ["PolicyValues", "WholeValues"]

@@ -28,7 +28,7 @@ from passes.formats.weights import encode_layer
 from passes.graph.external_data import tensor_array
 from passes.graph.layers import Layer
 from passes.graph.model import Model, every_graph
-from passes.policy.policies import FLOAT, LayerPolicy, Policy, Scheme, Site
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 
 __all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node", "parse_choice"]

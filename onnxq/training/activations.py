@@ -27,7 +27,7 @@ from passes.core.errors import PolicyError
 from passes.graph.boundary import import_graph
 from passes.graph.layers import graph_layers
 from passes.placement.places import plan_activations
-from passes.policy.policies import Policy, Scheme
+from passes.policy import Policy, Scheme
 
 __all__ = ["Activations", "Kind", "RangeQuantizer"]
 

@@ -16,7 +16,7 @@ from onnxq.training.groups import (
 from passes.core.errors import UserError
 from passes.core.fields import Option, When, check_fields, declared
 from passes.graph.jsontext import parse_json
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import activation_scheme
 
 __all__ = ["TrainConfig", "require_torch"]

@@ -8,7 +8,7 @@ import torch
 from passes.formats.integer import shape_integers
 from passes.formats.weights import EncodedWeight, encode_layer
 from passes.graph.layers import Layer
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 
 __all__ = ["integer_rows", "integer_weight", "plain_weight"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 
 __all__ = ["FeedOptions", "PruningOptions", "SchemeOptions", "SearchOptions", "StepOptions", "TargetOptions"]
 

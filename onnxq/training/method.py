@@ -11,7 +11,7 @@ import torch
 from onnxq.training.network import Network
 from passes.formats.weights import EncodedWeight
 from passes.graph.layers import Layer, find_layers
-from passes.policy.policies import LayerPolicy, Policy
+from passes.policy import LayerPolicy, Policy
 
 __all__ = ["Loss", "Method", "Result", "trainable_layers"]
 

@@ -27,7 +27,7 @@ from onnxq.training.hessian import traces
 from onnxq.training.method import Loss, Method, Result
 from onnxq.training.network import Network
 from onnxq.training.quantizers import RoundClamp, lsb
-from passes.policy.policies import FLOAT, LayerPolicy, Policy, Scheme
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
 
 __all__ = ["Msq", "MsqOptions"]
 

@@ -20,7 +20,7 @@ from passes.core.errors import PolicyError
 from passes.formats import format_of
 from passes.formats.weights import EncodedWeight
 from passes.graph.layers import Layer
-from passes.policy.policies import FLOAT, LayerPolicy, Policy, Scheme
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
 
 __all__ = ["Qat", "Weights", "weight_quantizer"]
 

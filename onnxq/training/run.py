@@ -23,7 +23,7 @@ from onnxq.training.qat import Qat
 from onnxq.training.trainer import Event, Settings, Trainer, accuracy
 from passes.core.errors import UnsupportedModelError, UserError
 from passes.graph.model import Model, serialize
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["Outcome", "Run", "chosen_device"]
 

@@ -19,7 +19,7 @@ from onnxq.training.quantizers import Lsq
 from onnxq.training.run import Outcome, Run
 from onnxq.training.supernet import SearchOptions, Supernet, discretized
 from passes.core.errors import UserError
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["held_out_share", "search", "supernet_of"]
 

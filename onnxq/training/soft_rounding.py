@@ -24,7 +24,7 @@ from onnxq.rounding.replay import rounded_names
 from onnxq.training.network import Network
 from passes.formats import format_of
 from passes.graph.model import Model
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from passes.rounding.learned import GAMMA, ZETA, Learning, annealed
 from passes.rounding.task import RoundedLayer, RoundingTask
 

@@ -35,7 +35,7 @@ from onnxq.training.objective import Objective
 from onnxq.training.quantizers import fitted_step, learned_step
 from onnxq.training.upgrade_game import Game, permutations, play
 from passes.graph.layers import macs
-from passes.policy.policies import FLOAT, LayerPolicy, Policy, Scheme
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
 
 __all__ = ["SearchOptions", "Supernet", "WidthQuantizer", "discretized"]
 

@@ -26,7 +26,7 @@ from onnxq.tuning.prepare import Prepared
 from onnxq.tuning.space import Space, write_space
 from passes.graph.layers import Layer, macs
 from passes.graph.model import Model
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["check_limits", "make_rounded", "open_space", "parted"]
 

@@ -16,7 +16,7 @@ from onnxq.tuning.prepare import model_hash, open_data, prepare_model, recorded_
 from passes.core.base import Context
 from passes.core.errors import ResumeError, UserError
 from passes.graph.model import Model, check, is_large, serialize
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["build_candidate"]
 

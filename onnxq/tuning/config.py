@@ -35,7 +35,7 @@ from onnxq.tuning.strategies import (
 )
 from passes.core.errors import UserError
 from passes.core.fields import Option, When, check_fields, declared
-from passes.policy.policies import LayerPolicy
+from passes.policy import LayerPolicy
 from passes.quantize import weight_scheme
 
 __all__ = ["MODES", "TuneConfig"]

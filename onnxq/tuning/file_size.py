@@ -17,7 +17,7 @@ from passes.graph.boundary import import_graph
 from passes.graph.editing import values
 from passes.graph.layers import graph_layers, weight_index
 from passes.graph.model import Model, is_large
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.quantize import Quantize
 
 __all__ = ["file_bytes", "with_real_sizes"]

@@ -14,7 +14,7 @@ from onnxq.tuning.measure import Measurer
 from onnxq.tuning.prepare import base_recipe
 from passes.core.recipe import format_pass
 from passes.graph.model import save
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.quantize import Quantize
 
 __all__ = ["FrontFiles"]

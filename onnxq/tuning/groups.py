@@ -14,7 +14,7 @@ from onnxq.allocation.resources import LayerCosts, parse_limits, read_costs
 from onnxq.search.objectives import Objective
 from onnxq.tuning.strategies import Goal, Strategy, open_strategy
 from passes.core.errors import UserError
-from passes.policy.policies import LayerPolicy
+from passes.policy import LayerPolicy
 
 __all__ = [
     "DataOptions",

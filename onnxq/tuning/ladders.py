@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from passes.policy.policies import FLOAT, LayerPolicy, Scheme
+from passes.policy import FLOAT, LayerPolicy, Scheme
 from passes.quantize import activation_scheme, weight_scheme
 
 __all__ = ["ladders", "schemes_in", "smoothable"]

@@ -13,7 +13,7 @@ from onnxq.tuning.models import build_model
 from onnxq.tuning.outcome import Event
 from onnxq.tuning.prepare import Prepared
 from passes.graph.select import select_layers
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["crawling", "in_order", "ranked_errors", "searched_layers"]
 

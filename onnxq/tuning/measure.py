@@ -22,7 +22,7 @@ from onnxq.tuning.racing import Race, extrapolated, is_dominated
 from passes.core.errors import DeviceError, UserError
 from passes.graph.layers import macs
 from passes.graph.model import Model, check, is_large, load, serialize
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 __all__ = ["Measurer"]
 

@@ -12,7 +12,7 @@ from onnxq.tuning.groups import RoundingOptions
 from onnxq.tuning.prepare import RecordedRanges
 from passes.core.base import Context
 from passes.graph.model import Model, is_large, on_disk, serialize
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.quantize import Quantize
 
 __all__ = ["build_model", "make_rounder", "policy_bops", "saved_bytes"]

@@ -19,7 +19,7 @@ from onnxq.search.candidate import Candidate
 from onnxq.search.pareto import Pick
 from onnxq.sensitivity.variants import choice_text
 from onnxq.tuning.space import is_joint, read_space
-from passes.policy.policies import LayerPolicy, Policy
+from passes.policy import LayerPolicy, Policy
 
 __all__ = ["draw_result", "draw_sensitivity", "draw_shapley"]
 

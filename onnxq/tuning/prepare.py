@@ -32,7 +32,7 @@ from passes.graph.model import Model, is_large, load, serialize
 from passes.graph.select import select_layers
 from passes.opset import upgrade
 from passes.placement.places import plan_activations
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.preparation import preparation
 from passes.quantize import required_policy_opset
 from passes.smooth import Smooth

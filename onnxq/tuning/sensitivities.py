@@ -27,7 +27,7 @@ from passes.core.errors import UnsupportedModelError, UserError
 from passes.graph.layers import Layer, find_layers, macs
 from passes.graph.model import Model
 from passes.opset import upgrade
-from passes.policy.policies import LayerPolicy, Policy
+from passes.policy import LayerPolicy, Policy
 from passes.preparation import preparation
 from passes.quantize import activation_scheme, required_policy_opset, weight_scheme
 

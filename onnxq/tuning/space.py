@@ -23,7 +23,7 @@ from passes.core.errors import UserError
 from passes.graph.jsontext import read_json
 from passes.graph.layers import Layer
 from passes.graph.model import Model
-from passes.policy.policies import FLOAT, LayerPolicy, Policy
+from passes.policy import FLOAT, LayerPolicy, Policy
 
 __all__ = [
     "SPACE_RECORD",

@@ -64,6 +64,9 @@ class Dequantize(Form):
         scales = 1 if scheme.granularity == "tensor" else geometry.channels * geometry.groups
         return -(-geometry.weights * container // 8) + scales * itemsize + -(-scales * container // 8)
 
+    def row_scales(self, scheme: Scheme) -> bool:
+        return self.gives == "codes" and scheme.granularity != "block"
+
     def shields(self, op: str, index: int, rank: int, scheme: Scheme) -> bool:
         return op == "MatMul" and scheme.granularity == "channel" and (index == 0 or rank > 2)
 

@@ -85,6 +85,10 @@ class Form(ABC):
         `shields` says.
         """
 
+    def row_scales(self, scheme: Scheme) -> bool:
+        """Whether kernels may add an int32 bias in units of the weight's scales, one a channel or tensor."""
+        return False
+
     def shields(self, op: str, index: int, rank: int, scheme: Scheme) -> bool:
         """Whether the weight, input `index` of a layer `op`, must be hidden from the runtime's fusions."""
         return False

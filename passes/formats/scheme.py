@@ -73,8 +73,6 @@ class Scheme:
             raise PolicyError(
                 f"'{self.format}' is not a format; the formats are {', '.join(('float', *GRAMMARS))}"
             )
-        if self.granularity not in ("tensor", "channel", "block"):
-            raise PolicyError(f"the granularity is tensor, channel or block, not '{self.granularity}'")
         grammar = self.grammar
         if grammar.is_integer:
             grammar.check(self)
@@ -108,11 +106,6 @@ class Scheme:
     def has_codes(self) -> bool:
         """Whether a kernel gets something else than the float numbers of the model."""
         return not self.is_float and self.grammar.rounds
-
-    @property
-    def has_row_scales(self) -> bool:
-        """Whether kernels may add an int32 bias in units of the weight's scale."""
-        return self.is_integer and self.granularity != "block"
 
     def __str__(self) -> str:
         if self.is_float:

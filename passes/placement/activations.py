@@ -35,7 +35,7 @@ from passes.graph.editing import (
 from passes.graph.inference import Types
 from passes.graph.layers import weight_index
 from passes.placement.places import ActivationPlan
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from runtime_ops import IntegerFormat, affine_parameters
 
 __all__ = ["Range", "activation_range", "activation_ranges", "guard_float_layers", "insert_pairs"]

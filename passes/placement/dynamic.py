@@ -29,7 +29,7 @@ from passes.graph.editing import (
 from passes.graph.layers import Layer, weight_index
 from passes.placement.biases import fold_gemm_factors
 from passes.placement.sharing import SharedWeights
-from passes.policy.policies import LayerPolicy
+from passes.policy import LayerPolicy
 
 __all__ = ["quantize_dynamic"]
 

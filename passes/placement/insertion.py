@@ -29,7 +29,7 @@ from passes.placement.places import ActivationPlan, activation_input, plan_activ
 from passes.placement.plan import Plan
 from passes.placement.sharing import SharedWeights
 from passes.placement.simulated import simulate_input
-from passes.policy.policies import LayerPolicy
+from passes.policy import LayerPolicy
 from passes.rounding.analytic import analytic_biases
 from passes.rounding.task import RoundedLayer
 from passes.rounding.tasks import rounding_tasks

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from passes.graph.editing import consumers, is_constant, producer
 from passes.graph.layers import Layer, weight_index
-from passes.policy.policies import Policy, Scheme
+from passes.policy import Policy, Scheme
 
 __all__ = [
     "MOVE_OPS",

@@ -19,7 +19,7 @@ from passes.formats import Form, Scheme, format_of
 from passes.formats.sizes import pays
 from passes.graph.editing import values_type
 from passes.graph.layers import Layer, graph_layers, weight_index
-from passes.policy.policies import FLOAT, LayerPolicy, Policy
+from passes.policy import FLOAT, LayerPolicy, Policy
 
 __all__ = ["LayerPlan", "Plan", "Target", "plan_layers"]
 
@@ -64,8 +64,9 @@ class LayerPlan:
     def of(
         cls, name: str, choice: LayerPolicy, target: Target, dtype: Any = np.float32, shield: bool = False
     ) -> LayerPlan:
-        bias = target.fuses and choice.weights.has_row_scales
-        return cls(name, choice, target.form(choice), np.dtype(dtype), shield, bias)
+        form = target.form(choice)
+        bias = target.fuses and form is not None and form.row_scales(choice.weights)
+        return cls(name, choice, form, np.dtype(dtype), shield, bias)
 
     @property
     def weights(self) -> Scheme:

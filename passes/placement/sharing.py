@@ -26,7 +26,7 @@ from passes.formats import Form
 from passes.formats.sizes import layer_bytes
 from passes.formats.weights import EncodedWeight, encode_layer
 from passes.graph.layers import Layer, weight_index
-from passes.policy.policies import Policy, Scheme
+from passes.policy import Policy, Scheme
 
 __all__ = ["SharedWeights"]
 

@@ -15,7 +15,7 @@ from passes.graph.editing import consumers, replace_uses, unique_name
 from passes.graph.inference import Types
 from passes.graph.layers import Layer, weight_index
 from passes.placement.places import quantized_input
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from runtime_ops.functions import DOMAIN
 
 __all__ = ["simulate_input"]

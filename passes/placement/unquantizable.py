@@ -18,7 +18,7 @@ from passes.graph.function_layers import functions_with_layers
 from passes.graph.jsontext import parse_json
 from passes.graph.layers import LAYER_OPS, weight_index
 from passes.graph.model import Model, every_graph
-from passes.policy.policies import POLICY_KEY, Policy
+from passes.policy import POLICY_KEY, Policy
 
 __all__ = ["counted", "no_layer", "nothing_left", "odd_layers", "quantized_already", "refuse_unchanged"]
 

@@ -20,7 +20,7 @@ from passes.formats.scales import bias_floor
 from passes.formats.weights import EncodedWeight, naming
 from passes.graph.layers import Layer
 from passes.graph.model import Model
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from passes.rounding.learned import Learning
 from passes.rounding.second_order import (
     corrected_target,
@@ -189,7 +189,7 @@ def _round_to(
 
 
 def _has_integer_bias(task: RoundingTask) -> bool:
-    return task.input_scale is not None and task.bias is not None and task.scheme.has_row_scales
+    return task.input_scale is not None and task.bias is not None
 
 
 def with_codes(task: RoundingTask, encoded: EncodedWeight, moments: Moments) -> RoundedLayer | None:

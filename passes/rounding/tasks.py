@@ -24,7 +24,7 @@ from passes.placement.activations import Range
 from passes.placement.biases import fold_gemm_factors, room_for_bias
 from passes.placement.places import activation_input
 from passes.placement.plan import Plan
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from passes.rounding.task import Method, RoundingTask
 
 __all__ = ["rounding_tasks"]
@@ -77,7 +77,7 @@ def rounding_tasks(
                 array,
                 choice.weights,
                 bias=room_for_bias(node, array.shape[layer.channel_axis]),
-                input_scale=float(source.scale) if source is not None and plan.target.fuses else None,
+                input_scale=float(source.scale) if source is not None and held.integer_bias else None,
                 half=held.half,
                 method=method,
             )
@@ -104,6 +104,6 @@ def _common_floor(tasks: Sequence[RoundingTask]) -> npt.NDArray[np.float32] | No
         for task in tasks
         if task.bias is not None and task.input_scale is not None
     ]
-    if not floors or not tasks[0].scheme.has_row_scales:
+    if not floors:
         return None
     return np.asarray(np.max(floors, axis=0))

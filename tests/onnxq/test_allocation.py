@@ -22,7 +22,7 @@ from onnxq.allocation.resources import parse_limits
 from onnxq.allocation.shapley import CEILING, ShapleyState, Walk, play, value_problem, walks
 from onnxq.allocation.threshold import threshold_front
 from passes.core.errors import UserError
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 
 BITS = (2, 4, 8)
 CHOICES = tuple(LayerPolicy(Scheme.parse(f"gse{bits}")) for bits in BITS)

@@ -13,7 +13,7 @@ from onnxq.tuning.models import saved_bytes
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load
 from passes.graph.layers import find_layers, macs
 from passes.opset import upgrade
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 
 SCHEMES = ("gse2", "int3:channel", "tcq3", "uint4:channel", "gse4:block16", "int8:channel", "float")
 CHOICES = [LayerPolicy(Scheme.parse(text)) for text in SCHEMES]

@@ -10,7 +10,7 @@ from onnxq.search.layer_errors import LayerErrors, combine, measure_layer_errors
 from passes.formats.weights import encode_layer
 from passes.graph.layers import find_layers
 from passes.graph.model import Model
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.smooth import Smooth
 from tests.nets import Net, Samples, apply, tensors

@@ -28,7 +28,7 @@ from onnxq.runners import OrtRunner, Tool, parse_device
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.strategies import Search, Strategy
 from passes.core.fields import Option
-from passes.policy.policies import Policy
+from passes.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onnxq.search.layer_errors import LayerErrors
 from onnxq.search.ranking import coarse_to_fine, rank, ranking_proposals
-from passes.policy.policies import FLOAT, LayerPolicy, Scheme
+from passes.policy import FLOAT, LayerPolicy, Scheme
 
 INT8 = LayerPolicy(Scheme.parse("int8:channel"), Scheme.parse("uint8"))
 INT4 = LayerPolicy(Scheme.parse("int4:channel"), Scheme.parse("uint8"))

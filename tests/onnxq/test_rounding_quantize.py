@@ -21,7 +21,7 @@ from passes.formats import format_of
 from passes.formats.base import RowTask
 from passes.graph.layers import find_layers
 from passes.graph.model import Model, serialize
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from passes.quantize import Quantize
 from passes.rounding.task import Moments, RoundedLayer, RoundingTask, choose_dampings
 from tests.nets import Net, Samples, ranges_of, run, tensors

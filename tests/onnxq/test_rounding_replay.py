@@ -18,7 +18,7 @@ from passes.graph.boundary import import_graph
 from passes.graph.editing import values
 from passes.graph.layers import graph_layers, weight_index
 from passes.graph.model import Model
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from passes.rounding.task import RoundedLayer, RoundingTask
 from tests.nets import Net, Samples, tensors
 

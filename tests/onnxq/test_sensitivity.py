@@ -19,7 +19,7 @@ from passes.core.base import Context
 from passes.core.errors import DataError
 from passes.graph.layers import find_layers
 from passes.graph.model import Model
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from passes.smooth import Smooth
 from tests.nets import Net, Samples, ranges_of, sqnr, tensors

@@ -121,7 +121,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -
 
 def proposal(name: str) -> object:
     from onnxq.search.ranking import Proposal
-    from passes.policy.policies import Policy
+    from passes.policy import Policy
 
     return Proposal(name, "ranking", 0, "static", Policy(), ())
 

@@ -15,7 +15,7 @@ from onnxq.tuning import tune
 from onnxq.tuning.file_size import file_bytes
 from passes import Context, Model, Quantize, load
 from passes.core.errors import PolicyError, UserError
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.smooth import SMOOTH_KEY, Smooth
 from tests.nets import Net
 from tests.tuning import by_bits, write_labelled

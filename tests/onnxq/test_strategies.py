@@ -23,7 +23,7 @@ from onnxq.tuning.sensitivities import sensitivities
 from onnxq.tuning.space import read_space
 from passes.core.errors import ResumeError, UserError
 from passes.graph.model import load
-from passes.policy.policies import Policy
+from passes.policy import Policy
 from tests.nets import Net
 from tests.tuning import by_bits, write_labelled
 

@@ -131,7 +131,7 @@ def test_workers_that_always_die_are_told(tiny: Path, tiny_data: Path, tmp_path:
 
 def _proposal() -> Any:
     from onnxq.search.ranking import Proposal
-    from passes.policy.policies import Policy
+    from passes.policy import Policy
 
     return Proposal("static-001", "ranking", 0, "static", Policy(), ())
 

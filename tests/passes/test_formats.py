@@ -34,7 +34,7 @@ from passes.formats.mx import decode_mx
 from passes.formats.scheme import GRAMMARS
 from passes.graph.model import check, serialize
 from passes.placement.plan import Plan, Target
-from passes.policy.policies import LayerPolicy
+from passes.policy import LayerPolicy
 from passes.quantize import activation_scheme, weight_scheme
 from passes.rounding.second_order import damped, objective, snapped, upper_factor
 from tests.nets import Net, feeds
@@ -117,7 +117,10 @@ def test_the_evaluator_of_onnx_agrees(text: str) -> None:
 
 @pytest.mark.parametrize("text", NEW)
 def test_the_inspector_reads_the_scheme_from_the_nodes(text: str) -> None:
-    assert [facts.weights for facts in layer_facts(weights_only(network("odd"), text))] == [text, text]
+    facts = layer_facts(weights_only(network("odd"), text))
+    assert [layer.weights for layer in facts] == [text, text]
+    assert {layer.stored_bits for layer in facts} == {Scheme.parse(text).bits}
+    assert not any(layer.padded for layer in facts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

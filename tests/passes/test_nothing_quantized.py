@@ -24,7 +24,7 @@ from passes.graph.layers import find_layers
 from passes.graph.model import Model, check
 from passes.inline_functions import InlineFunctions
 from passes.placement.unquantizable import refuse_unchanged
-from passes.policy.policies import Policy, Scheme
+from passes.policy import Policy, Scheme
 from passes.preparation import preparation
 from passes.quantize import Quantize
 from passes.simplify import Simplify

@@ -19,7 +19,7 @@ from passes.decode import Decode, decode_weights, has_packed_weights
 from passes.formats.weights import encode_weight
 from passes.graph.layers import find_layers
 from passes.graph.model import Model, check, serialize
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from runtime_ops.gse import gse_bits
 from runtime_ops.kernels import decode_gse_native

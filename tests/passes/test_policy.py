@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from passes.core.errors import PolicyError
 from passes.formats.integer import INTEGER_BITS
 from passes.graph.layers import Layer
-from passes.policy.policies import FLOAT, LayerPolicy, Policy, Scheme, load_policy
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 
 INT8 = Scheme.parse("int8")
 

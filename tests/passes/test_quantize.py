@@ -19,7 +19,7 @@ from passes.graph.boundary import import_graph
 from passes.graph.layers import find_layers, graph_layers
 from passes.graph.model import Model, check
 from passes.placement.activations import activation_range
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 from tests.nets import Net, apply, feeds, optimized_ops, run, sqnr
 

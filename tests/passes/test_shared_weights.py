@@ -20,7 +20,7 @@ from passes.fold_batchnorm import FoldBatchNorm
 from passes.formats.sizes import pays
 from passes.graph.layers import find_layers
 from passes.graph.model import Model
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from passes.simplify import Simplify
 from passes.smooth import Smooth

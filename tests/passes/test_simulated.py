@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.evaluation import load_session
 from passes.graph.model import Model, check
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from runtime_ops.gse import quantize_groups
 from tests.nets import Net, feeds, run

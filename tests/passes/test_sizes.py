@@ -11,7 +11,7 @@ from passes.formats.sizes import layer_bytes, pays
 from passes.graph.layers import find_layers
 from passes.graph.model import Model
 from passes.opset import upgrade
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize, required_policy_opset
 from tests.nets import Net
 

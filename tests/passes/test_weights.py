@@ -21,7 +21,7 @@ from passes.graph.boundary import export_graph, import_graph
 from passes.graph.layers import graph_layers, weight_index
 from passes.graph.model import Model, check, serialize
 from passes.opset import upgrade
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from passes.quantize import Quantize
 from tests.nets import Net, apply, feeds, run, sqnr
 

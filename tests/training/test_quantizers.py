@@ -18,7 +18,7 @@ from onnxq.training.quantizers import (
     round_dorefa,
 )
 from passes.placement.activations import activation_range
-from passes.policy.policies import Scheme
+from passes.policy import Scheme
 from runtime_ops import dequantize, encode_gse, quantize
 from runtime_ops.gse import Encoder
 

@@ -27,7 +27,7 @@ from passes.graph.boundary import import_graph
 from passes.graph.layers import graph_layers
 from passes.graph.model import Model, save
 from passes.placement.plan import Plan
-from passes.policy.policies import Policy, Scheme
+from passes.policy import Policy, Scheme
 from passes.quantize import Quantize
 from passes.rounding.task import RoundedLayer, RoundingTask
 from passes.rounding.tasks import rounding_tasks

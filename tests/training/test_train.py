@@ -23,7 +23,7 @@ from onnxq.training.trainer import Trainer
 from passes.core.errors import ResumeError, UserError
 from passes.graph.layers import find_layers
 from passes.graph.model import Model, load
-from passes.policy.policies import LayerPolicy, Policy, Scheme
+from passes.policy import LayerPolicy, Policy, Scheme
 from tests.nets import run
 from tests.onnxq.conftest import make_data, make_tiny
 

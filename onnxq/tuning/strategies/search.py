@@ -17,7 +17,7 @@ from onnxq.metrics.registry import reading_of
 from onnxq.search.candidate import Candidate
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.space import Space
-from passes.policy.policies import LayerPolicy, Policy
+from passes.policy import LayerPolicy, Policy
 
 __all__ = ["Drawing", "Goal", "Search"]
 
