@@ -1,6 +1,6 @@
 # make demo     the main job on a model and data that the repository ships
 # make test     the tests
-# make lint     ruff and mypy
+# make lint     ruff, clang-format and mypy
 # make install  .venv with onnxq (editable) and the developer tools
 # The same as plain commands: see README.md. Another interpreter: make PYTHON=python3.12 demo
 
@@ -20,6 +20,7 @@ test: .venv/.dev
 lint: .venv/.dev .venv/.torch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(wildcard runtime_ops/native/*.cc runtime_ops/native/*.h runtime_ops/native/test/*.cc runtime_ops/native/test/*.h)
 	$(BIN)/mypy
 
 install: .venv/.dev

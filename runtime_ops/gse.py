@@ -34,11 +34,14 @@ __all__ = [
     "EXPONENT_BITS",
     "Encoder",
     "GSETensor",
+    "check_exponent_base",
     "decode_affine",
     "decode_gse",
+    "each_value",
     "encode_gse",
     "gse_bits",
     "quantize_groups",
+    "row_geometry",
     "step_range",
 ]
 
@@ -82,6 +85,15 @@ def step_range(bits: int) -> tuple[int, int]:
     return -126, 128 - bits - _WINDOW
 
 
+def check_exponent_base(exponent_base: int, bits: int) -> None:
+    """Raises ValueError for bits that GSE does not have, and for a base that is not legal with them."""
+    if not 2 <= bits <= 8:
+        raise ValueError(f"GSE has 2 to 8 bits, not {bits}")
+    lowest, highest = step_range(bits)
+    if not lowest <= exponent_base <= highest:
+        raise ValueError(f"exponent_base {exponent_base} is out of {lowest} to {highest}")
+
+
 def gse_bits(rows: int, row_size: int, bits: int, group_size: int) -> int:
     """Bits that the streams of a tensor take: b * R * K + 5 * R * ceil(K / G)."""
     return rows * (bits * row_size + EXPONENT_BITS * -(-row_size // group_size))
@@ -97,12 +109,12 @@ def _groups(rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
 
 def _spread(values: Float, scales: Float, size: int) -> Float:
     """values [R, K] times scales [R, n], one scale a group."""
-    return (values * _each(scales, size, values.shape[1])).astype(np.float32)
+    return np.asarray(values * each_value(scales, size, values.shape[1]), np.float32)
 
 
-def _each(per_group: Float, size: int, row_size: int) -> Float:
+def each_value(per_group: npt.NDArray[Any], size: int, row_size: int) -> npt.NDArray[Any]:
     """What a group has, once for each of its values: [R, n] -> [R, K]."""
-    return np.repeat(per_group, min(size, max(row_size, 1)), axis=1)[:, :row_size]
+    return np.asarray(np.repeat(per_group, min(size, max(row_size, 1)), axis=1)[:, :row_size])
 
 
 def _slices(rows: int, row_size: int) -> Iterator[slice]:
@@ -208,7 +220,7 @@ def quantize_groups(
     return np.ascontiguousarray(np.moveaxis(flat.reshape(moved.shape), -1, axis))
 
 
-def _geometry(shape: Sequence[int], group_size: int) -> tuple[int, int, int]:
+def row_geometry(shape: Sequence[int], group_size: int) -> tuple[int, int, int]:
     """(R, K, n) of a weight. Raises ValueError for what is no weight."""
     if not shape or min(shape) < 0 or group_size < 1:
         raise ValueError(f"shape {tuple(shape)} in groups of {group_size} is no weight")
@@ -228,12 +240,8 @@ def decode_gse(
 
     Raises ValueError for streams that are too short and for numbers out of range.
     """
-    rows, row_size, groups = _geometry(shape, group_size)
-    if not 2 <= bits <= 8:
-        raise ValueError(f"GSE has 2 to 8 bits, not {bits}")
-    lowest, highest = step_range(bits)
-    if not lowest <= exponent_base <= highest:
-        raise ValueError(f"exponent_base {exponent_base} is out of {lowest} to {highest}")
+    rows, row_size, groups = row_geometry(shape, group_size)
+    check_exponent_base(exponent_base, bits)
     mantissas = unpack_bits(packed, bits, rows * row_size, signed=True).reshape(rows, row_size)
     codes = unpack_bits(exponents, EXPONENT_BITS, rows * groups, signed=False).reshape(rows, groups)
     return GSETensor(mantissas, codes, exponent_base, bits, group_size).decoded().reshape(shape)
@@ -251,7 +259,7 @@ def decode_affine(
 
     Raises ValueError for a stream that is too short and for numbers out of range.
     """
-    rows, row_size, groups = _geometry(shape, group_size)
+    rows, row_size, groups = row_geometry(shape, group_size)
     if not 2 <= bits <= 8:
         raise ValueError(f"packed integers have 2 to 8 bits, not {bits}")
     if scale.size < rows * groups or zero_point.size < rows * groups:
@@ -263,5 +271,5 @@ def decode_affine(
     )
     if not np.isfinite(scales).all():
         raise ValueError("scale must be finite")
-    shifted = mantissas.astype(np.float32) - _each(zeros, group_size, row_size)
+    shifted = mantissas.astype(np.float32) - each_value(zeros, group_size, row_size)
     return _spread(shifted.astype(np.float32), scales, group_size).reshape(shape)

@@ -26,7 +26,7 @@ __all__ = [
     "register",
 ]
 
-_ABI = 2
+_ABI = 3
 _BUILD_HINT = "`python -m runtime_ops.build` builds it"
 
 
@@ -79,8 +79,18 @@ def _load(path: Path) -> ctypes.CDLL:
     output = (pointer, size, number)  # out, out_count, isa
     library.onnxq_decode_gse.argtypes = (*packed, pointer, size, *geometry, number, *output)
     library.onnxq_decode_affine.argtypes = (*packed, pointer, pointer, size, *geometry, *output)
-    # packed, scale, levels, bits, rows, row_size, out, out_count
-    library.onnxq_decode_tcq.argtypes = (*packed, pointer, pointer, number, wide, wide, pointer, size)
+    # packed, scale, levels, bits, rows, row_size, then the output
+    library.onnxq_decode_tcq.argtypes = (*packed, pointer, pointer, number, wide, wide, *output)
+    # The same as codes: scales are not read, and what a row has is written: a scale, a byte, how many.
+    library.onnxq_gse_codes.argtypes = (
+        *(*packed, pointer, size, *geometry, number),
+        *(pointer, size, pointer, pointer, size, number),
+    )
+    library.onnxq_affine_codes.argtypes = (
+        *(*packed, pointer, size, *geometry),
+        *(pointer, size, pointer, size, number),
+    )
+    library.onnxq_tcq_codes.argtypes = (*packed, pointer, number, wide, wide, *output)
     # values, weights, count, levels, bits, start, end, path, isa
     library.onnxq_trellis_path.argtypes = (
         pointer,

@@ -33,6 +33,7 @@ __all__ = [
     "WINDOW",
     "chain_bytes",
     "decode_tcq",
+    "decode_tcq_codes",
     "level_spread",
     "pack_windows",
     "tcq_levels",
@@ -149,15 +150,40 @@ def decode_tcq(
     shape: Sequence[int],
 ) -> Float:
     """The weight, float32 of `shape`, output channels first; scale: [C]. Raises ValueError for bad input."""
+    if np.size(scale) != _sizes(shape)[0]:
+        raise ValueError(f"scale must hold {_sizes(shape)[0]} numbers")
+    columns = _columns(packed, np.asarray(levels, np.float32), bits, shape)
+    columns *= np.asarray(scale, np.float32).reshape(-1)
+    return np.ascontiguousarray(columns.T).reshape(_sizes(shape))
+
+
+def decode_tcq_codes(
+    packed: npt.NDArray[np.uint8], levels: npt.NDArray[np.int8], bits: int, shape: Sequence[int]
+) -> npt.NDArray[np.int8]:
+    """decode_tcq without the scale: the levels that the weight is made of, int8 of `shape`.
+
+    Raises ValueError for bad input.
+    """
+    columns = _columns(packed, np.asarray(levels, np.int8), bits, shape)
+    return np.ascontiguousarray(columns.T).reshape(_sizes(shape))
+
+
+def _sizes(shape: Sequence[int]) -> list[int]:
     sizes = [int(size) for size in shape]
     if not sizes or min(sizes) < 1:
         raise ValueError("shape must have at least one axis and only positive sizes")
-    if np.size(scale) != sizes[0] or np.size(levels) != _STATES:
-        raise ValueError(f"scale must hold {sizes[0]} numbers and levels {_STATES}")
+    return sizes
+
+
+def _columns(
+    packed: npt.NDArray[np.uint8], levels: npt.NDArray[Any], bits: int, shape: Sequence[int]
+) -> npt.NDArray[Any]:
+    """The level of each value of the chain, [K, C]: a column after the other."""
+    sizes = _sizes(shape)
+    if levels.size != _STATES:
+        raise ValueError(f"levels must hold {_STATES} numbers, not {levels.size}")
     windows = unpack_windows(packed, bits, math.prod(sizes))
-    columns = np.asarray(levels, np.float32).reshape(-1)[windows].reshape(-1, sizes[0])
-    columns *= np.asarray(scale, np.float32).reshape(-1)
-    return np.ascontiguousarray(columns.T).reshape(sizes)
+    return np.asarray(levels.reshape(-1)[windows].reshape(-1, sizes[0]))
 
 
 def _check_bits(bits: int) -> None:

@@ -182,7 +182,11 @@ def smooth(
     as_json: bool,
     hub: str | None,
 ) -> None:
-    """Even out the weight ranges of convolution channels; the float function stays the same."""
+    """Even out the weight ranges of convolution channels; the float function stays the same.
+
+    With --layers all one scale a tensor loses least, but smoothed layers run in float. The pass
+    `equalize` (onnxq apply) keeps integer kernels and loses more, in deep networks above all.
+    """
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
     from onnxq.proof import Reference

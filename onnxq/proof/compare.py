@@ -1,27 +1,43 @@
 """How far the outputs of two models are apart, and how far float arithmetic alone takes them.
 
 A rewrite that keeps the function may round differently: by 1e-4 of the largest output, and by no more than
-the given model differs from itself when ONNX Runtime does not optimise it and its input moves by a millionth.
+the given model differs from itself when ONNX Runtime does not optimise it and its input moves a little. Each
+output is held to its own noise, so that a random one does not excuse the others.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from onnxq.proof.feeds import Feed
 from onnxq.proof.running import Outputs, numeric
 
-__all__ = ["EXACT", "difference", "moved", "nonfinite", "own_noise", "sqnr", "unlike_shapes"]
+__all__ = [
+    "DECIDED",
+    "EXACT",
+    "MOVES",
+    "apart",
+    "contradicted",
+    "moved",
+    "nonfinite",
+    "own_noise",
+    "sqnr",
+    "unlike_shapes",
+]
 
 # Largest difference of a rewrite that keeps the function, as a share of the largest output.
 EXACT = 1e-4
 # The same for floats of 16 bits: some of their steps.
 _HALF = {"float16": 2e-2, "bfloat16": 1e-1}
-_MOVED = 1e-6
+# Inputs move by so much to learn what rounding does to an output: to floats, and to whole numbers, truth
+# values and text, which jump where floats cross a border and are compared by the share that differs.
+MOVES, DECIDED = (1e-6, 1e-5), 1e-4
 
 
 def allowed(dtype: np.dtype[Any]) -> float:
@@ -72,39 +88,31 @@ def _wide(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.asarray(array).astype(np.float64)
 
 
-def difference(given: Outputs, made: Outputs) -> tuple[str, float]:
-    """(output, largest difference as a share of the largest given value) of the output that differs most.
+def apart(before: Any, after: Any) -> float:
+    """How far two values of one output are apart; at most EXACT where rounding explains it.
 
-    Differences are weighed by what the output's type allows, so that 1e-4 is the limit for every type. Whole
-    numbers, truth values and text that differ, and NaN or infinity in other places, count as infinite.
+    Floats: the largest difference as a share of the largest given value, weighed by what the type allows, and
+    infinite where NaN or infinity are in other places. Whole numbers, truth values and text: the share of
+    elements that differ. Sequences and maps: infinite where they are not equal.
     """
-    worst = ("", 0.0)
-    for name, before in given.items():
-        found = _apart(before, made.get(name))
-        if found > worst[1] or not worst[0]:
-            worst = (name, found)
-    return worst
-
-
-def _apart(given: Any, made: Any) -> float:
-    one, other = numeric(given), numeric(made)
-    if one is None or other is None:
-        return 0.0 if _equal(given, made) else math.inf
-    if one.shape != other.shape:
+    if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
+        return 0.0 if _equal(before, after) else math.inf
+    if before.shape != after.shape:
         return math.inf
-    if one.dtype.kind not in "fV":
-        return 0.0 if np.array_equal(one, other) else math.inf
+    one, other = numeric(before), numeric(after)
+    if one is None or other is None or one.dtype.kind not in "fV":
+        return float(np.mean(before != after)) if before.size else 0.0
     a, b = _wide(one), _wide(other)
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return math.inf
     top = float(np.abs(a[finite]).max(initial=0.0))
-    apart = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    if not math.isfinite(apart):
+    largest = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
+    if not math.isfinite(largest):
         return math.inf
-    if apart == 0:
+    if largest == 0:
         return 0.0
-    return apart / max(top, 1e-30) * (EXACT / allowed(one.dtype))
+    return largest / max(top, 1e-30) * (EXACT / allowed(one.dtype))
 
 
 def _equal(given: Any, made: Any) -> bool:
@@ -121,22 +129,25 @@ def _equal(given: Any, made: Any) -> bool:
 def _close(given: Any, made: Any) -> bool:
     one, other = np.asarray(given), np.asarray(made)
     if one.dtype.kind in "fV" and other.dtype.kind in "fV":
-        return _apart(one, other) <= EXACT
+        return apart(one, other) <= EXACT
     return _equal(given, made)
 
 
-def moved(feed: Feed) -> Feed:
-    """The feed with every float moved by about a millionth of itself."""
+def moved(feed: Feed, by: float) -> Feed:
+    """The feed with every float moved by such a share of itself, up or down."""
+    rng = np.random.default_rng(0)
     return {
-        name: (array * (1 + _MOVED)).astype(array.dtype) if array.dtype.kind == "f" else array
+        name: (array * (1 + by * rng.choice((-1.0, 1.0), array.shape))).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
         for name, array in feed.items()
     }
 
 
-def own_noise(given: Outputs, others: list[Outputs]) -> tuple[bool, float]:
-    """(whether even shapes vary, largest difference) between runs of one model that should agree."""
-    varies = any(unlike_shapes(given, other) is not None for other in others)
-    return varies, max((difference(given, other)[1] for other in others), default=0.0)
+def own_noise(given: Any, others: list[Any]) -> float:
+    """How far values of one output are apart in runs of one model that should agree; infinite where even
+    their shapes are not the same."""
+    return max((apart(given, other) for other in others), default=0.0)
 
 
 def sqnr(given: list[Outputs], made: list[Outputs]) -> float | None:
@@ -159,3 +170,22 @@ def sqnr(given: list[Outputs], made: list[Outputs]) -> float | None:
 
 def _decibels(signal: float, noise: float) -> float:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+
+
+def contradicted(value: onnx.ValueInfoProto, answers: Sequence[Any]) -> str:
+    """A sentence where a declared output shape is not what the model gives; empty where it is."""
+    if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.HasField("shape"):
+        return ""
+    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
+    for answer in answers:
+        real = getattr(answer, "shape", None)
+        if real is None:
+            continue
+        fits = len(real) == len(dims) and all(d <= 0 or d == r for d, r in zip(dims, real, strict=True))
+        if not fits:
+            declared = ", ".join("?" if d < 0 else str(d) for d in dims)
+            return (
+                f"output '{value.name}' is declared as [{declared}] and has the shape {list(real)}; "
+                "the declaration is not believed"
+            )
+    return ""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import onnx
 from onnxq.data import Dataset, InputSpec, fit_batch, input_specs
 from passes.model import Model, every_graph
 
-__all__ = ["Feed", "Proposal", "feeds_of", "made_up_feed", "proposed_feeds"]
+__all__ = ["Feed", "Proposal", "feeds_of", "made_up_feed", "proposed_feeds", "stacked"]
 
 Feed = dict[str, npt.NDArray[Any]]
 
@@ -31,6 +31,8 @@ _SEARCHED = 64
 _MOST_NUMBERS = 2**26
 _SMALL = (1, 2, 3, 4, 5, 7, 8)
 _LARGE = (16, 32, 64, 96, 128, 192, 224, 256, 320, 384, 416, 512, 640)
+# A second made-up feed has at least this size in its free dimensions.
+_TELLING_SIZE = 16
 # The dimensions behind the batch and the channels of an image.
 _IMAGE_RANK = 4
 _SAMPLING_RATE = 16_000
@@ -53,12 +55,14 @@ def feeds_of(dataset: Dataset, inputs: list[InputSpec]) -> Iterator[Feed]:
 class _Sizes:
     """Sizes of free dimensions. batch: of the symbols and places of the batch. image: of an image's height
     and width. other: of all else. lengths: the value of integer inputs of rank 0 or 1, which are often
-    sizes; None draws 0 or 1."""
+    sizes; None draws 0 or 1. alone: the one input whose nameless dimensions have these sizes, those of the
+    others being 1, as of a signal beside a recurrent state [2, ?, 128]; None: every input."""
 
     batch: int
     image: int
     other: int
     lengths: int | None = None
+    alone: str | None = None
 
     def of(self, spec: InputSpec, symbols: frozenset[str]) -> tuple[int, ...]:
         """The shape of one input. symbols: those of the batch."""
@@ -71,6 +75,8 @@ class _Sizes:
                 shape.append(self.batch)
             else:
                 plain = self.image if image and axis > 1 else self.other
+                if dim is None and self.alone not in (None, spec.name):
+                    plain = 1
                 shape.append(_worked_out(dim, plain, self.batch, symbols) if isinstance(dim, str) else plain)
         return tuple(shape)
 
@@ -190,22 +196,42 @@ def _multiples(model: Model) -> list[int]:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A made-up feed; size: of its free dimensions, the batch aside. batch: of the batch."""
+    """A made-up feed and the sizes of its free dimensions."""
 
     feed: Feed
-    size: int
-    batch: int
+    sizes: _Sizes
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         return [array.shape for array in self.feed.values()]
+
+    def is_larger(self, other: Proposal) -> bool:
+        """Whether the free dimensions, the batch aside, are large enough to show what `other` does not."""
+        size, first = (max(each.image, each.other) for each in (self.sizes, other.sizes))
+        return self.sizes.batch == other.sizes.batch and size >= max(2 * first, _TELLING_SIZE)
+
+    def positive(self) -> Proposal:
+        """The same with floats above 0, for models that take a logarithm or a root."""
+        feed = {
+            name: np.abs(array) if array.dtype.kind == "f" else array for name, array in self.feed.items()
+        }
+        return Proposal(feed, self.sizes)
+
+    def of_other_batch(self, model: Model, seed: int = 0) -> Proposal | None:
+        """The same sizes with another batch; None where the batch is not free."""
+        sizes = replace(self.sizes, batch=1 if self.sizes.batch == 2 else 2)
+        feed = _made(_described(model) or [], sizes, seed)
+        if feed is None or [array.shape for array in feed.values()] == self.shapes:
+            return None
+        return Proposal(feed, sizes)
 
 
 def proposed_feeds(model: Model, seed: int = 0) -> Iterator[Proposal]:
     """Feeds to try, the likeliest to be accepted first; nothing where none can be made.
 
     The declared sizes are kept. Free ones are tried at 1 and 2, at multiples of the model's windows and
-    strides, and from 16 to 640; the batch at 1, then at 2 and at the same size as all else.
+    strides, and from 16 to 640; the batch at 1, then at 2 and at the same size as all else; at last those of
+    one input alone.
     """
     specs = _described(model)
     if specs is None:
@@ -214,14 +240,27 @@ def proposed_feeds(model: Model, seed: int = 0) -> Iterator[Proposal]:
     tried = [_Sizes(1, size, size) for size in sizes]
     tried += [_Sizes(1, image, other) for image in (32, 64, 224) for other in (1, 2, 8)]
     tried += [_Sizes(2, size, size) for size in sizes] + [_Sizes(size, size, size) for size in (8, 16)]
+    nameless = [spec.name for spec in specs if None in spec.shape[1:]]
+    if len(nameless) > 1:
+        tried += [_Sizes(1, size, size, alone=name) for name in nameless for size in sizes]
     if any(spec.dtype.kind in "iu" and len(spec.shape) < 2 for spec in specs):
-        tried += [_Sizes(1, s, s, value) for s in sizes for value in (s, 1, _SAMPLING_RATE)]
+        rest = [each for each in tried if each.batch == 1]
+        tried += [replace(e, lengths=value) for e in rest for value in (e.other, 1, _SAMPLING_RATE)]
     seen: list[tuple[int | None, list[tuple[int, ...]]]] = []
     for each in tried:
         feed = _made(specs, each, seed)
         if feed is None:
             continue
-        proposal = Proposal(feed, max(each.image, each.other), each.batch)
+        proposal = Proposal(feed, each)
         if (each.lengths, proposal.shapes) not in seen:
             seen.append((each.lengths, proposal.shapes))
             yield proposal
+
+
+def stacked(feeds: Sequence[Feed], inputs: list[InputSpec]) -> Feed | None:
+    """The first two samples as one feed; None where the model's batch is not free or their shapes differ."""
+    one, other = (feeds[0], feeds[1]) if len(feeds) > 1 else ({}, {})
+    free = all(spec.shape and not (isinstance(spec.shape[0], int) and spec.shape[0] > 0) for spec in inputs)
+    if not one or not free or any(one[name].shape != other[name].shape for name in one):
+        return None
+    return {name: np.concatenate([one[name], other[name]]) for name in one}

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxq.data import Dataset, input_specs
 from onnxq.machine import return_freed_memory
-from onnxq.proof.compare import nonfinite, sqnr, unlike_shapes
-from onnxq.proof.feeds import Feed, Proposal, feeds_of, proposed_feeds
+from onnxq.proof.compare import contradicted, nonfinite, sqnr, unlike_shapes
+from onnxq.proof.feeds import Feed, Proposal, feeds_of, proposed_feeds, stacked
 from onnxq.proof.growth import outgrows
 from onnxq.proof.rewrites import Trial, reason
 from onnxq.proof.running import (
@@ -31,7 +29,7 @@ from onnxq.proof.running import (
     Overtime,
     Refusal,
     Runner,
-    numeric,
+    telling,
 )
 from onnxq.proof.trace import first_nonfinite
 from onnxq.session import float_weights_only
@@ -43,8 +41,8 @@ __all__ = ["Proof", "Reference"]
 
 # Looking for sizes that the given model accepts.
 _SEARCH_SECONDS = 20.0
-# A second made-up feed has at least this size in its free dimensions.
-_TELLING_SIZE = 16
+# The same once some of the outputs tell something.
+_MORE_SECONDS = 3.0
 # Ops whose results have as many elements as their inputs' values say.
 _BY_VALUE = frozenset({"Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Range", "Unique"})
 
@@ -100,6 +98,8 @@ class Reference:
     untried: str = ""
     seconds: float = 0.0
     _tried: bool = False
+    _stacked: int = 0
+    _refusal: InvalidModelError | None = None
 
     @property
     def _limit(self) -> float:
@@ -118,6 +118,7 @@ class Reference:
         try:
             runner = Runner(self.model)
         except InvalidModelError as error:
+            self._refusal = error
             self.untried = f"the given model does not load ({reason(error, self.model)})"
             return
         try:
@@ -126,15 +127,19 @@ class Reference:
             else:
                 self._run_made_up(runner)
         except Overtime:
-            self.untried = f"the given model did not end within {self._limit:.0f} s"
+            if not self.feeds:
+                self.untried = f"the given model did not end within {self._limit:.0f} s"
             return
         if not self.feeds:
             self.untried = "no made-up input was found that the given model runs on; give data"
+        elif not any(telling(outputs, any) for outputs in self.outputs):
+            what = "the data" if self.dataset is not None else "made-up input; give data"
+            self.untried = f"all outputs of the given model are empty, NaN or infinite on {what}"
 
     def _run_data(self, runner: Runner, dataset: Dataset) -> None:
-        """Run the samples, at least one of them, and no more when the time is up."""
-        began = time.monotonic()
-        for feed in feeds_of(dataset, input_specs(self.model.proto)):
+        """Run the samples, at least one of them, until the time is up; then two of them at once."""
+        began, inputs = time.monotonic(), input_specs(self.model.proto)
+        for feed in feeds_of(dataset, inputs):
             outputs, took, refusal = _timed(runner, feed, self._limit)
             if refusal:
                 raise InvalidModelError(
@@ -143,26 +148,45 @@ class Reference:
             self._keep(feed, outputs, took)
             if time.monotonic() - began > _SEARCH_SECONDS:
                 return
+        two = stacked(self.feeds, inputs)
+        outputs, took, _ = _timed(runner, two, self._limit) if two is not None else ({}, 0.0, "")
+        if two is not None and outputs:
+            self._stacked = 1
+            self._keep(two, outputs, took)
 
     def _run_made_up(self, runner: Runner) -> None:
-        """Keep the first feed that runs and tells something, and a larger one."""
-        began, first = time.monotonic(), None
-        spare: tuple[Feed, Outputs, float] | None = None
+        """Keep the first feed that runs and tells something, a larger one, and one of another batch."""
+        began, first, patience = time.monotonic(), None, _SEARCH_SECONDS
+        spare: Proposal | None = None
         for proposal in proposed_feeds(self.model):
-            if first is not None and not _adds(proposal, first):
+            if first is not None and not proposal.is_larger(first):
                 continue
-            if outgrows(self.model, proposal.feed):
-                continue
-            outputs, took, _ = _timed(runner, proposal.feed, self._limit)
-            if outputs and _telling(outputs):
-                self._keep(proposal.feed, outputs, took)
+            outputs = self._tell(runner, proposal)
+            if self.feeds:
                 first = first or proposal
-            elif outputs and spare is None:
-                spare = proposal.feed, outputs, took
-            if len(self.feeds) == 2 or time.monotonic() - began > _SEARCH_SECONDS:
+            elif outputs:
+                spare = spare or proposal
+                if telling(outputs, any):
+                    patience = _MORE_SECONDS
+            if len(self.feeds) == 2 or time.monotonic() - began > patience:
                 break
         if not self.feeds and spare is not None:
-            self._keep(*spare)
+            first = spare.positive()
+            if not self._tell(runner, first) or not self.feeds:
+                first = spare
+                self._tell(runner, spare, keep=True)
+        other = first.of_other_batch(self.model) if first is not None else None
+        if other is not None:
+            self._tell(runner, other)
+
+    def _tell(self, runner: Runner, proposal: Proposal, *, keep: bool = False) -> Outputs:
+        """The given model's answer to a made-up feed, kept where every output tells something, or always."""
+        if outgrows(self.model, proposal.feed):
+            return {}
+        outputs, took, _ = _timed(runner, proposal.feed, self._limit)
+        if outputs and (keep or telling(outputs, all)):
+            self._keep(proposal.feed, outputs, took)
+        return outputs
 
     def _keep(self, feed: Feed, outputs: Outputs, took: float) -> None:
         self.feeds.append(feed)
@@ -175,7 +199,7 @@ class Reference:
         wrong = {
             value.name: told
             for value in self.model.proto.graph.output
-            if (told := _contradicted(value, [outputs.get(value.name) for outputs in self.outputs]))
+            if (told := contradicted(value, [outputs.get(value.name) for outputs in self.outputs]))
         }
         if not wrong:
             return self.model, ()
@@ -192,6 +216,8 @@ class Reference:
     def check(self, made: Model) -> None:
         """Hold the rewrites of a model in memory to keeping the function. Raises ProofError for one."""
         self.run()
+        if self._refusal is not None:
+            raise self._refusal
         Trial(self, made, None).check_rewrites()
 
     def prove(self, made: Model, path: Path) -> Proof:
@@ -201,7 +227,10 @@ class Reference:
         """
         self.run()
         trial = Trial(self, made, path)
-        trial.check_rewrites()
+        if self._refusal is not None:
+            self._check_loads(trial, made)
+        else:
+            trial.check_rewrites()
         answers = trial.answers(made)
         exact = all(step.exact for step in made.history)
         ranks_only = not exact and _sizes_by_value(self.model)
@@ -211,7 +240,15 @@ class Reference:
         if self.untried:
             return Proof(untried=self.untried)
         found = None if exact else sqnr(self.outputs, answers)
-        return Proof(len(self.feeds), self.dataset is not None, found)
+        return Proof(len(self.feeds) - self._stacked, self.dataset is not None, found)
+
+    def _check_loads(self, trial: Trial, made: Model) -> None:
+        """Of a given model that does not load: what is made of it has to. Raises the given one's error."""
+        try:
+            trial.answers(made)
+        except InvalidModelError:
+            assert self._refusal is not None
+            raise self._refusal from None
 
 
 def _timed(runner: Runner, feed: Feed, limit: float) -> tuple[Outputs, float, str]:
@@ -224,42 +261,9 @@ def _timed(runner: Runner, feed: Feed, limit: float) -> tuple[Outputs, float, st
     return outputs, time.monotonic() - start, refusal
 
 
-def _adds(proposal: Proposal, first: Proposal) -> bool:
-    """Whether a second feed differs enough from the first to be worth its time."""
-    larger = proposal.size >= max(2 * first.size, _TELLING_SIZE)
-    return larger or (proposal.batch != first.batch and proposal.size == first.size)
-
-
 def _opened_otherwise(made: Model) -> bool:
     """Whether `load_session` opens the file in another way than anybody else."""
     return has_packed_weights(made.proto) or float_weights_only(made)
-
-
-def _telling(outputs: Outputs) -> bool:
-    """Whether a comparison with these outputs says something: numbers, and finite ones among them."""
-    arrays = [array for value in outputs.values() if (array := numeric(value)) is not None]
-    if not arrays:
-        return bool(outputs)
-    return all(array.size and (array.dtype.kind != "f" or bool(np.isfinite(array).any())) for array in arrays)
-
-
-def _contradicted(value: onnx.ValueInfoProto, answers: Sequence[Any]) -> str:
-    """A sentence where a declared output shape is not what the model gives; empty where it is."""
-    if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.HasField("shape"):
-        return ""
-    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
-    for answer in answers:
-        real = getattr(answer, "shape", None)
-        if real is None:
-            continue
-        fits = len(real) == len(dims) and all(d <= 0 or d == r for d, r in zip(dims, real, strict=True))
-        if not fits:
-            declared = ", ".join("?" if d < 0 else str(d) for d in dims)
-            return (
-                f"output '{value.name}' is declared as [{declared}] and has the shape {list(real)}; "
-                "the declaration is not believed"
-            )
-    return ""
 
 
 def _sizes_by_value(model: Model) -> bool:

@@ -6,12 +6,12 @@ import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from onnxq.machine import return_freed_memory
-from onnxq.proof.compare import EXACT, difference, moved, own_noise, unlike_shapes
+from onnxq.proof.compare import DECIDED, EXACT, MOVES, apart, moved, own_noise, unlike_shapes
 from onnxq.proof.feeds import Feed
-from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner
+from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner, numeric
 from onnxq.session import plain_session
 from passes.errors import InvalidModelError, ProofError
 from passes.model import Model
@@ -119,27 +119,58 @@ class Trial:
         except InvalidModelError as error:
             return reason(error, model)
         for feed, one, other in zip(self.given.feeds, before, after, strict=True):
-            shapes = unlike_shapes(one, other)
-            name, apart = difference(one, other)
-            if shapes is None and apart <= EXACT:
-                continue
-            varies, noise = own_noise(one, _repeated(first, feed))
-            if shapes is not None and not varies:
-                return shapes
-            if shapes is None and apart > max(EXACT, _NOISE * noise):
-                if not math.isfinite(apart):
-                    return f"output '{name}' has other values"
-                return f"output '{name}' differs by {apart:.1g} of its largest value"
+            noise = _Noise(first, feed, one)
+            for name in one:
+                told = _changed(name, one, other, noise)
+                if told is not None:
+                    return told
         return None
 
 
-def _repeated(model: Model, feed: Feed) -> list[Outputs]:
-    """What the model answers unoptimised, once more, and to an input that moved by a millionth."""
-    plain = plain_session(model)
-    names = [value.name for value in plain.get_outputs()]
-    outputs: list[Outputs] = [dict(zip(names, plain.run(None, feed), strict=True))]
-    runner = Runner(model)
-    with contextlib.suppress(Refusal, Overtime):
-        outputs.append(runner.run(feed, RUN_SECONDS))
-        outputs.append(runner.run(moved(feed), RUN_SECONDS))
-    return outputs
+class _Noise:
+    """What float arithmetic alone does to each output of a model on a feed; run when first asked for."""
+
+    def __init__(self, model: Model, feed: Feed, answer: Outputs) -> None:
+        self._model, self._feed, self._answer = model, feed, answer
+        self._runs: list[Outputs] | None = None
+
+    def of(self, name: str) -> float:
+        """The largest distance of an output of the model from itself; infinite where its shape varies."""
+        if self._runs is None:
+            self._runs = self._repeated()
+        return own_noise(self._answer[name], [run[name] for run in self._runs])
+
+    def _repeated(self) -> list[Outputs]:
+        """What the model answers unoptimised, once more, and to inputs that moved a little.
+
+        An output that is decided by floats has moved further than one of floats: few of them lie at a border.
+        """
+        plain = plain_session(self._model)
+        names = [value.name for value in plain.get_outputs()]
+        outputs: list[Outputs] = [dict(zip(names, plain.run(None, self._feed), strict=True))]
+        runner = Runner(self._model)
+        with contextlib.suppress(Refusal, Overtime):
+            outputs.append(runner.run(self._feed, RUN_SECONDS))
+            outputs.extend(runner.run(moved(self._feed, by), RUN_SECONDS) for by in MOVES)
+            further = runner.run(moved(self._feed, DECIDED), RUN_SECONDS)
+            outputs.append(self._answer | {name: further[name] for name in names if _decides(further[name])})
+        return outputs
+
+
+def _decides(value: Any) -> bool:
+    """Whether an output is anything but floats: decisions on them, then, which jump."""
+    array = numeric(value)
+    return array is None or array.dtype.kind not in "fV"
+
+
+def _changed(name: str, before: Outputs, after: Outputs, noise: _Noise) -> str | None:
+    """How an output is not what it was; None where it is, or where the given model does as much itself."""
+    shapes = unlike_shapes({name: before[name]}, after)
+    if shapes is not None:
+        return shapes if name not in after or math.isfinite(noise.of(name)) else None
+    found = apart(before[name], after[name])
+    if found <= (0 if _decides(before[name]) else EXACT) or found <= _NOISE * noise.of(name):
+        return None
+    if _decides(before[name]) or not math.isfinite(found):
+        return f"output '{name}' has other values"
+    return f"output '{name}' differs by {found:.1g} of its largest value"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnxq.proof.feeds import Feed
 from onnxq.session import load_session, stock_session
 from passes.model import Model
 
-__all__ = ["MADE_UP_SECONDS", "RUN_SECONDS", "Outputs", "Overtime", "Refusal", "Runner", "numeric"]
+__all__ = ["MADE_UP_SECONDS", "RUN_SECONDS", "Outputs", "Overtime", "Refusal", "Runner", "numeric", "telling"]
 
 Outputs = dict[str, Any]
 # One run of a given model; what takes longer is not tried. Nobody waits for made-up numbers for long.
@@ -84,3 +85,15 @@ def _own(value: Any) -> Any:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def telling(outputs: Outputs, most: Callable[[Iterable[bool]], bool]) -> bool:
+    """Whether a comparison of all (or any) of these outputs says something: values, and finite ones."""
+    return bool(outputs) and most(map(_tells, outputs.values()))
+
+
+def _tells(value: Any) -> bool:
+    array = numeric(value)
+    if array is None:
+        return True
+    return bool(array.size and (array.dtype.kind != "f" or np.isfinite(array).any()))

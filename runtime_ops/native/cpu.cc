@@ -61,7 +61,7 @@ struct X86 {
     const auto has = [](unsigned word, int bit) { return ((word >> bit) & 1u) != 0; };
     if (!has(first.c, 27)) return;  // OSXSAVE
     const unsigned states = saved_states();
-    if ((states & 0x6u) != 0x6u) return;  // XMM and YMM
+    if ((states & 0x6u) != 0x6u) return;                                                   // XMM and YMM
     avx2 = has(first.c, 12) && has(first.c, 28) && has(first.c, 29) && has(seventh.b, 5);  // FMA, AVX, F16C, AVX2
     // Opmask and ZMM; F, BW, VL.
     const unsigned family = ((first.a >> 8) & 15u) + ((first.a >> 20) & 255u);
@@ -115,11 +115,11 @@ Status resolve_isa(int wished, Isa* isa) {
   if (wished == kBestIsa) {
     const char* name = std::getenv("ONNXQ_ISA");
     if (name == nullptr || *name == '\0') {
-      for (const Isa best : {kNeon, kAvx512, kAvx2, kScalar}) {
-        if (!isa_supported(best) || (best == kAvx512 && prefers_avx2())) continue;
-        *isa = best;
-        return kOk;
+      *isa = kScalar;
+      for (const Isa better : {kAvx2, kAvx512, kNeon}) {
+        if (isa_supported(better) && !(better == kAvx512 && prefers_avx2())) *isa = better;
       }
+      return kOk;
     }
     for (wished = 0; wished < kIsaCount && std::strcmp(name, kNames[wished]) != 0;) ++wished;
   }

@@ -17,9 +17,8 @@ const Kernel* kernel_for(Isa isa, const Layout& layout) {
 template <class Weight>
 Status begin(const Weight& weight, float* out, size_t out_count, int isa, const Kernel** kernel, Stream* stream) {
   const Layout& layout = weight.layout;
-  if (weight.packed == nullptr || out == nullptr) return kNullPointer;
-  if (weight.packed_bytes < layout.packed_bytes) return kPackedTooShort;
-  if (out_count < layout.values) return kOutputTooShort;
+  const Status buffers = check_buffers(layout, weight.packed, weight.packed_bytes, out, out_count);
+  if (buffers != kOk) return buffers;
   Isa found;
   const Status status = resolve_isa(isa, &found);
   if (status != kOk) return status;

@@ -1,13 +1,14 @@
-// One kernel, compiled once for each instruction set (kernel_*.cc). A vector type V describes the set:
+// One kernel, compiled once for each instruction set (kernel_*.cc). A vector type V is the thin layer below it:
 //
-//   V::kWidth                    values decoded at a time, a multiple of 8, so whole bytes lie between vectors
-//   V::kLoadBytes                bytes that V::codes reads from its address on
-//   V::Plan                      where the codes of one vector lie, for bits and the bit of the first byte that
-//                                code 0 starts at; V::plan(table, remainder) loads it
-//   V::Codes                     codes of a vector; V::codes(address, plan) has them in the top bits
-//   V::store_signed<form>(...)   sign-extends, converts, scales and shifts as `form` says, stores
-//   V::store_powers(...)         5-bit exponent codes to powers of two
-//   V::store_affine(...)         8 float16 scales and int8 zero points to what Form says
+//   V::kWidth              values decoded at a time, a multiple of 8, so whole bytes lie between vectors
+//   V::kLoadBytes          bytes that V::codes reads from its address on
+//   V::Plan                where the codes of one vector lie; V::plan(lanes) loads it
+//   V::codes(source, plan) the codes of a vector in the top bits of their lanes
+//   V::windows(...)        the windows of a trellis (trellis_kernel.h), likewise
+//   V::turn(...)           a block of 8 by 8 int8, rows to columns
+//   V::shift(n)            what signed_right shifts by
+//   broadcast, add, signed_right, right<n>, left<n>, converted, pattern (the same bits as floats), multiply,
+//   subtract, multiply_subtract, load, store: one instruction each, or nearly, on kWidth int32 or float32
 //
 // Everything stands in an unnamed namespace and uses no inline function of the standard library: the linker
 // must never take a copy that was compiled for AVX-512 for a processor that has none.
@@ -15,38 +16,13 @@
 
 #include <string.h>
 
+#include "codes_kernel.h"
 #include "kernel_types.h"
-
-// A short loop that is written out is no loop any more that a compiler would make a vector of.
-#if defined(__clang__)
-#define ONNXQ_KEEP_LOOP _Pragma("clang loop unroll(disable)")
-#elif defined(__GNUC__)
-#define ONNXQ_KEEP_LOOP _Pragma("GCC unroll 1")
-#else
-#define ONNXQ_KEEP_LOOP
-#endif
+#include "stream_codes.h"
+#include "trellis_kernel.h"
 
 namespace onnxq {
 namespace {
-
-// More than any sum of costs: an infinity less an infinity would be no number.
-constexpr float kUnreachable = 1e30f;
-
-// Code `index` of a stream, one or two bytes; never reads a byte that holds none of its bits.
-inline unsigned raw_code(const uint8_t* stream, uint64_t index, int bits) {
-  const uint64_t bit = index * static_cast<unsigned>(bits);
-  const unsigned offset = static_cast<unsigned>(bit & 7);
-  const uint8_t* byte = stream + (bit >> 3);
-  unsigned word = byte[0];
-  if (offset + static_cast<unsigned>(bits) > 8) word |= static_cast<unsigned>(byte[1]) << 8;
-  return (word >> offset) & ((1u << bits) - 1);
-}
-
-inline float signed_code(const uint8_t* stream, uint64_t index, int bits) {
-  const int code = static_cast<int>(raw_code(stream, index, bits));
-  const int sign = 1 << (bits - 1);
-  return static_cast<float>((code ^ sign) - sign);
-}
 
 inline float power_of_two(int exponent) {
   const uint32_t pattern = static_cast<uint32_t>(exponent + 127) << 23;
@@ -76,13 +52,23 @@ float formed(float code, float scale, float zero) {
   return kForm == Form::kFused ? code * scale - zero : code * scale;
 }
 
-// Highest index at which a whole vector may be read and written, plus one; 0 where there is none.
-template <class V>
-uint64_t vector_limit(size_t stream_bytes, int bits, uint64_t count) {
-  if (stream_bytes < V::kLoadBytes || count < V::kWidth) return 0;
-  const uint64_t by_output = count - V::kWidth + 1;
-  const uint64_t by_input = ((stream_bytes - V::kLoadBytes) * 8 + 7) / static_cast<unsigned>(bits) + 1;
-  return by_output < by_input ? by_output : by_input;
+// The exponent codes in the top bits of the lanes as powers of two.
+template <class V, class Codes, class Ints>
+auto powers(Codes codes, Ints bias) {
+  return V::pattern(V::template left<23>(V::add(V::template right<32 - kExponentBits>(codes), bias)));
+}
+
+// `shift`: V::shift(32 - bits).
+template <class V, Form kForm, class Codes, class Shift, class Floats>
+auto values_of(Codes codes, Shift shift, Floats scale, Floats zero) {
+  const auto code = V::converted(V::signed_right(codes, shift));
+  if constexpr (kForm == Form::kFused) {
+    return V::multiply_subtract(code, scale, zero);
+  } else if constexpr (kForm == Form::kShifted) {
+    return V::multiply(V::subtract(code, zero), scale);
+  } else {
+    return V::multiply(code, scale);
+  }
 }
 
 template <class V>
@@ -90,9 +76,10 @@ void fill_powers(const uint8_t* exponents, size_t bytes, uint64_t first, size_t 
   const Table& table = table_of(kExponentBits);
   uint64_t limit = vector_limit<V>(bytes, kExponentBits, first + count);
   size_t i = 0;
-  const auto plan = V::plan(table, 0);  // `first` is a multiple of 8
+  const auto plan = V::plan(table.lanes[0]);  // `first` is a multiple of 8
+  const auto bias = V::broadcast(base + 127);
   for (; first + i < limit; i += V::kWidth) {
-    V::store_powers(out + i, V::codes(exponents + (first + i) / 8 * kExponentBits, plan), base);
+    V::store(out + i, powers<V>(V::codes(exponents + (first + i) / 8 * kExponentBits, plan), bias));
   }
   for (; i < count; ++i) {
     out[i] = power_of_two(base + static_cast<int>(raw_code(exponents, first + i, kExponentBits)));
@@ -113,7 +100,16 @@ bool fill_affine(const uint16_t* scale, const int8_t* zero_point, size_t count, 
   const bool fused = least > 0;
   *form = fused ? Form::kFused : Form::kShifted;
   size_t i = 0;
-  for (; i + 8 <= count; i += 8) V::store_affine(scales + i, zeros + i, scale + i, zero_point + i, fused);
+  for (; i + V::kWidth <= count; i += V::kWidth) {
+    const auto factor = V::load(scale + i);
+    const auto zero = V::converted(V::load(zero_point + i));
+    V::store(scales + i, factor);
+    if (fused) {
+      V::store(zeros + i, V::multiply(zero, factor));
+    } else {
+      V::store(zeros + i, zero);
+    }
+  }
   for (; i < count; ++i) {
     scales[i] = half_to_float(scale[i]);
     zeros[i] = static_cast<float>(zero_point[i]) * (fused ? scales[i] : 1.0f);
@@ -124,9 +120,9 @@ bool fill_affine(const uint16_t* scale, const int8_t* zero_point, size_t count, 
 // `groups` whole groups that follow one another, of `vectors` vectors each: no check, no address, no table is needed
 // between them. kBlock divides `vectors`, and is all of it where kWhole, so that the loops unroll. Arguments come by
 // value to stay in registers: for all that the compiler knows, a store to `out` changes what a reference refers to.
-template <class V, Form kForm, int kBlock, bool kWhole, class Plan, class Width>
-void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_t vectors,
-                size_t groups, const float* scales, const float* zeros, float* out) {
+template <class V, Form kForm, int kBlock, bool kWhole, class Plan, class Shift>
+void decode_run(const uint8_t* source, Plan plan, Shift shift, int bits, uint64_t vectors, size_t groups,
+                const float* scales, const float* zeros, float* out) {
   const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
   const uint64_t blocks = kWhole ? 1 : vectors / kBlock;
   for (size_t group = 0; group < groups; ++group) {
@@ -134,7 +130,7 @@ void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_
     const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
     for (uint64_t block = 0; block < blocks; ++block) {
       for (int i = 0; i < kBlock; ++i) {
-        V::template store_signed<kForm>(out + i * V::kWidth, V::codes(source, plan), width, scale, zero);
+        V::store(out + i * V::kWidth, values_of<V, kForm>(V::codes(source, plan), shift, scale, zero));
         source += step;
       }
       out += kBlock * V::kWidth;
@@ -142,15 +138,15 @@ void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_
   }
 }
 
-template <class V, Form kForm, class Plan, class Width>
-void decode_run(const uint8_t* source, Plan plan, Width width, int bits, uint64_t vectors,
-                size_t groups, const float* scales, const float* zeros, float* out) {
-  const auto run = vectors == 1       ? decode_run<V, kForm, 1, true, Plan, Width>
-                   : vectors == 2     ? decode_run<V, kForm, 2, true, Plan, Width>
-                   : vectors == 4     ? decode_run<V, kForm, 4, true, Plan, Width>
-                   : vectors % 4 == 0 ? decode_run<V, kForm, 4, false, Plan, Width>
-                                      : decode_run<V, kForm, 1, false, Plan, Width>;
-  run(source, plan, width, bits, vectors, groups, scales, zeros, out);
+template <class V, Form kForm, class Plan, class Shift>
+void decode_run(const uint8_t* source, Plan plan, Shift shift, int bits, uint64_t vectors, size_t groups,
+                const float* scales, const float* zeros, float* out) {
+  const auto run = vectors == 1       ? decode_run<V, kForm, 1, true, Plan, Shift>
+                   : vectors == 2     ? decode_run<V, kForm, 2, true, Plan, Shift>
+                   : vectors == 4     ? decode_run<V, kForm, 4, true, Plan, Shift>
+                   : vectors % 4 == 0 ? decode_run<V, kForm, 4, false, Plan, Shift>
+                                      : decode_run<V, kForm, 1, false, Plan, Shift>;
+  run(source, plan, shift, bits, vectors, groups, scales, zeros, out);
 }
 
 // Groups [first, first + count) of a weight, whose scales (and zero points) are given. Groups are written in
@@ -162,7 +158,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
   float* const out = stream.out;
   const uint64_t size = stream.group_size, row_size = stream.row_size;
   const Table& table = table_of(bits);
-  const auto width = V::width(bits);
+  const auto shift = V::shift(32 - bits);
   const uint64_t limit = vector_limit<V>(stream.bytes, bits, stream.values);
   const size_t step = V::kWidth / 8 * static_cast<unsigned>(bits);
   const uint64_t vectors = size % V::kWidth == 0 ? size / V::kWidth : 0;
@@ -173,7 +169,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
   while (group < count) {
     const uint64_t bit = value * static_cast<unsigned>(bits);
     const uint8_t* source = data + (bit >> 3);
-    const auto plan = V::plan(table, static_cast<unsigned>(bit & 7));
+    const auto plan = V::plan(table.lanes[bit & 7]);
     const uint64_t left = row_size - column;
     if (vectors != 0 && left >= size && value < limit) {
       // Whole groups of whole vectors, up to the row's end or to where the last vectors could reach too far.
@@ -184,7 +180,7 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
       if (run > 0) {
         const size_t groups = static_cast<size_t>(run);
         const float* const zero = kForm == Form::kScaled ? nullptr : zeros + group;
-        decode_run<V, kForm>(source, plan, width, bits, vectors, groups, scales + group, zero, out + value);
+        decode_run<V, kForm>(source, plan, shift, bits, vectors, groups, scales + group, zero, out + value);
         value += run * size;
         column += run * size;
         if (column == row_size) column = 0;
@@ -198,10 +194,10 @@ void decode_groups(const Stream& stream, uint64_t first, size_t count, const flo
     const auto scale = V::broadcast(scales[group]);
     const auto zero = V::broadcast(kForm == Form::kScaled ? 0.0f : zeros[group]);
     for (; value < stop; value += V::kWidth, source += step) {
-      V::template store_signed<kForm>(out + value, V::codes(source, plan), width, scale, zero);
+      V::store(out + value, values_of<V, kForm>(V::codes(source, plan), shift, scale, zero));
     }
     for (; value < end; ++value) {  // the last values of the weight
-      out[value] = formed<kForm>(signed_code(data, value, bits), scales[group],
+      out[value] = formed<kForm>(static_cast<float>(signed_code(data, value, bits)), scales[group],
                                  kForm == Form::kScaled ? 0.0f : zeros[group]);
     }
     value = end;
@@ -223,67 +219,10 @@ void decode_form(Form form, const Stream& stream, uint64_t first, size_t count, 
   }
 }
 
-// Plain loops that compilers turn into vectors of this file's instruction set. No sum is reordered and nothing is
-// contracted, so that every set finds the same path.
-template <int kBits>
-void trellis_forward(const Chain& chain, float* __restrict least, float* __restrict costs) {
-  constexpr size_t kPrefixes = kStates >> kBits, kBranches = size_t{1} << kBits, kSteps = kPrefixes / kBranches;
-  const float* const __restrict levels = chain.levels;
-  for (size_t p = 0; p < kPrefixes; ++p) least[p] = chain.start < 0 ? 0.0f : kUnreachable;
-  if (chain.start >= 0) least[static_cast<size_t>(chain.start) & (kPrefixes - 1)] = 0.0f;
-  for (size_t t = 0; t + 1 < chain.count; ++t) {
-    const float* const __restrict before = least + t * kPrefixes;
-    float* const __restrict after = least + (t + 1) * kPrefixes;
-    const float value = chain.values[t], weight = chain.weights[t];
-    // The windows whose lower bits are q * kBranches + b, by their upper bits h; their prefix is h * kSteps + q.
-    for (size_t q = 0; q < kSteps; ++q) {
-      float best[kBranches];
-      for (size_t b = 0; b < kBranches; ++b) best[b] = kUnreachable;
-      for (size_t h = 0; h < kBranches; ++h) {
-        const float* const level = levels + h * kPrefixes + q * kBranches;
-        const float reached = before[h * kSteps + q];
-        ONNXQ_KEEP_LOOP
-        for (size_t b = 0; b < kBranches; ++b) {
-          const float error = value - level[b];
-          const float cost = reached + error * error * weight;
-          best[b] = cost < best[b] ? cost : best[b];
-        }
-      }
-      memcpy(after + q * kBranches, best, sizeof best);
-    }
-    float lowest[16];  // sixteen at a time, since one running minimum would be a chain of dependent steps
-    memcpy(lowest, after, sizeof lowest);
-    for (size_t p = 16; p < kPrefixes; p += 16) {
-      for (size_t i = 0; i < 16; ++i) lowest[i] = after[p + i] < lowest[i] ? after[p + i] : lowest[i];
-    }
-    float bottom = lowest[0];
-    for (size_t i = 1; i < 16; ++i) bottom = lowest[i] < bottom ? lowest[i] : bottom;
-    for (size_t p = 0; p < kPrefixes; ++p) after[p] -= bottom;
-  }
-  const float* const __restrict before = least + (chain.count - 1) * kPrefixes;
-  const float value = chain.values[chain.count - 1], weight = chain.weights[chain.count - 1];
-  for (size_t window = 0; window < kStates; ++window) {
-    const float error = value - levels[window];
-    costs[window] = before[window >> kBits] + error * error * weight;
-  }
-}
-
-inline void trellis_pass(const Chain& chain, float* least, float* costs) {
-  switch (chain.bits) {
-    case 2:
-      return trellis_forward<2>(chain, least, costs);
-    case 3:
-      return trellis_forward<3>(chain, least, costs);
-    case 4:
-      return trellis_forward<4>(chain, least, costs);
-    default:
-      return trellis_forward<5>(chain, least, costs);
-  }
-}
-
 template <class V>
 constexpr Kernel kernel_of() {
-  return {fill_powers<V>, fill_affine<V>, decode_form<V>, trellis_pass};
+  return {fill_powers<V>, fill_affine<V>, decode_form<V>,    unpack_codes<V>, affine_row,
+          gse_row,        trellis_pass,   trellis_values<V>, trellis_codes<V>};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "kernel.h"
+#include "kernel_x86.h"
 
 namespace onnxq {
 namespace {
@@ -13,45 +14,68 @@ namespace {
 struct Avx2 {
   static constexpr size_t kWidth = 8;
   static constexpr size_t kLoadBytes = 8;
-  using Codes = __m256i;
+  using Ints = __m256i;
+  using Floats = __m256;
   struct Plan {
-    __m256i bytes, factor;
+    Ints bytes, factor;
   };
 
-  static Plan plan(const Table& table, unsigned remainder) {
-    const Lanes& lanes = table.lanes[remainder];
+  static Plan plan(const Lanes& lanes) {
     return {_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.bytes)),
             _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.factor))};
   }
-  static __m256i width(int bits) { return _mm256_set1_epi32(32 - bits); }
-  static __m256 broadcast(float value) { return _mm256_set1_ps(value); }
-
-  static Codes codes(const uint8_t* source, const Plan& plan) {
+  static Ints codes(const uint8_t* source, const Plan& plan) {
     int64_t word;
     memcpy(&word, source, sizeof word);
     return _mm256_mullo_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(word), plan.bytes), plan.factor);
   }
 
-  template <Form kForm>
-  static void store_signed(float* out, Codes codes, __m256i width, __m256 scale, __m256 zero) {
-    const __m256 code = _mm256_cvtepi32_ps(_mm256_srav_epi32(codes, width));
-    if constexpr (kForm == Form::kScaled) _mm256_storeu_ps(out, _mm256_mul_ps(code, scale));
-    if constexpr (kForm == Form::kShifted) _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_sub_ps(code, zero), scale));
-    if constexpr (kForm == Form::kFused) _mm256_storeu_ps(out, _mm256_fmsub_ps(code, scale, zero));
+  static Ints windows(const uint8_t* source, const Plan& plan) {
+    int64_t word;
+    memcpy(&word, source, sizeof word);
+    const Ints bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(word), plan.bytes);
+    return _mm256_srli_epi32(_mm256_sllv_epi32(bytes, plan.factor), 32 - kWindow);
   }
 
-  static void store_powers(float* out, Codes codes, int base) {
-    const __m256i code = _mm256_srli_epi32(codes, 32 - kExponentBits);
-    const __m256i biased = _mm256_add_epi32(code, _mm256_set1_epi32(base + 127));
-    _mm256_storeu_ps(out, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+  static Ints broadcast(int32_t value) { return _mm256_set1_epi32(value); }
+  static Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+  static Ints shift(int by) { return _mm256_set1_epi32(by); }
+  static Ints signed_right(Ints a, Ints by) { return _mm256_srav_epi32(a, by); }
+  template <int kBy>
+  static Ints right(Ints a) {
+    return _mm256_srli_epi32(a, kBy);
+  }
+  template <int kBy>
+  static Ints left(Ints a) {
+    return _mm256_slli_epi32(a, kBy);
+  }
+  static Ints load(const int8_t* from) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
   }
 
-  static void store_affine(float* scales, float* zeros, const uint16_t* halves, const int8_t* points, bool fused) {
-    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(points));
-    const __m256 zero = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    _mm256_storeu_ps(scales, scale);
-    _mm256_storeu_ps(zeros, fused ? _mm256_mul_ps(zero, scale) : zero);
+  static void store(int8_t* to, Ints a) {
+    const __m256i words = _mm256_packs_epi32(a, a), bytes = _mm256_packs_epi16(words, words);
+    const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi32(low, high));
+  }
+  static void store(uint16_t* to, Ints a) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x88);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(words));
+  }
+
+  static Floats broadcast(float value) { return _mm256_set1_ps(value); }
+  static Floats converted(Ints a) { return _mm256_cvtepi32_ps(a); }
+  static Floats pattern(Ints a) { return _mm256_castsi256_ps(a); }
+  static Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  static Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+  static Floats multiply_subtract(Floats a, Floats b, Floats c) { return _mm256_fmsub_ps(a, b, c); }
+  static Floats load(const uint16_t* halves) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+  }
+  static void store(float* to, Floats a) { _mm256_storeu_ps(to, a); }
+
+  static void turn(const int8_t* from, size_t from_stride, int8_t* to, size_t to_stride) {
+    turn_block(from, from_stride, to, to_stride);
   }
 };
 

@@ -36,6 +36,8 @@ const char* status_text(int status) {
       return "a trellis has 2 to 5 bits";
     case kNoMemory:
       return "there is no memory for the paths of so many values";
+    case kRowsTooShort:
+      return "scale and fits must have room for one number for each row";
     default:
       return "unknown error";
   }
@@ -74,6 +76,13 @@ Status make_layout(int64_t bits, const int64_t* shape, size_t rank, int64_t grou
     row_size *= shape[axis];
   }
   return make_layout(bits, shape[0], row_size, group_size, layout);
+}
+
+Status check_buffers(const Layout& layout, const uint8_t* packed, size_t packed_bytes, const void* out,
+                     size_t out_count) {
+  if (packed == nullptr || out == nullptr) return kNullPointer;
+  if (packed_bytes < layout.packed_bytes) return kPackedTooShort;
+  return out_count < layout.values ? kOutputTooShort : kOk;
 }
 
 Status check_exponent_base(int64_t base, int bits) {

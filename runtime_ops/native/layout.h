@@ -31,6 +31,7 @@ enum Status : int {
   kNullPointer,
   kBadTrellisBits,
   kNoMemory,
+  kRowsTooShort,
   kStatusCount,
 };
 
@@ -52,6 +53,10 @@ Status make_layout(int64_t bits, int64_t rows, int64_t row_size, int64_t group_s
 
 // The same from a tensor's shape: rows = shape[0], row_size = the product of the rest.
 Status make_layout(int64_t bits, const int64_t* shape, size_t rank, int64_t group_size, Layout* layout);
+
+// Whether the codes are all there, and the output has room for what they become.
+Status check_buffers(const Layout& layout, const uint8_t* packed, size_t packed_bytes, const void* out,
+                     size_t out_count);
 
 // Scales stay normal floats and no value overflows: -126 <= base <= 97 - bits.
 Status check_exponent_base(int64_t base, int bits);

@@ -63,11 +63,11 @@ bool present(const OrtKernelInfo* info, const char* name) {
   float real = 0;
   size_t size = 0;
   bool found = false;
-  for (OrtStatusPtr raw : {api.KernelInfoGetAttribute_int64(info, name, &whole),
-                           api.KernelInfoGetAttribute_float(info, name, &real),
-                           api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &size),
-                           api.KernelInfoGetAttributeArray_float(info, name, nullptr, &size),
-                           api.KernelInfoGetAttribute_string(info, name, nullptr, &size)}) {
+  for (OrtStatusPtr raw :
+       {api.KernelInfoGetAttribute_int64(info, name, &whole), api.KernelInfoGetAttribute_float(info, name, &real),
+        api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &size),
+        api.KernelInfoGetAttributeArray_float(info, name, nullptr, &size),
+        api.KernelInfoGetAttribute_string(info, name, nullptr, &size)}) {
     found |= Ort::Status(raw).IsOK();
   }
   return found;
@@ -81,7 +81,8 @@ struct Attributes {
   onnxq::Layout layout;
   onnxq::Isa isa = onnxq::kScalar;
 
-  explicit Attributes(const OrtKernelInfo* info) : bits(integer(info, "bits")), group_size(integer(info, "group_size")) {
+  explicit Attributes(const OrtKernelInfo* info)
+      : bits(integer(info, "bits")), group_size(integer(info, "group_size")) {
     try {
       shape = Ort::ConstKernelInfo(info).GetAttributes<int64_t>("shape");
     } catch (const Ort::Exception&) {
@@ -95,7 +96,8 @@ struct Attributes {
   void check(onnxq::Status status) const {
     if (status == onnxq::kOk) return;
     std::string text = onnxq::status_text(status);
-    text += " (bits " + std::to_string(bits) + ", group_size " + std::to_string(group_size) + ", shape " + listed(shape);
+    text +=
+        " (bits " + std::to_string(bits) + ", group_size " + std::to_string(group_size) + ", shape " + listed(shape);
     if (status == onnxq::kBadExponentBase) text += ", exponent_base " + std::to_string(exponent_base);
     reject(text + ")");
   }
@@ -142,8 +144,8 @@ class GseKernel {
       const onnxq::Layout& layout = attributes_.layout;
       if (packed.count < layout.packed_bytes) attributes_.check(onnxq::kPackedTooShort);
       if (exponents.count < layout.exponent_bytes) attributes_.check(onnxq::kExponentsTooShort);
-      const onnxq::GseWeight weight{layout,          packed.data, packed.count, exponents.data,
-                                    exponents.count, static_cast<int>(attributes_.exponent_base)};
+      const onnxq::GseWeight weight{layout,         packed.data,     packed.count,
+                                    exponents.data, exponents.count, static_cast<int>(attributes_.exponent_base)};
       const auto values = static_cast<size_t>(layout.values);
       attributes_.check(onnxq::decode(weight, output(context, attributes_), values, attributes_.isa));
     });
@@ -157,9 +159,8 @@ class GseKernel {
 class PackedKernel {
  public:
   static constexpr const char* kName = "PackedDequantizeLinear";
-  static constexpr ONNXTensorElementDataType kInputs[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-                                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8};
+  static constexpr ONNXTensorElementDataType kInputs[] = {
+      ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8};
   static constexpr size_t kTables = 6;
 
   PackedKernel(const OrtKernelInfo* info, std::string who) : who_(std::move(who)), attributes_(info) {}

@@ -6,10 +6,6 @@
 namespace onnxq {
 namespace {
 
-constexpr int kMinTrellisBits = 2;
-constexpr int kMaxTrellisBits = 5;
-constexpr size_t kColumns = 16;
-
 size_t best_end(const float* costs, size_t prefixes, int end) {
   const size_t kept = static_cast<size_t>(end) & (prefixes - 1);
   size_t best = end < 0 ? 0 : kept;
@@ -56,34 +52,46 @@ Status trellis_path(const Chain& chain, int end, uint16_t* path, int isa) {
   return kOk;
 }
 
-Status decode(const TrellisWeight& weight, float* out, size_t out_count) {
+namespace {
+
+// A kernel and its stream, for a weight that is found to be whole.
+Status begin(const TrellisWeight& weight, size_t out_count, int isa, TrellisStream* stream, const Kernel** kernel) {
   if (weight.bits < kMinTrellisBits || weight.bits > kMaxTrellisBits) return kBadTrellisBits;
   Layout layout;  // for its checks of the shape
-  const Status status = make_layout(weight.bits, weight.rows, weight.columns, 1, &layout);
-  if (status != kOk) return status;
-  if (weight.packed == nullptr || weight.scale == nullptr || weight.levels == nullptr || out == nullptr) {
-    return kNullPointer;
-  }
-  const auto bits = static_cast<size_t>(weight.bits);
+  const Status shape = make_layout(weight.bits, weight.rows, weight.columns, 1, &layout);
+  if (shape != kOk) return shape;
+  if (weight.packed == nullptr || weight.levels == nullptr) return kNullPointer;
   const auto values = static_cast<size_t>(layout.values);
-  if (weight.packed_bytes < ((values + 7) / 8 + 1) * bits) return kPackedTooShort;
+  if (weight.packed_bytes < ((values + 7) / 8 + 1) * static_cast<size_t>(weight.bits)) return kPackedTooShort;
   if (out_count < values) return kOutputTooShort;
-  float levels[kStates];
-  for (size_t i = 0; i < kStates; ++i) levels[i] = static_cast<float>(weight.levels[i]);
+  Isa found;
+  const Status status = resolve_isa(isa, &found);
+  if (status != kOk) return status;
+  *kernel = kernel_of(found);
   const auto rows = static_cast<size_t>(weight.rows), columns = static_cast<size_t>(weight.columns);
-  // A few columns at a time, so that what is written lies together.
-  for (size_t first = 0; first < columns; first += kColumns) {
-    const size_t stop = columns - first < kColumns ? columns : first + kColumns;
-    for (size_t row = 0; row < rows; ++row) {
-      const float scale = weight.scale[row];
-      for (size_t column = first; column < stop; ++column) {
-        const size_t bit = (column * rows + row) * bits;
-        const uint8_t* const byte = weight.packed + bit / 8;
-        const unsigned word = static_cast<unsigned>(byte[0]) << 16 | static_cast<unsigned>(byte[1]) << 8 | byte[2];
-        out[row * columns + column] = levels[(word >> (24 - kWindow - bit % 8)) & (kStates - 1)] * scale;
-      }
-    }
-  }
+  *stream = {weight.packed, weight.packed_bytes, weight.bits, rows, columns, weight.levels};
+  return kOk;
+}
+
+}  // namespace
+
+Status decode(const TrellisWeight& weight, const float* scale, float* out, size_t out_count, int isa) {
+  TrellisStream stream;
+  const Kernel* kernel = nullptr;
+  const Status status = begin(weight, out_count, isa, &stream, &kernel);
+  if (status != kOk) return status;
+  if (scale == nullptr || out == nullptr) return kNullPointer;
+  kernel->trellis_values(stream, scale, out);
+  return kOk;
+}
+
+Status decode_codes(const TrellisWeight& weight, int8_t* out, size_t out_count, int isa) {
+  TrellisStream stream;
+  const Kernel* kernel = nullptr;
+  const Status status = begin(weight, out_count, isa, &stream, &kernel);
+  if (status != kOk) return status;
+  if (out == nullptr) return kNullPointer;
+  kernel->trellis_codes(stream, out);
   return kOk;
 }
 

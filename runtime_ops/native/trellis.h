@@ -10,18 +10,19 @@ namespace onnxq {
 // keep, or -1. Takes count * (kStates >> bits) floats of memory. Every instruction set finds the same path.
 Status trellis_path(const Chain& chain, int end, uint16_t* path, int isa);
 
-// A weight of `rows` channels and `columns` weights each, whose chain runs down the columns. scale: one a row.
+// A weight of `rows` channels and `columns` weights each, whose chain runs down the columns.
 struct TrellisWeight {
   const uint8_t* packed;
   size_t packed_bytes;
-  const float* scale;
   const int8_t* levels;  // kStates of them
   int bits;
   int64_t rows;
   int64_t columns;
 };
 
-// out: [rows, columns].
-Status decode(const TrellisWeight& weight, float* out, size_t out_count);
+// out: [rows, columns], the levels times the scale of their row, or the levels themselves. Nothing beyond the stated
+// lengths is read or written.
+Status decode(const TrellisWeight& weight, const float* scale, float* out, size_t out_count, int isa);
+Status decode_codes(const TrellisWeight& weight, int8_t* out, size_t out_count, int isa);
 
 }  // namespace onnxq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import onnxq as oq
 from onnxq.data.dataset import Batch
 from onnxq.proof import Reference, prove, write_model
 from onnxq.proof import rewrites as rewrites_module
+from onnxq.proof.running import Overtime, Runner
 from passes import base
 from passes.base import Context, GraphPass
 from passes.editing import values
@@ -117,7 +119,7 @@ def test_samples_of_another_shape_are_compared_too(tmp_path: Path) -> None:
 
     reference = Reference(model, Ragged())
     reference.run()
-    assert [feed["x"].shape for feed in reference.feeds] == [(1, 3)] * 8 + [(1, 5)]
+    assert [feed["x"].shape for feed in reference.feeds] == [(1, 3)] * 8 + [(1, 5), (2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +147,9 @@ def test_sizes_are_found_that_the_model_accepts(graph: str) -> None:
     reference = Reference(Model(model))
     reference.run()
     assert not reference.untried
-    assert len(reference.feeds) == 2
-    one, other = ([array.shape for array in feed.values()] for feed in reference.feeds)
-    assert one != other
+    shapes = [[array.shape for array in feed.values()] for feed in reference.feeds]
+    assert len(shapes) == (3 if "N" in graph or "batch" in graph else 2)
+    assert all(one != other for one, other in itertools.pairwise(shapes))
 
 
 def test_where_no_input_is_found_the_file_is_written_and_it_is_said(invoke: Invoke, tmp_path: Path) -> None:
@@ -293,6 +295,116 @@ def test_integers_must_agree_exactly_unless_the_model_itself_is_undecided(tmp_pa
     with pytest.raises(ProofError, match="output 'argmax1_out' has other values"):
         oq.save(Scale(-1)(model).model, tmp_path / "out.onnx")
     assert oq.save(Scale(2)(model).model, tmp_path / "out.onnx")
+
+
+def test_a_random_output_excuses_no_other(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", ["N", 3, 8, 8])
+    y = net.conv(x, 3, 4)
+    noise = net.add("RandomNormalLike", x)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(net.model(y).proto)
+    proto.graph.output.append(helper.make_tensor_value_info(noise, TensorProto.FLOAT, ["N", 3, 8, 8]))
+    model = Model(proto, "net.onnx")
+    assert oq.save(Scale(1 + 1e-6)(model).model, tmp_path / "out.onnx")
+    with pytest.raises(ProofError, match=f"output '{y}' differs by 0.5 of its largest value"):
+        oq.save(Scale(1.5)(model).model, tmp_path / "wrong.onnx")
+
+
+@pytest.mark.parametrize("by", [1 + 1e-6, 1.05])
+def test_bytes_may_differ_where_the_model_itself_is_undecided_and_nowhere_else(
+    tmp_path: Path, by: float
+) -> None:
+    net = Net()
+    y = net.conv(net.input("x", ["N", 3, 64, 64]), 3, 8)
+    scaled = net.add("Mul", y, net.constant(np.array(30, np.float32)))
+    model = net.model(net.add("Cast", scaled, to=TensorProto.INT8), element=TensorProto.INT8)
+    made = Scale(by)(model).model
+    if by < 1.01:
+        assert oq.save(made, tmp_path / "out.onnx")
+    else:
+        with pytest.raises(ProofError, match="has other values"):
+            oq.save(made, tmp_path / "out.onnx")
+
+
+def test_a_signal_beside_a_recurrent_state_gets_sizes() -> None:
+    """As a public voice detector has them: [?, ?] of at least a window, and [2, ?, 4] of one row."""
+    proto = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[?,?] x, float[2,?,4] state, int64 rate) => (float[?,4,?] y, float[8] next)
+        { s = Unsqueeze(x, one)  y = Conv(s, w)  next = Reshape(state, row) }""")
+    weight = np.random.default_rng(0).standard_normal((4, 1, 64)).astype(np.float32)
+    for name, array in (("w", weight), ("one", np.array([1])), ("row", np.array([8]))):
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    reference = Reference(Model(proto))
+    reference.run()
+    assert not reference.untried
+    assert [feed["state"].shape for feed in reference.feeds] == [(2, 1, 4)] * len(reference.feeds)
+    assert [feed["x"].shape for feed in reference.feeds] == [(1, 64), (1, 128), (2, 64)]
+
+
+@dataclass(frozen=True)
+class FixBatch(GraphPass):
+    """Takes the batch for 1, and claims to keep the function."""
+
+    name: ClassVar[str] = "fix_batch"
+    keeps_function: ClassVar[bool] = True
+
+    def run(self, graph: gs.Graph, context: Context) -> bool:
+        node = next(node for node in graph.nodes if node.op == "Shape")
+        node.op, node.attrs = "Constant", {"value": gs.Constant("one", np.array([1]))}
+        node.inputs = []
+        return True
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("shape", [["N", 4, 3], ["N", "L", 3], [None, None, 3]])
+def test_every_batch_is_tried(tmp_path: Path, shape: list[int | str], data: bool) -> None:
+    net = Net()
+    x = net.input("x", shape)
+    batch = net.add("Cast", net.add("Shape", x, start=0, end=1), to=TensorProto.FLOAT)
+    model = shaped(net.model(net.add("Mul", x, batch), infer=False), "a", "b", 3)
+    samples = Samples("x", np.random.default_rng(0).standard_normal((10, 4, 3)).astype(np.float32))
+    with pytest.raises(ProofError, match="'fix_batch' would change what the model computes"):
+        oq.save(FixBatch()(model).model, tmp_path / "out.onnx", data=samples if data else None)
+
+
+def test_a_model_that_wants_positive_numbers_gets_them(tmp_path: Path) -> None:
+    net = Net()
+    model = net.model(net.add("MatMul", net.add("Log", net.input("x", ["N", 64])), net.weight(64, 3)))
+    with pytest.raises(ProofError, match="'scale_weight' would change"):
+        oq.save(Scale(1.5)(model).model, tmp_path / "out.onnx")
+
+
+def test_nothing_but_nan_is_no_comparison(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", ["N", 3])
+    nothing = net.add("Log", net.add("Neg", net.add("Abs", x)))
+    written = write_model(net.model(net.add("MatMul", nothing, net.weight(3, 3))), tmp_path / "out.onnx")
+    assert written.proof.untried.startswith("all outputs of the given model are empty, NaN or infinite")
+    assert written.proof.feeds == 0
+
+
+def test_a_model_that_onnx_runtime_does_not_run_is_not_blamed_on_a_pass(tmp_path: Path) -> None:
+    net = Net(dtype=np.float64)
+    model = net.model(net.conv(net.conv(net.input("x", ["N", 3, 8, 8]), 3, 4), 4, 4))
+    made = Scale(1)(model).model
+    with pytest.raises(InvalidModelError, match=r"^net.onnx: ONNX Runtime cannot load it: .*Conv"):
+        oq.save(made, tmp_path / "out.onnx")
+
+
+def test_a_second_feed_that_takes_too_long_leaves_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Runner.run
+
+    def slow(self: Runner, feed: dict[str, np.ndarray], seconds: float) -> dict[str, object]:
+        if feed["x"].shape[0] > 1:
+            raise Overtime
+        return run(self, feed, seconds)
+
+    monkeypatch.setattr(Runner, "run", slow)
+    written = write_model(small(), tmp_path / "out.onnx")
+    assert (written.proof.untried, written.proof.feeds) == ("", 1)
 
 
 class TestLogits:

@@ -8,22 +8,29 @@ from onnx import numpy_helper
 
 from passes.equalize import Equalize
 from passes.model import Model
+from passes.quantize import Quantize
 from passes.recipe import parse_recipe
-from tests.nets import Array, Net, feeds, run
+from tests.nets import Array, Net, apply, feeds, run, sqnr
+
+
+def uneven_weight(net: Net, *shape: int) -> Array:
+    """A weight whose output channels differ by orders of magnitude."""
+    spread = np.exp(net.rng.normal(0, 1.5, shape[0])).reshape(-1, *[1] * (len(shape) - 1))
+    return np.asarray(net.rng.normal(size=shape) * spread, np.float32)
 
 
 def uneven(net: Net, *shape: int) -> str:
-    """A weight whose output channels differ by orders of magnitude."""
-    spread = np.exp(net.rng.normal(0, 1.5, shape[0])).reshape(-1, *[1] * (len(shape) - 1))
-    return net.constant((net.rng.normal(size=shape) * spread).astype(np.float32))
+    return net.constant(uneven_weight(net, *shape))
 
 
 def chain(act: str, *, middle: str = "") -> Model:
     """Expand, depthwise, project, with `act` between, and `middle` in its place behind the first."""
     net = Net()
     x = net.input("x", ["N", 3, 6, 6])
-    bias = net.constant(net.rng.normal(size=8).astype(np.float32))
-    a = net.add("Conv", x, uneven(net, 8, 3, 1, 1), bias, name="expand")
+    weight = uneven_weight(net, 8, 3, 1, 1)
+    # As uneven as the weights, so that the bias does not decide any scale (rule 5).
+    bias = net.constant(0.5 * np.abs(weight).max((1, 2, 3)))
+    a = net.add("Conv", x, net.constant(weight), bias, name="expand")
     if middle == "prelu":
         a = net.add("PRelu", a, net.constant(np.full((8, 1, 1), 0.2, np.float32)))
     elif middle == "leaky":
@@ -85,6 +92,39 @@ def test_dead_channels_stay_as_they_are() -> None:
     held = {item.name: numpy_helper.to_array(item) for item in result.proto.graph.initializer}
     np.testing.assert_array_equal(held["a_equalized"][:2], weight[:2])
     assert np.isfinite(held["b_equalized"]).all()
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6"])
+def test_a_channel_that_lives_by_its_bias_does_not_widen_the_activations(act: str) -> None:
+    net = Net()
+    x = net.input("x", ["N", 3, 6, 6])
+    weight = net.rng.normal(size=(16, 3, 1, 1)).astype(np.float32)
+    weight[0] = 1e-5
+    bias = net.rng.normal(size=16).astype(np.float32)
+    bias[0] = 1
+    a = net.activation(net.add("Conv", x, net.constant(weight), net.constant(bias), name="one"), act)
+    y = net.add("Conv", a, net.weight(8, 16, 1, 1), name="two")
+    model = net.model(y)
+    wanted = run(model)[0]
+    result = Equalize()(model)
+    assert result.modified
+    plain, even = (
+        sqnr(wanted, run(apply(Quantize("int8:tensor"), given).model, feeds(model))[0])
+        for given in (model, result.model)
+    )
+    assert even > plain - 3  # dB; without the bias in r_A it is 20 dB below
+
+
+def test_clip_bounds_of_one_element() -> None:
+    net = Net()
+    x = net.input("x", ["N", 3, 6, 6])
+    a = net.add("Conv", x, uneven(net, 8, 3, 1, 1), name="one")
+    bounds = (net.constant(np.array([value], np.float32)) for value in (0, 6))
+    y = net.add("Conv", net.add("Clip", a, *bounds), uneven(net, 4, 8, 1, 1), name="two")
+    model = net.model(y)
+    result = Equalize()(model)
+    assert result.modified
+    np.testing.assert_allclose(run(result.model)[0], run(model)[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["two readers", "output", "groups", "sigmoid", "low clip"])

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import runtime_ops.trellis
 from runtime_ops.kernels import decode_tcq_native, trellis_native
@@ -149,19 +151,44 @@ def test_the_library_finds_the_same_path(bits: int, start: int | None, end: int 
         )
 
 
+# Around a vector, around a tile of 64 rows and 64 columns, and one column or row alone.
+SIZES = st.sampled_from([1, 2, 7, 8, 9, 16, 17, 63, 64, 65, 130])
+
+
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("bits", TCQ_BITS)
-@pytest.mark.parametrize("shape", [(1,), (3, 5), (8, 3, 3, 3), (40, 17), (7, 64)])
-def test_the_library_decodes_the_same(bits: int, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(bits)
-    packed = rng.integers(0, 256, chain_bytes(int(np.prod(shape)), bits)).astype(np.uint8)
-    scale = rng.standard_normal(shape[0]).astype(np.float16)
-    wanted = decode_tcq(packed, scale, tcq_levels(), bits, shape)
-    np.testing.assert_array_equal(decode_tcq_native(packed, scale, tcq_levels(), bits, shape), wanted)
+@given(
+    bits=st.sampled_from(TCQ_BITS),
+    rows=SIZES,
+    columns=SIZES,
+    spare=st.integers(0, 20),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_instruction_set_decodes_the_same(
+    bits: int, rows: int, columns: int, spare: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    packed = rng.integers(0, 256, chain_bytes(rows * columns, bits) + spare, dtype=np.uint8)
+    levels = rng.integers(-128, 128, 1 << WINDOW).astype(np.int8)
+    scale = rng.standard_normal(rows).astype(np.float16)
+    wanted = decode_tcq(packed, scale, levels, bits, (rows, columns))
+    for isa in isas():
+        found = decode_tcq_native(packed, scale, levels, bits, (rows, columns), isa=isa)
+        np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32), err_msg=isa)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("isa", isas() or ["scalar"])
+def test_streams_that_are_too_short_are_refused(isa: str) -> None:
+    packed, scale = np.zeros(chain_bytes(8 * 27, 3), np.uint8), np.ones(8, np.float32)
+    shape = (8, 3, 3, 3)
+    assert (decode_tcq_native(packed, scale, tcq_levels(), 3, shape, isa=isa) == tcq_levels()[0]).all()
     with pytest.raises(ValueError, match="too few bytes"):
-        decode_tcq_native(packed[:-1], scale, tcq_levels(), bits, shape)
+        decode_tcq_native(packed[:-1], scale, tcq_levels(), 3, shape, isa=isa)
     with pytest.raises(ValueError, match="scale must hold"):
-        decode_tcq_native(packed, np.append(scale, scale[:1]), tcq_levels(), bits, shape)
+        decode_tcq_native(packed, np.append(scale, scale[:1]), tcq_levels(), 3, shape, isa=isa)
+    with pytest.raises(ValueError, match="instruction sets are"):
+        decode_tcq_native(packed, scale, tcq_levels(), 3, shape, isa="mmx")
 
 
 @pytest.mark.usefixtures("native")
