@@ -23,7 +23,7 @@ from onnxq.allocation.problem import Assignment, Problem
 from onnxq.allocation.shapley import value_problem
 from onnxq.evaluation import Evaluator
 from onnxq.tuning.file_size import file_bytes
-from onnxq.tuning.strategies import Allocator
+from onnxq.tuning.strategies.ilp import paired as with_neighbours
 from passes import Context, Quantize
 from passes.opset import upgrade
 from passes.quantize import required_policy_opset
@@ -58,8 +58,7 @@ def main() -> None:
     bench = Bench(args.folder, args.permutations, 10)
     problem, model = bench.problem, prepared()
     weigh = functools.partial(file_bytes, model)
-    allocator = Allocator("weights", bench.config, problem, bench.space, "top1", list, weigh)
-    paired, values = allocator._paired(), value_problem(problem, bench.shapley()[2])
+    paired, values = with_neighbours(bench.search(weigh)), value_problem(problem, bench.shapley()[2])
     policies = random_policies(problem, bench.budget(SHARE))
     rows = np.arange(problem.count)
     predictions: dict[str, list[float]] = {

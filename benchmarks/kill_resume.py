@@ -36,7 +36,11 @@ from onnx import numpy_helper, parser
 
 _DEAR = ("candidate", "sensitivity", "value", "walk")
 SPENDING: tuple[str, ...] = ("--mode", "weights", "--weights", "gse2,gse4,gse8", "--front", "4")
-SPENDING += ("--permutations", "2", "--generations", "2")
+OPTIONS = {
+    "shapley": ("--permutations", "2"),
+    "nsga2": ("--generations", "2"),
+    "auto": ("--generations", "2"),
+}
 _ENDS = {".html": b"</html>", ".png": b"IEND"}
 ROOT = Path(__file__).resolve().parent.parent
 _GRAPH = """
@@ -218,7 +222,7 @@ def torture(
 ) -> Outcome:
     """The whole experiment; see the module's docstring."""
     alone, tortured, temporary = folder / "alone", folder / "tortured", folder / "tmp"
-    more = ("--strategy", strategy, *SPENDING) if strategy else ()
+    more = ("--strategy", strategy, *SPENDING, *OPTIONS.get(strategy, ())) if strategy else ()
     seconds = finish(command(model, data, alone, *more), temporary)
     more = (*more, "--workers", str(workers)) if workers else more
     rng, broken, lost = random.Random(seed), list[str](), list[str]()

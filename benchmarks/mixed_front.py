@@ -39,10 +39,13 @@ from onnxq.tuning.allocate import make_rounded, parted
 from onnxq.tuning.file_size import file_bytes
 from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.space import Space
-from onnxq.tuning.strategies import Allocator
+from onnxq.tuning.strategies import Search
+from onnxq.tuning.strategies.ilp import paired as with_neighbours
+from onnxq.tuning.strategies.shapley import shapley_state
 from passes import Context, LayerPolicy, Quantize, Scheme, find_layers, save
 from passes.layers import macs
 from passes.opset import upgrade
+from passes.policy import Policy
 from passes.quantize import required_policy_opset
 from passes.sizes import layer_bytes
 
@@ -67,8 +70,8 @@ class Bench:
         told = f"mixed_front {args.rounding} {args.damping} {args.schemes}"
         self.journal = Journal(folder, {"bench": told})
         settings = Settings(0.1, 1, 2**29, 0)
-        fit, seen = parted(self.calibration, self.model, self.config)
-        rounded = make_rounded(self.config, self.model, fit, lambda *_: None)
+        fit, seen = parted(self.calibration, self.model, self.config.rounding_options)
+        rounded = make_rounded(self.config.rounding_options, self.model, fit, lambda *_: None)
         self.space = Space(self.model, self.layers, seen, self.journal, settings, rounded=rounded)
         self.cpu: dict[str, float] = dict(self.journal.records("cpu"))
         choices = [LayerPolicy(Scheme.parse(text)) for text in args.schemes.split(",")]
@@ -106,6 +109,12 @@ class Bench:
             self.journal.append("top1", key, held)
         return dict(held)
 
+    def search(self, weigh: Callable[[Policy], int]) -> Search:
+        """What strategies work with."""
+        goal, ladder = self.config.search_options.goal, self.config.ladder("weights")
+        opened = self.problem, self.space
+        return Search("weights", goal, ladder, "top1", list, weigh, lambda: opened)
+
     def strategies(self) -> dict[str, dict[float, Assignment]]:
         p, found = self.problem, {}
         largest = {share: self.budget(share) for share in SHARES}
@@ -114,8 +123,8 @@ class Bench:
             s: max((a for a in front if p.size(a) <= b), key=p.size) for s, b in largest.items()
         }
         found["ilp"] = self.timed("ilp", lambda: {s: ilp(p, b) for s, b in largest.items()})
-        allocator = Allocator("weights", self.config, p, self.space, "top1", list, self.weigh)
-        paired = self.timed("ilp-pairs", allocator._paired)
+        search = self.search(self.weigh)
+        paired = self.timed("ilp-pairs", lambda: with_neighbours(search))
         found["ilp-pairs"] = {s: ilp(paired, b) for s, b in largest.items()}
         seeds = [*ilp_front(p, 8), *(a for _, a in threshold_front(p, 6)), *found["ilp-pairs"].values()]
         evolved = self.timed(
@@ -135,8 +144,8 @@ class Bench:
         return found
 
     def shapley(self) -> tuple[dict[float, Assignment], Assignment, Any]:
-        allocator = Allocator("weights", self.config, self.problem, self.space, "top1", list, self.weigh)
-        state = self.timed("shapley", allocator.shapley_state)
+        search, count = self.search(self.weigh), self.config.permutations
+        state = self.timed("shapley", lambda: shapley_state(search, count))
         values = value_problem(self.problem, state)
         return {s: ilp(values, self.budget(s)) for s in SHARES}, state.policy, state
 
@@ -159,7 +168,7 @@ class Bench:
         lifted = upgrade(self.model, required_policy_opset(policy), "the policy", Context())
         start = time.process_time()
         step = dataclasses.replace(Quantize.of(policy), rounding=self.rounding)
-        context = Context(check=False, rounder=make_rounder(self.config, self.calibration))
+        context = Context(check=False, rounder=make_rounder(self.config.rounding_options, self.calibration))
         save(step(lifted, context).model, path)
         seconds = time.process_time() - start
         session = load_session(path, threads=1)

@@ -72,7 +72,7 @@ def fetch(spec: str, hub: str | None = None, *, allow_unverified: bool = False) 
         if not (allow_unverified or UNVERIFIED.get()):
             raise DataError(
                 f"{spec}: the hub's manifest has no SHA-256 for {path}, so the file cannot be verified; if "
-                "you trust the hub, give --allow-unverified"
+                "you trust the hub, give `allow_unverified`"
             )
         wanted = ""
     # In a folder of its own, so that reports and run folders show the model under its plain name.
@@ -127,7 +127,7 @@ def _read(base: str, path: str, spec: str) -> bytes:
         reason = getattr(error, "reason", None) or error
         raise DataError(
             f"{spec}: {address} cannot be reached ({reason}); is there a network? A local copy of the hub is "
-            "given with --hub FOLDER"
+            "given with `hub` FOLDER"
         ) from None
 
 

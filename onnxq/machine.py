@@ -15,6 +15,7 @@ __all__ = [
     "cpu_flags",
     "cpu_name",
     "default_threads",
+    "int8_hardware",
     "return_freed_memory",
     "saturates",
     "vnni_warning",
@@ -65,6 +66,12 @@ def cpu_flags() -> list[str]:
     return [flag for flag in INTERESTING_FLAGS if flag in have]
 
 
+def int8_hardware() -> str:
+    """The CPU, and its instructions that multiply int8."""
+    flags = [flag for flag in cpu_flags() if flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")]
+    return f"{cpu_name()}, {', '.join(flags) or 'no instructions for int8'}"
+
+
 def saturates() -> bool:
     """Whether sums of two uint8 x int8 products saturate in 16 bits here: x86-64 without VNNI."""
     flags = cpu_flags()
@@ -79,7 +86,7 @@ def vnni_warning() -> str | None:
     return (
         "this CPU has no VNNI: sums of uint8 x int8 products saturate here, unless ONNX Runtime's session "
         "option session.x64quantprecision is 1, as it is for what is measured here; set it where the file "
-        "runs on such a CPU, or use --weights int7 or --activations int8"
+        "runs on such a CPU, or use `weights` int7 or `activations` int8"
     )
 
 

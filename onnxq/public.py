@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxq.calibration import CalibratedRanges
@@ -35,12 +34,7 @@ def range_provider(
     dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None
 ) -> RangeProvider:
     """Calibrated activation ranges in the form that passes ask for."""
-    ranges = CalibratedRanges(dataset, method, threads=threads)
-
-    def provide(model: Model, tensors: Sequence[tuple[str, int]]) -> Mapping[str, tuple[float, float]]:
-        return ranges(model.proto, tensors)
-
-    return provide
+    return CalibratedRanges(dataset, method, threads=threads)
 
 
 def calibrate(dataset: Dataset, method: str = "percentile:99.99", threads: int | None = None) -> Context:

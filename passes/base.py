@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.errors import GraphError, PassError, UserError
+from passes.errors import GraphError, PassError, RecipeError, UserError
+from passes.fields import check_fields
 from passes.file_growth import growth
 from passes.graph import export_graph, import_graph, losses
 from passes.model import Model, check
@@ -100,6 +101,10 @@ class Pass(ABC):
     keeps_values: ClassVar[bool] = False
     # Whether the rewritten model computes the same function; it is then held to that before it is saved.
     keeps_function: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a field whose annotation does not allow its value."""
+        check_fields(self, f"pass {self.name}", RecipeError)
 
     @abstractmethod
     def transform(self, model: Model, context: Context) -> tuple[Model, bool]:

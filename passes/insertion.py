@@ -106,7 +106,7 @@ class Insertion:
             return
         if self.context.ranges is None:
             raise PolicyError(
-                f"{self.model.name}: static activation quantization needs calibration data; give --data, "
+                f"{self.model.name}: static activation quantization needs calibration data; give `data`, "
                 "or activations=float or activations=uint8:dynamic"
             )
         real = self.context.ranges(self.model, [(root, plan.schemes[root].bits) for root in roots])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from passes.errors import PolicyError
+from passes.fields import check_fields
 from passes.jsontext import read_json
 from passes.layers import Layer
 from runtime_ops.gse import Encoder
@@ -57,6 +58,7 @@ class Scheme:
     encoder: Encoder = "nearest"
 
     def __post_init__(self) -> None:
+        check_fields(self, "scheme", PolicyError)
         if self.format == "int" and self.bits not in INTEGER_BITS:
             raise PolicyError(f"an integer scheme has 2 to 8 or 16 bits, not {self.bits}")
         if (self.granularity == "block") != (self.block_size > 0):
@@ -161,6 +163,9 @@ class LayerPolicy:
     weights: Scheme = FLOAT
     activations: Scheme = FLOAT
     smooth: Site = "none"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "policy of a layer", PolicyError)
 
     @property
     def is_float(self) -> bool:

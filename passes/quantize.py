@@ -208,7 +208,7 @@ class Quantize(Pass):
             )
         if self.rounding not in ("nearest", "analytic") and context.rounder is None:
             raise PolicyError(
-                f"{model.name}: rounding={self.rounding} needs calibration data; give --data, or "
+                f"{model.name}: rounding={self.rounding} needs calibration data; give `data`, or "
                 "rounding=nearest"
             )
         if self.rounding == "analytic" and not context.distributions:

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import onnx
@@ -42,6 +42,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.base import Context, RepeatedPass, register
 from passes.editing import add_constant, is_constant, sort_nodes, subgraphs, values
+from passes.fields import Option
 from passes.folding_cost import paying
 from passes.graph import source_model
 from passes.heavy_folding import fold_heavy, reads_file
@@ -252,7 +253,7 @@ class Simplify(RepeatedPass):
     size_limit: bytes above which a folded result must not exceed its inputs.
     """
 
-    size_limit: int = 1 << 20
+    size_limit: Annotated[int, Option(least=0)] = 1 << 20
     name: ClassVar[str] = "simplify"
     keeps_function: ClassVar[bool] = True
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from passes.editing import (
     unique_name,
     values,
 )
+from passes.fields import Option
 from passes.graph import export_graph, import_graph
 from passes.jsontext import stored_texts
 from passes.layers import Layer, graph_layers, weight_index
@@ -59,7 +60,7 @@ class Smooth(Pass):
     site: Literal["output", "input"] = "output"
     layers: tuple[str, ...] = ("depthwise",)
     absorb: Literal["auto", "never"] = "auto"
-    floor: float = 256.0
+    floor: Annotated[float, Option(above=0)] = 256.0
     name: ClassVar[str] = "smooth"
     keeps_function: ClassVar[bool] = True
 

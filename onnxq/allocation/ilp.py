@@ -115,10 +115,10 @@ def _check(problem: Problem, name: str, most: float) -> None:
         return
     if name == "bytes":
         raise UserError(
-            f"--budget {most / 1e6:.3f}MB: the smallest file of this search space takes "
+            f"`budget` {most / 1e6:.3f}MB: the smallest file of this search space takes "
             f"{resource.least / 1e6:.3f} MB"
         )
-    option = f"--bops-budget {most:g}" if name == "bops" else f"--cost-limit {name}={most:g}"
+    option = f"`bops_budget` {most:g}" if name == "bops" else f"`limits` {name}={most:g}"
     least = f"{resource.least:g} {resource.unit}".rstrip()
     raise UserError(f"{option}: the cheapest policy of this search space takes {least}")
 

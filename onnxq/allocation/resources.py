@@ -132,9 +132,9 @@ def parse_limits(texts: Sequence[str], known: Sequence[str]) -> dict[str, float]
         except ValueError:
             value = math.nan
         if not equals or not value > 0:
-            raise UserError(f"--cost-limit {text}: is NAME=NUMBER with a number above 0, as in latency=3.5")
+            raise UserError(f"`limits` {text}: is NAME=NUMBER with a number above 0, as in latency=3.5")
         if name not in known:
-            there = ", ".join(known) or "none; --costs brings them"
-            raise UserError(f"--cost-limit {text}: there is no resource '{name}'; there is {there}")
+            there = ", ".join(known) or "none; `costs` brings them"
+            raise UserError(f"`limits` {text}: there is no resource '{name}'; there is {there}")
         found[name] = value
     return found

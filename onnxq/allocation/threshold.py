@@ -21,7 +21,7 @@ def threshold(problem: Problem, tau: float, bits: Sequence[int] = ()) -> Assignm
     bits of which the search space has none.
     """
     if not tau > 0:
-        raise UserError(f"--tau {tau:g}: must be above 0")
+        raise UserError(f"`tau` {tau:g}: must be above 0")
     allowed = [
         index
         for index, choice in enumerate(problem.choices)

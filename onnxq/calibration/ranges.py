@@ -13,6 +13,7 @@ from onnxq.calibration.observers import Method, parse_method
 from onnxq.calibration.output_error import least_output_error
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
+from passes.model import Model
 
 __all__ = ["CalibratedRanges"]
 
@@ -43,9 +44,13 @@ class CalibratedRanges:
         self._held: OrderedDict[str, dict[str, TensorStatistics]] = OrderedDict()
 
     def __call__(
-        self, model: onnx.ModelProto, tensors: Sequence[tuple[str, int]]
+        self, model: Model | onnx.ModelProto, tensors: Sequence[tuple[str, int]]
     ) -> dict[str, tuple[float, float]]:
-        """(low, high) by name for (name, bits) pairs; raises what `collect` and the method raise."""
+        """(low, high) by name for (name, bits) pairs; raises what `collect` and the method raise.
+
+        What `Context.ranges` takes.
+        """
+        model = model.proto if isinstance(model, Model) else model
         statistics = self.statistics(model, [name for name, _ in tensors])
         found = {name: self.method(statistics[name], bits) for name, bits in tensors}
         if self._by_output:

@@ -7,6 +7,7 @@ completion answer at once.
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,27 @@ class _Unexpected(_Sentence):
     exit_code = 1
 
 
+@functools.cache
+def _command(name: str) -> click.Command:
+    """A command; before it does anything, what was typed and is read by nothing is refused."""
+    module, attribute, _ = COMMANDS[name]
+    command = getattr(importlib.import_module(f"onnxq.cli.{module}"), attribute)
+    assert isinstance(command, click.Command)
+    callback = command.callback
+    if callback is None or isinstance(command, click.Group):
+        return command
+
+    @functools.wraps(callback)
+    def checked(*arguments: Any, **settings: Any) -> Any:
+        from onnxq.cli.unread import refuse_unread
+
+        refuse_unread(click.get_current_context())
+        return callback(*arguments, **settings)
+
+    command.callback = checked
+    return command
+
+
 class _Cli(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -74,10 +96,7 @@ class _Cli(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(f"onnxq.cli.{module}"), attribute)
-        assert isinstance(command, click.Command)
-        return command
+        return _command(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -148,7 +167,9 @@ def _translated(error: Exception) -> Exception:
     """What to show for an error: its one sentence, or its type and how to learn more."""
     known = sys.modules.get("passes.errors")
     if known is not None and isinstance(error, known.UserError):
-        return _Failure(str(error))
+        from onnxq.cli.flags import as_flags
+
+        return _Failure(as_flags(str(error)))
     if isinstance(error, OSError):
         if error.errno == errno.EPIPE:
             return error  # click ends quietly when the reader of a pipe has gone

@@ -10,8 +10,7 @@ import click
 from onnxq.cli.terminal import print_json, say, table, warn
 from onnxq.runners import open_runner
 from onnxq.runners.agreement import reference_outputs, refuse_disagreement
-from onnxq.runners.base import Feed, Program, Runner
-from onnxq.runners.ort import OrtRunner
+from onnxq.runners.base import Feed, Profiler, Program, Runner
 from onnxq.runners.timing import in_turns
 from passes.errors import UserError
 from passes.model import Model
@@ -42,7 +41,7 @@ def bench_devices(
             for note in notes:
                 warn(note)
             rows.extend(found)
-            if profile and isinstance(runner, OrtRunner):
+            if profile and isinstance(runner, Profiler):
                 profiles.extend(_profiled(runner, models, feed))
         finally:
             runner.close()
@@ -98,7 +97,7 @@ def _row(device: str, model: Model, times: Any, problem: str | None) -> dict[str
     }
 
 
-def _profiled(runner: OrtRunner, models: Sequence[Model], feed: Feed) -> list[dict[str, Any]]:
+def _profiled(runner: Profiler, models: Sequence[Model], feed: Feed) -> list[dict[str, Any]]:
     found = []
     for model in models:
         placement = runner.profile(model, runs=5, feed=feed)

@@ -19,7 +19,8 @@ def devices(names: tuple[str, ...], as_json: bool) -> None:
     CPU. Exit code 2 when a DEVICE that was named runs neither.
     """
     from onnxq.cli.terminal import print_json, table
-    from onnxq.runners.listing import local_devices, probe
+    from onnxq.runners.listing import probe
+    from onnxq.runners.opening import local_devices
 
     found = [probe(name) for name in names or local_devices()]
     if as_json:

@@ -23,7 +23,7 @@ _PACKAGES = (
     "click",
     "rich",
 )
-_OPTIONAL = {"datasets": "hf:NAME data", "apache-tvm": "TVM", "torch": "training", "distributed": "clusters"}
+_OPTIONAL = {"datasets": "hf:NAME data", "torch": "training", "distributed": "clusters"}
 
 
 def _versions(names: Any) -> dict[str, str | None]:
@@ -75,6 +75,13 @@ def _provider(name: str, model: bytes) -> dict[str, Any]:
     return {"name": name, "works": right, "problem": None if right else "it computes a wrong result"}
 
 
+def _optional() -> dict[str, str]:
+    """Optional packages -> what for; those of the tools that run models too."""
+    from onnxq.runners import tools
+
+    return _OPTIONAL | {name: why for tool in tools() for name, why in tool.packages.items()}
+
+
 def _facts() -> dict[str, Any]:
     import platform
 
@@ -91,7 +98,7 @@ def _facts() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "packages": _versions(_PACKAGES),
-        "optional": _versions(_OPTIONAL),
+        "optional": _versions(_optional()),
         "cpu": cpu_name(),
         "cpu_flags": cpu_flags(),
         "threads": default_threads(),
@@ -126,10 +133,11 @@ def doctor(as_json: bool) -> None:
     click.echo("\nPackages")
     for name, version in facts["packages"].items():
         click.echo(f"  {good if version else bad} {name} {version or ''}".rstrip())
+    optional = _optional()
     for name, version in facts["optional"].items():
         click.echo(
             f"  {good if version else 'not in '} {name} {version or ''}".rstrip()
-            + f"  (optional: {_OPTIONAL[name]})"
+            + f"  (optional: {optional[name]})"
         )
     click.echo("\nExecution providers")
     for provider in facts["providers"]:

@@ -97,17 +97,22 @@ def config_option(function: F) -> F:
     )(function)
 
 
+class _DataOption(click.Option):
+    """--data; its help lists the kinds of data that there are."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from onnxq.data import forms
+
+        self.help = f"The samples: {', '.join(forms())}. Labels: labels.txt, class folders, or an array y."
+        return super().get_help_record(ctx)
+
+
 def data_options(*, required: bool = False, calibration: bool = True) -> Callable[[F], F]:
     """--data and everything that says how it is read."""
 
     def decorate(function: F) -> F:
         options = [
-            click.option(
-                "--data",
-                metavar="D",
-                required=required,
-                help="Folder (labels.txt or class folders), .zip, .npz (x, y), .npy, module:function, hf:X.",
-            ),
+            click.option("--data", cls=_DataOption, metavar="D", required=required),
             click.option(
                 "--preprocess",
                 metavar="P",

@@ -23,7 +23,7 @@ def _plan(config: TuneConfig, folder: Path) -> dict[str, Any]:
         "layers": len(prepared.layers),
         "modes": list(config.modes),
         "strategy": config.chosen_strategy,
-        "candidates": _most(config, len(prepared.layers)) * len(config.modes),
+        "candidates": _most(config, len(prepared.layers)),
         "finished": sum(entry["mode"] != "float" for entry in held.values()),
         "samples": len(prepared.data),
         "calibration_samples": len(prepared.calibration),
@@ -32,12 +32,10 @@ def _plan(config: TuneConfig, folder: Path) -> dict[str, Any]:
 
 
 def _most(config: TuneConfig, layers: int) -> int:
-    """The most candidates that the strategy proposes in one mode."""
-    rounds = {"threshold": 1, "ilp": 2, "shapley": 1, "nsga2": 1, "auto": 4}
-    if config.chosen_strategy == "ranking":
-        return layers * len(config.weights)
-    refined = 10 if config.metric_floor else 0
-    return rounds[config.chosen_strategy] * config.front + refined + 1
+    """The most candidates that the strategy proposes."""
+    search = config.search_options
+    schemes = (len(ladder) - 1 for ladder in config.scheme_options.ladders.values())
+    return sum(search.strategy.most(layers, each, search.goal) for each in schemes)
 
 
 def show_plan(configs: list[TuneConfig], folders: list[Path], as_json: bool) -> None:

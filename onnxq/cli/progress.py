@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from onnxq.cli.bar import EVERY_S, TerminalBar
+from onnxq.cli.flags import as_flags
 from onnxq.cli.terminal import printable, say
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Progress(TerminalBar):
 
     def __call__(self, event: Event) -> None:
         if event.phase == "warn":
-            text = f"Warning: {event.text}"
+            text = as_flags(f"Warning: {event.text}")
             if self.bar is None:
                 say(text, err=True)
             else:

@@ -19,7 +19,6 @@ from onnxq.cli.options import (
     smooth_options,
 )
 from onnxq.cli.terminal import say
-from onnxq.cli.unread import refuse_unread
 
 if TYPE_CHECKING:
     from onnxq.cli.progress import RoundingProgress
@@ -51,25 +50,6 @@ def weight_text(weights: str, granularity: str | None) -> str:
 
 def activation_text(activations: str) -> str:
     return "uint8:dynamic" if activations == "dynamic" else activations
-
-
-def _refuse_unread(settings: dict[str, Any]) -> None:
-    """Raises UserError for typed options that the policy, the rounding or the smoothing leaves unread."""
-    rounding, uniform = settings["rounding"], not settings["policy"]
-    no_policy = "without --policy, which says it layer by layer"
-    refuse_unread(
-        {
-            "weights": (uniform, no_policy),
-            "granularity": (uniform, no_policy),
-            "activations": (uniform, no_policy),
-            "smooth_layers": (settings["smooth"] != "none", "with --smooth output or input"),
-            "damping": (
-                rounding in ("gptq", "adaround", "brecq"),
-                "with --rounding gptq, adaround or brecq",
-            ),
-            "brecq_steps": (rounding == "brecq", "with --rounding brecq"),
-        }
-    )
 
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
@@ -242,7 +222,6 @@ def quantize(
     from passes.recipe import format_pass
     from passes.unquantizable import refuse_unchanged
 
-    _refuse_unread(settings)
     recipe = _recipe(settings)
     path = str(resolve(model, hub))
     loaded = load(path)

@@ -113,7 +113,7 @@ def sensitivity(
     from onnxq.search.layer_errors import measure_layer_errors
     from onnxq.search.ranking import rank
     from passes.base import Context
-    from passes.errors import UnsupportedModelError, UserError
+    from passes.errors import UnsupportedModelError
     from passes.layers import find_layers
     from passes.model import load
     from passes.opset import upgrade
@@ -135,10 +135,6 @@ def sensitivity(
         names, kinds = splitted(schemes), splitted(with_activations)
         show_schemes(model_file, dataset, names, settings, output, top, as_json, kinds, calibration)
         return
-    if with_activations:
-        raise UserError(
-            "--with-activations: goes with --schemes, the weights that activations are paired with"
-        )
     weight, activation = (
         weight_scheme(weight_text(weights, None)),
         activation_scheme(activation_text(activations)),

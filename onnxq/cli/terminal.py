@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from onnxq.cli.flags import as_flags
+
 __all__ = [
     "count",
     "megabytes",
@@ -97,11 +99,11 @@ def _plain(value: Any) -> Any:
 
 def remark(text: str) -> None:
     """A line for the person at the terminal, on stderr."""
-    say(text, err=True)
+    say(as_flags(text), err=True)
 
 
 def warn(text: str) -> None:
-    click.echo(click.style("Warning: ", fg="yellow") + printable(text), err=True)
+    click.echo(click.style("Warning: ", fg="yellow") + printable(as_flags(text)), err=True)
 
 
 def table(

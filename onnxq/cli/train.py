@@ -9,71 +9,41 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli.declared import declared_options
 from onnxq.cli.options import Duration, config_option, data_options, hub_option, json_option, output_option
+from onnxq.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from onnxq.training import TrainConfig
     from onnxq.training.run import Outcome
 
 __all__ = ["train"]
 
 
-def _choice(*names: str, default: str, text: str) -> dict[str, Any]:
-    return {"type": click.Choice(names), "default": default, "show_default": True, "help": text}
-
-
-def _number(default: float, text: str) -> dict[str, Any]:
-    return {"type": float, "default": default, "show_default": True, "help": text}
-
-
 @click.command()
 @click.argument("model")
-@click.option("--method", **_choice("msq", "qat", "smpq", default="msq", text="What finds the bits."))
+@declared_options(TrainConfig, "method")
 @data_options(required=True, calibration=False)
 @click.option("--validation", metavar="D", help="Labelled data to measure accuracy on; never trained on.")
-@click.option("--compression", **_number(10.67, "msq: 32 over the mean bits of a weight, up to 16."))
+@declared_options(TrainConfig, "compression", "activations", "policy", "weights", "quantizer", "ranges")
 @click.option(
-    "--activations", default="float", show_default=True, help="Bits (3), a scheme (uint8) or float."
+    "--bits", default="2,3,4,6,8", show_default=True, help="Bits to choose from. (With --method smpq.)"
 )
-@click.option("--policy", metavar="P.json", help="qat: schemes layer by layer.")
-@click.option("--weights", default="int4", show_default=True, help="qat: one scheme for all layers.")
-@click.option(
-    "--quantizer", **_choice("lsq", "roundclamp", "dorefa", default="lsq", text="qat: of integers.")
-)
-@click.option(
-    "--ranges", **_choice("lsq", "pact", default="lsq", text="How ranges of activations are learned.")
-)
-@click.option("--bits", default="2,3,4,6,8", show_default=True, help="smpq: widths to choose from.")
-@click.option("--bops", **_number(0.25, "smpq: bit operations, as a share of uniform 8/8."))
-@click.option("--search-share", **_number(0.5, "smpq: part of the epochs that trains the supernet."))
-@click.option("--updates", type=click.IntRange(min=1), default=4, show_default=True, help="smpq: of alpha.")
-@click.option(
-    "--permutations", type=click.IntRange(min=1), default=2, show_default=True, help="smpq: an update."
-)
-@click.option("--epochs", **_number(12.0, "Passes over the data; may be a fraction."))
-@click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Samples a step.")
-@click.option("--lr", **_number(0.05, "Peak of the learning rate; a cosine follows."))
-@click.option("--momentum", **_number(0.9, "Of SGD (Nesterov)."))
-@click.option("--decay", **_number(1e-4, "Weight decay of the layers."))
-@click.option("--optimizer", **_choice("sgd", "adamw", default="sgd", text="What takes the steps."))
-@click.option(
-    "--distill", **_number(0.0, "Share of the float model's outputs in the loss; 1 needs no labels.")
-)
-@click.option("--temperature", **_number(4.0, "Of the distillation."))
+@declared_options(TrainConfig, "bops", "search_share", "updates", "permutations")
+@declared_options(TrainConfig, "epochs", "batch", "lr", "momentum", "decay", "optimizer")
+@declared_options(TrainConfig, "distill", "temperature")
 @click.option("--augment", default="crop,flip", show_default=True, help="crop, flip, both or none.")
-@click.option("--lambda", "lam", **_number(0.5, "msq: strength of the regularizer."))
-@click.option("--alpha", **_number(0.3, "msq: share of nonzero LSBs below which a layer loses bits."))
-@click.option("--rounds", type=click.IntRange(min=1), default=8, show_default=True, help="msq: of pruning.")
-@click.option("--prune-share", **_number(0.4, "msq: part of the training in which bits go."))
-@click.option(
-    "--strength", **_choice("gradient", "plain", default="gradient", text="msq: what lambda scales.")
+@declared_options(
+    TrainConfig, "lam", "alpha", "rounds", "prune_share", "strength", "steps", flags={"lam": "--lambda"}
 )
-@click.option("--steps", **_choice("learned", "max", default="learned", text="msq: step size of weights."))
 @click.option(
-    "--precision", **_choice("auto", "float32", "bfloat16", default="auto", text="auto: by device.")
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of convolutions and products; auto takes bfloat16 on CUDA, float32 elsewhere.",
 )
-@click.option("--compile", "compiled", is_flag=True, help="torch.compile; a minute first, then faster.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute first, then faster.")
+@declared_options(TrainConfig, "device")
 @click.option(
     "--for", "stop_s", type=Duration(), default=0.0, help="Stop after 10m; the same line continues."
 )
@@ -130,7 +100,6 @@ def train(
 
 def _config(settings: dict[str, Any]) -> TrainConfig:
     from onnxq.cli.options import splitted
-    from onnxq.training import TrainConfig
     from passes.errors import UserError
     from passes.policy import load_policy
 

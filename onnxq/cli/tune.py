@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxq.cli.declared import declared_options
 from onnxq.cli.options import (
     ByteSize,
     Duration,
@@ -19,13 +21,14 @@ from onnxq.cli.options import (
     metric_option,
     models_argument,
     smooth_options,
-    splitted,
 )
-from onnxq.cli.unread import refuse_unread
+from onnxq.cli.strategies import read_by, strategy_options
+from onnxq.cli.tuning import config_of
+from onnxq.tuning import TuneConfig
 
 if TYPE_CHECKING:
     from onnxq.metrics import Reading
-    from onnxq.tuning import TuneConfig, TuneResult
+    from onnxq.tuning import TuneResult
 
 __all__ = ["tune"]
 
@@ -33,36 +36,14 @@ GOAL_NOT_MET = 3
 TIME_IS_UP = 4
 
 
-def _config(model: str, settings: dict[str, Any]) -> TuneConfig:
-    """The options as the configuration of one model's run."""
+def _config(model: str, settings: Mapping[str, Any]) -> TuneConfig:
+    """The configuration, checked as far as that needs no model and no data."""
     from onnxq.metrics import open_metric
-    from onnxq.tuning import TuneConfig
 
-    values = dict(settings)
-    values["modes"] = splitted(values["modes"])
-    values["weights"] = splitted(values["weights"])
-    values["limits"] = splitted(values["limits"])
-    for key in ("preprocess", "calibration_data", "metric"):
-        values[key] = values[key] or ""
-    config = TuneConfig(model=model, **values)
+    config = config_of(model, settings)
     config.validate()
     open_metric(config.metric).check_goal(config.metric_floor)
     return config
-
-
-def _refuse_unread(config: TuneConfig) -> None:
-    """Raises UserError for typed options that the modes, the rounding or the objectives leave unread."""
-    static = "static" in config.modes
-    refuse_unread(
-        {
-            "activations": (static, "with --mode static"),
-            "calibration": (static, "with --mode static"),
-            "damping": (config.rounding in ("gptq", "adaround"), "with --rounding gptq or adaround"),
-            "smooth_layers": (config.smooth in ("output", "input"), "with --smooth output or input"),
-            "latency_every": ("latency@" in config.objectives, "with --objectives latency@DEVICE"),
-            "scheduler": (not config.workers, "without --workers, which evaluates on this machine"),
-        }
-    )
 
 
 def _folders(models: tuple[str, ...], output: str | None) -> list[Path]:
@@ -124,28 +105,14 @@ def _document(result: TuneResult) -> dict[str, Any]:
     metavar="TIME",
     help="Stop after 90s, 20m, 1h30m; go on later.",
 )
-@click.option(
-    "--strategy",
-    default="",
-    help="ranking, threshold, ilp, shapley, nsga2, auto; default auto from three bit widths on, or a limit.",
-)
-@click.option("--tau", type=float, default=0.0, help="threshold: the one tau; default sweeps over it.")
+@strategy_options
 @click.option("--budget", type=ByteSize(), default=0.0, help="One policy of this size, as in 2.4MB.")
-@click.option("--bops-budget", type=float, default=0.0, help="Most bit operations of a sample, as in 6e9.")
+@declared_options(TuneConfig, "bops_budget")
 @click.option(
     "--costs", multiple=True, metavar="FILE", help="Costs of layers: a latency model, say (docs/COSTS.md)."
 )
 @click.option("--cost-limit", "limits", multiple=True, help="Most of a cost, as in latency=3.5.")
-@click.option("--front", type=int, default=12, show_default=True, help="Points that a strategy proposes.")
-@click.option(
-    "--precision",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Relative standard error that a sensitivity is measured to; 0 takes every sample.",
-)
-@click.option("--permutations", type=int, default=10, show_default=True, help="Of shapley.")
-@click.option("--generations", type=int, default=10, show_default=True, help="Of nsga2.")
+@declared_options(TuneConfig, "front", "precision", readers=read_by)
 @click.option(
     "--mode",
     "modes",
@@ -161,72 +128,20 @@ def _document(result: TuneResult) -> dict[str, Any]:
     show_default=True,
     help="Weight schemes from cheapest to finest, as in int4:channel,int8:channel; float is always the end.",
 )
-@click.option(
-    "--activations",
-    default="uint8",
-    show_default=True,
-    help="Scheme of static activations; several, as in uint8,uint4, are searched together with the weights.",
-)
+@declared_options(TuneConfig, "activations", flags={"modes": "--mode"})
 @calibration_option
-@click.option(
-    "--rounding",
-    default="nearest",
-    show_default=True,
-    help="Of the candidates' weights: nearest, bias, gptq, which looks at the calibration set (slower to"
-    " build, far better below 6 bits), or adaround, which learns on top of it (slower still).",
-)
+@declared_options(TuneConfig, "rounding")
 @damping_option("1.0")
 @smooth_options("auto")
 @click.option("--exclude", metavar="SEL", multiple=True, help="Layers that stay float in every candidate.")
 @metric_option
-@click.option(
-    "--metric-floor",
-    type=float,
-    default=0.0,
-    help="Goal in the metric's own unit, as in 0.75 for 75 %: exit code 3 when nothing reaches it.",
-)
-@click.option(
-    "--objectives",
-    default="metric,bytes,latency",
-    show_default=True,
-    help="Of metric, bytes, latency, latency@DEVICE (repeatable, see `onnxq devices`), bops.",
-)
-@click.option(
-    "--latency-runs", type=click.IntRange(min=1), default=20, show_default=True, help="Runs per timing."
-)
-@click.option(
-    "--latency-every",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="On devices time one candidate in so many, predict the others, and time the front.",
-)
-@click.option(
-    "--ranking-samples",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="For the layer errors.",
-)
-@click.option(
-    "--chunk",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Samples per evaluation run; default by their size.",
-)
-@click.option(
-    "--cache-mb", type=click.IntRange(min=0), default=1024, show_default=True, help="Memory for activations."
-)
+@declared_options(TuneConfig, "metric_floor", "objectives", "latency_runs", "latency_every")
+@declared_options(TuneConfig, "ranking_samples", readers=read_by)
+@declared_options(TuneConfig, "chunk", "cache_mb")
 @click.option(
     "--racing/--no-racing", default=True, show_default=True, help="Give hopeless candidates up early."
 )
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, help="Evaluate candidates in so many processes."
-)
-@click.option(
-    "--scheduler", default="", metavar="URL", help="Evaluate on the Dask cluster of tcp://HOST:PORT."
-)
-@click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; the report says so.")
+@declared_options(TuneConfig, "workers", "scheduler", "random_calibration")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
 @json_option
 @config_option
@@ -244,8 +159,8 @@ def tune(
 ) -> None:
     """Search the Pareto front of quality, size and latency over the ways to quantize MODEL.
 
-    ranking: layers by their errors; from fully quantized to float, one more layer stays float per step. The
-    others spend bits layer by layer, by how sensitive each is on the calibration samples.
+    The strategy ranking orders layers by their errors and moves from fully quantized to float. The others
+    spend bits layer by layer, by how sensitive each is on the calibration samples.
     Every finished candidate is on the disk at once: the same command on the same RUN goes on where it was
     stopped.
     """
@@ -267,7 +182,6 @@ def tune(
     paths = [str(resolve(model, hub)) for model in models]
     settings["threads"] = threads or default_threads()
     configs = [_config(path, settings) for path in paths]
-    _refuse_unread(configs[0])
     if dry_run:
         show_plan(configs, folders, as_json)
         return

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from onnxq.data.archive import ARCHIVE_ERRORS, checked_members, copy_member
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis, sole_input
+from onnxq.data.kind import file_kind
 from onnxq.data.npy import read_header, read_npy
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
 from passes.errors import DataError
 
-__all__ = ["LABEL_NAMES", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
+__all__ = ["LABEL_NAMES", "NPY", "NPZ", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
 
 LABEL_NAMES = ("y", "labels", "label")
 
@@ -179,3 +180,6 @@ def as_labels(array: NDArray[Any], origin: str) -> Labels:
             f"{origin}: labels are {array.dtype} of shape {array.shape}; save one class number per sample."
         )
     return flat.astype(np.int64)
+
+
+NPY, NPZ = file_kind(".npy", open_npy), file_kind(".npz", open_npz)

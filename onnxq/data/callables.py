@@ -7,8 +7,10 @@ items of an iterator lie in files by then, and the worker reads those.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,14 @@ import numpy as np
 from onnxq.data.dataset import Batch, Dataset, digest_arrays
 from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec, sole_input
+from onnxq.data.kind import Kind
 from onnxq.data.npy import read_npz, write_npz
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
 from onnxq.plugins import guarded, import_object
 from passes.errors import DataError
 
-__all__ = ["open_callable"]
+__all__ = ["KIND", "open_callable"]
 
 
 def open_callable(
@@ -33,7 +36,7 @@ def open_callable(
     made = _call(spec)
     if isinstance(made, Dataset):
         if preprocess is not None:
-            raise DataError(f"{spec}: it gives a Dataset, which prepares its own samples; drop --preprocess.")
+            raise DataError(f"{spec}: it gives a Dataset, which prepares its own samples; drop `preprocess`.")
         return _Called(spec, made)
     if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
         items = _Items(spec, made, inputs)
@@ -83,7 +86,7 @@ class _Items:
         if len(self._made) != self._length or digest_arrays(self.feed(0).items()) != self._first:
             raise DataError(
                 f"{self._spec}: gives other items when it is called again, in a worker; fix its seed, or "
-                "leave --workers out."
+                "leave `workers` out."
             )
 
 
@@ -129,7 +132,7 @@ class _Called:
             if self._made.fingerprint() != self._fingerprint:
                 raise DataError(
                     f"{self._spec}: gives other data when it is called again, in a worker; fix its seed, "
-                    "or leave --workers out."
+                    "or leave `workers` out."
                 )
         return self._made
 
@@ -165,3 +168,13 @@ def _feed(item: Any, origin: str, inputs: Sequence[InputSpec]) -> RawFeed:
 
 def _array(value: Any, origin: str) -> Any:
     return _guarded(origin, lambda: np.asarray(value))
+
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+KIND = Kind(
+    "module:callable",
+    lambda spec: not Path(spec).exists() and _SPEC.fullmatch(spec) is not None,
+    open_callable,
+    runs_code=True,
+)

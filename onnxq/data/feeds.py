@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from onnxq.data.arrays import as_labels, match_names
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis
+from onnxq.data.kind import folder_kind
 from onnxq.data.npy import read_npz
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
-__all__ = ["FeedSource", "RawFeed", "open_npz_folder"]
+__all__ = ["KIND", "FeedSource", "RawFeed", "open_npz_folder"]
 
 RawFeed = Mapping[str, NDArray[Any]]
 """Arrays by name, with or without the batch axis, labels under y, labels or label."""
@@ -118,3 +119,6 @@ def open_npz_folder(folder: Path, inputs: Sequence[InputSpec], preprocess: Prepr
     return FeedSource(
         str(folder), [(str(path), partial(read_npz, path)) for path in paths], inputs, preprocess
     )
+
+
+KIND = folder_kind(".npz files", lambda folder: any(folder.glob("*.npz")), open_npz_folder)

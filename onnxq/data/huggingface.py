@@ -10,11 +10,12 @@ import numpy as np
 from onnxq.data.arrays import match_names
 from onnxq.data.dataset import Labels, digest_arrays
 from onnxq.data.inputs import InputSpec, Sample, conform
+from onnxq.data.kind import prefix_kind
 from onnxq.data.pixels import to_rgb
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
-__all__ = ["HuggingFaceSource", "open_huggingface"]
+__all__ = ["KIND", "HuggingFaceSource", "open_huggingface"]
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -81,3 +82,6 @@ def open_huggingface(
     if split not in splits:
         raise DataError(f"{spec}: choose a split as hf:{name}:SPLIT; there are {', '.join(splits)}.")
     return HuggingFaceSource(spec, datasets.load_dataset(name, split=split), inputs, preprocess)
+
+
+KIND = prefix_kind("hf:", "hf:NAME", open_huggingface, runs_code=True)

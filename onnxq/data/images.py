@@ -13,12 +13,13 @@ import numpy as np
 from onnxq.data.archive import ARCHIVE_ERRORS, ZipFolder
 from onnxq.data.dataset import Labels
 from onnxq.data.inputs import InputSpec, Sample, conform, sole_input
+from onnxq.data.kind import file_kind, folder_kind
 from onnxq.data.limits import check_unpacked
 from onnxq.data.pixels import decode_image
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
-__all__ = ["ImageSource", "has_images", "open_image_folder", "open_image_zip"]
+__all__ = ["FOLDER", "ZIP", "ImageSource", "has_images", "open_image_folder", "open_image_zip"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 LABEL_FILE = "labels.txt"
@@ -43,7 +44,7 @@ class ImageSource:
         """`files` are names relative to the folder or zip `name`; `read` gives a file's bytes."""
         if preprocess is None:
             raise DataError(
-                f"{name}: images need --preprocess (a preset, FILE.json, or 'none' for raw pixels)."
+                f"{name}: images need `preprocess` (a preset, FILE.json, or 'none' for raw pixels)."
             )
         sole_input(inputs, name)
         self.name, self.files, self.labels = name, files, labels
@@ -187,3 +188,7 @@ def _parse_labels(content: str, origin: str, exists: Callable[[str], bool]) -> t
     if not files:
         raise DataError(f"{origin}: the file has no lines; write 'file label' per image.")
     return files, np.asarray(labels, np.int64)
+
+
+FOLDER = folder_kind("images", has_images, open_image_folder)
+ZIP = file_kind(".zip", open_image_zip)

@@ -115,18 +115,18 @@ def conform(
         elif array.dtype == np.uint8 and array.ndim == 3 and np.issubdtype(spec.dtype, np.floating):
             raise DataError(
                 f"{origin}: 8-bit images for the float input '{spec.name}'; "
-                "give --preprocess ('none' for raw pixels)."
+                "give `preprocess` ('none' for raw pixels)."
             )
         elif preprocess is not None and _is_wide_picture(array):
             raise DataError(
-                f"{origin}: --preprocess is for 8-bit images, and these are {array.dtype}; scale them to "
+                f"{origin}: `preprocess` is for 8-bit images, and these are {array.dtype}; scale them to "
                 "0..255 and save them as uint8."
             )
         out[spec.name] = _cast(array, spec, origin)
         _check_shape(out[spec.name].shape, spec, origin, whole)
     if preprocess is not None and not prepared:
         raise DataError(
-            f"{origin}: --preprocess is for 8-bit images, these arrays are used as they are; drop it."
+            f"{origin}: `preprocess` is for 8-bit images, these arrays are used as they are; drop it."
         )
     return out
 
@@ -175,7 +175,7 @@ def _check_shape(shape: tuple[int, ...], spec: InputSpec, origin: str, whole: bo
     if not fits:
         raise DataError(
             f"{origin}: a sample has shape {_text(shape)} but model input '{spec.name}' takes "
-            f"{_text(wanted)}; choose a --preprocess (preset or FILE.json) or data with that size and layout."
+            f"{_text(wanted)}; choose a `preprocess` (preset or FILE.json) or data with that size and layout."
         )
 
 

@@ -12,11 +12,12 @@ from onnx import numpy_helper
 
 from onnxq.data.feeds import FeedSource, RawFeed
 from onnxq.data.inputs import InputSpec
+from onnxq.data.kind import folder_kind
 from onnxq.data.limits import check_unpacked
 from onnxq.data.preprocess import Preprocess
 from passes.errors import DataError
 
-__all__ = ["find_test_sets", "open_test_sets"]
+__all__ = ["KIND", "find_test_sets", "open_test_sets"]
 
 _ERRORS = (OSError, DecodeError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
 
@@ -53,3 +54,6 @@ def _load(folder: Path, names: Sequence[str]) -> RawFeed:
                 f"{path}: cannot be read as a tensor ({reason}); write a TensorProto there."
             ) from error
     return feed
+
+
+KIND = folder_kind("test_data_set folders", lambda folder: bool(find_test_sets(folder)), open_test_sets)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from onnxq.data.arrays import open_npy, open_npz
-from onnxq.data.callables import open_callable
+from onnxq.data import arrays, callables, feeds, huggingface, images, protobufs
 from onnxq.data.dataset import Dataset, Source, SourceDataset
-from onnxq.data.feeds import open_npz_folder
-from onnxq.data.huggingface import open_huggingface
-from onnxq.data.images import has_images, open_image_folder, open_image_zip
 from onnxq.data.inputs import InputSpec
+from onnxq.data.kind import Kind
 from onnxq.data.preprocess import Preprocess, resolve
-from onnxq.data.protobufs import find_test_sets, open_test_sets
+from onnxq.plugins import import_object, registered
 from passes.errors import DataError
 
-__all__ = ["check_labels", "open_dataset", "require_labels", "runs_code"]
+__all__ = ["KINDS", "check_labels", "forms", "open_dataset", "require_labels", "runs_code"]
 
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+KINDS: tuple[Kind, ...] = (
+    huggingface.KIND,
+    protobufs.KIND,
+    images.FOLDER,
+    feeds.KIND,
+    arrays.NPZ,
+    arrays.NPY,
+    images.ZIP,
+    callables.KIND,
+)
+"""The kinds of data that come with onnxq, in the order in which they are tried. A new one is a place here."""
+
+GROUP = "onnxq.sources"
+"""Entry points: NAME -> a Kind, for data that are written as NAME:whatever."""
 
 
 def open_dataset(
@@ -32,7 +41,7 @@ def open_dataset(
     limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Images (folder, .zip), .npy, .npz, a folder of .npz or test_data_set_*, module:callable or hf:NAME.
+    """The samples that a text names, of one of the kinds in the table or of an installed package.
 
     `limit` takes at most that many samples at random by `seed` (folders are sorted by class); a smaller limit
     with the same seed takes a prefix of a larger one. Without a limit, or when it is not below the number of
@@ -54,39 +63,41 @@ def open_dataset(
 
 def runs_code(spec: str) -> bool:
     """Whether opening this data imports and calls a module, or downloads."""
-    return spec.startswith("hf:") or (not Path(spec).exists() and bool(_CALLABLE.fullmatch(spec)))
+    kind = _kind(spec)
+    return kind is not None and kind.runs_code
+
+
+def forms() -> list[str]:
+    """How data are written, kind by kind; those of installed packages last."""
+    own = ["a folder", *(kind.form for kind in KINDS if not kind.inside)]
+    return [*own, *(f"{name}:..." for name in sorted(registered(GROUP)))]
+
+
+def _kind(spec: str) -> Kind | None:
+    """The kind that a text means, those of installed packages first; None where there is none."""
+    name, colon, _ = spec.partition(":")
+    entry = registered(GROUP).get(name) if colon and not Path(spec).exists() else None
+    if entry is None:
+        return next((kind for kind in KINDS if kind.takes(spec)), None)
+    kind = import_object(entry.value, DataError)
+    if not isinstance(kind, Kind):
+        raise DataError(f"{spec}: the package that registers {name} gives no onnxq.data.Kind.")
+    return kind
 
 
 def _open(spec: str, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> Source | Dataset:
-    path = Path(spec)
-    if spec.startswith("hf:"):
-        return open_huggingface(spec, inputs, preprocess)
-    if path.is_dir():
-        return _open_folder(path, inputs, preprocess)
-    if path.is_file():
-        openers: dict[str, Callable[[Path, Sequence[InputSpec], Preprocess | None], Source]]
-        openers = {".npz": open_npz, ".npy": open_npy, ".zip": open_image_zip}
-        opener = openers.get(path.suffix.lower())
-        if opener is None:
-            raise DataError(
-                f"{path}: no data format; give a folder, .npz, .npy, .zip, module:callable or hf:NAME."
-            )
-        return opener(path, inputs, preprocess)
-    if _CALLABLE.fullmatch(spec):
-        return open_callable(spec, inputs, preprocess)
-    raise DataError(
-        f"{path}: the data does not exist; give a folder, .npz, .npy, .zip, module:callable or hf:NAME."
-    )
-
-
-def _open_folder(path: Path, inputs: Sequence[InputSpec], preprocess: Preprocess | None) -> Source:
-    if find_test_sets(path):
-        return open_test_sets(path, inputs, preprocess)
-    if has_images(path):
-        return open_image_folder(path, inputs, preprocess)
-    if any(path.glob("*.npz")):
-        return open_npz_folder(path, inputs, preprocess)
-    raise DataError(f"{path}: the folder has no images, .npz files or test_data_set folders; check the path.")
+    kind = _kind(spec)
+    if kind is not None:
+        return kind.open(spec, inputs, preprocess)
+    if Path(spec).is_dir():
+        held = [kind.form for kind in KINDS if kind.inside]
+        there = f"{', '.join(held[:-1])} or {held[-1]}"
+        raise DataError(f"{spec}: the folder has no {there}; check the path.")
+    known = forms()
+    give = f"give {', '.join(known[:-1])} or {known[-1]}."
+    if Path(spec).is_file():
+        raise DataError(f"{spec}: no data format; {give}")
+    raise DataError(f"{spec}: the data does not exist; {give}")
 
 
 def require_labels(dataset: Dataset) -> None:

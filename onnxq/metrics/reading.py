@@ -112,7 +112,7 @@ class Reading:
     def check_goal(self, goal: float) -> None:
         """Raise UserError for a goal that no value of this metric can reach by its unit."""
         if self.percent and goal > 1:
-            raise UserError(f"--metric-floor {goal:g}: is a fraction here, as in 0.75 for 75 %")
+            raise UserError(f"`metric_floor` {goal:g}: is a fraction here, as in 0.75 for 75 %")
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the name, for a report, which names it."""

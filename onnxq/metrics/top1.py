@@ -42,5 +42,5 @@ class Top1(SampleMetric):
             return None
         return (
             f"the float model itself reaches only {100 * own:.1f} % top-1 on this data: "
-            "check --preprocess and the numbering of the labels before trusting any figure"
+            "check `preprocess` and the numbering of the labels before trusting any figure"
         )

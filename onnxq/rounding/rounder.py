@@ -55,7 +55,7 @@ def parse_damping(text: str) -> float | None:
     except ValueError:
         found = 0.0
     if not 0 < found < math.inf:
-        raise UserError(f"--damping: '{text}' is neither auto nor a number above 0")
+        raise UserError(f"`damping`: '{text}' is neither auto nor a number above 0")
     return found
 
 

@@ -1,9 +1,22 @@
-"""Devices: ONNX Runtime and TVM behind one protocol. See docs/DEVICES.md."""
+"""Devices: ONNX Runtime, TVM and tools of installed packages behind one protocol. See docs/DEVICES.md."""
 
 from onnxq.runners.base import Feed, Program, Runner
-from onnxq.runners.device import Device, parse_device
-from onnxq.runners.opening import open_runner
+from onnxq.runners.device import Device
+from onnxq.runners.opening import TOOLS, open_runner, parse_device, tools
 from onnxq.runners.ort import OrtRunner
+from onnxq.runners.tool import Tool
 from onnxq.runners.tvm import TvmRunner
 
-__all__ = ["Device", "Feed", "OrtRunner", "Program", "Runner", "TvmRunner", "open_runner", "parse_device"]
+__all__ = [
+    "TOOLS",
+    "Device",
+    "Feed",
+    "OrtRunner",
+    "Program",
+    "Runner",
+    "Tool",
+    "TvmRunner",
+    "open_runner",
+    "parse_device",
+    "tools",
+]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxq.runners.base import Array, Feed, Program, Runner
-from onnxq.runners.device import parse_device
+from onnxq.runners.opening import parse_device
 from onnxq.runners.ort import OrtRunner
 from passes.errors import DeviceError
 from passes.model import Model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,10 @@ import numpy.typing as npt
 from passes.errors import DeviceError
 from passes.model import Model
 
-__all__ = ["Array", "DeviceError", "Feed", "Program", "Runner", "first_line"]
+if TYPE_CHECKING:
+    from onnxq.runners.profile import Placement
+
+__all__ = ["Array", "DeviceError", "Feed", "Profiler", "Program", "Runner", "first_line"]
 
 # "InternalError: Check failed: (sock.Connect(addr)) is false: Connect to ... failed"
 _CHECK = re.compile(r"^(\w+Error: )?Check failed: \(.*\) is false: ")
@@ -57,6 +60,14 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """End its processes; closing twice is fine."""
+
+
+@runtime_checkable
+class Profiler(Runner, Protocol):
+    """A device that can say where the time of a model goes."""
+
+    def profile(self, model: Model, batch: int = 1, runs: int = 1, feed: Feed | None = None) -> Placement:
+        """Kernels, their times and providers, under the model's own node names."""
 
 
 def first_line(error: BaseException | str, limit: int = 300) -> str:

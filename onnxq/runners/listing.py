@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from onnx import parser
 
-from onnxq.machine import cpu_flags, cpu_name, default_threads
+from onnxq.machine import default_threads
 from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.agreement import refuse_disagreement
-from onnxq.runners.opening import open_runner
-from onnxq.runners.providers import available_providers
+from onnxq.runners.opening import open_runner, parse_device, tool_of
 from passes.errors import DeviceError, UserError
 from passes.model import Model
 
-__all__ = ["Reach", "local_devices", "probe"]
+__all__ = ["Reach", "probe"]
 
 _PROBES = {
     "float": """<ir_version: 8, opset_import: ["" : 13]> probe (float[1,4,8,8] x) => (float[1,8,8,8] y)
@@ -47,12 +45,6 @@ class Reach:
         return {**asdict(self), "runs": list(self.runs)}
 
 
-def local_devices() -> list[str]:
-    """Device strings of this machine: every execution provider, and TVM's CPU where it is installed."""
-    tvm = ["tvm:llvm"] if find_spec("tvm") is not None else []
-    return [*(f"ort:{kind}" for kind in available_providers()), *tvm]
-
-
 def probe(text: str) -> Reach:
     """Run a small float and a small int8 model on a device and compare with the CPU."""
     runs: list[str] = []
@@ -80,13 +72,8 @@ def probe(text: str) -> Reach:
 
 
 def _what(text: str) -> str:
-    if text.startswith("tvm://"):
-        return "TVM over RPC"
-    if text == "ort:cpu" or text.startswith("tvm:llvm"):
-        tool = "ONNX Runtime" if text.startswith("ort") else "TVM"
-        flags = [flag for flag in cpu_flags() if flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")]
-        return f"{tool} on {cpu_name()}, {', '.join(flags) or 'no instructions for int8'}"
-    return "ONNX Runtime" if text.startswith("ort") else "TVM"
+    device = parse_device(text)
+    return tool_of(device).what(device)
 
 
 def _without_name(error: UserError) -> str:

@@ -10,20 +10,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onnxq.files import scratch_folder
-from onnxq.machine import vnni_warning
+from onnxq.machine import int8_hardware, vnni_warning
 from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.base import Array, Feed, as_arrays, first_line
 from onnxq.runners.device import Device
 from onnxq.runners.profile import Placement, read_profile
-from onnxq.runners.providers import CPU, configure
+from onnxq.runners.providers import CPU, PROVIDER_PREFIX, available_providers, configure
+from onnxq.runners.tool import Tool
 from onnxq.session import load_session
 from passes.errors import DeviceError, UnsupportedModelError
 from passes.model import Model
 
-__all__ = ["OrtProgram", "OrtRunner"]
+__all__ = ["Ort", "OrtProgram", "OrtRunner"]
 
 _SHOWN = 5
 
@@ -144,3 +145,24 @@ class OrtRunner:
 
 def _has_quantized_activations(model: Model) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.proto.graph.node)
+
+
+class Ort(Tool):
+    """ONNX Runtime on this machine."""
+
+    name: ClassVar[str] = "ort"
+    title: ClassVar[str] = "ONNX Runtime"
+    forms: ClassVar[tuple[str, ...]] = ("ort:PROVIDER",)
+    kind: ClassVar[str] = "execution provider"
+    words: ClassVar[tuple[str, ...]] = ("level", "precision", "library", "name")
+    numbers: ClassVar[tuple[str, ...]] = ("threads", "tolerance")
+    prefix: ClassVar[str] = PROVIDER_PREFIX
+
+    def open(self, device: Device, threads: int | None) -> OrtRunner:
+        return OrtRunner(device, threads)
+
+    def local(self) -> Sequence[str]:
+        return [f"{self.name}:{kind}" for kind in available_providers()]
+
+    def what(self, device: Device) -> str:
+        return f"{self.title} on {int8_hardware()}" if device.text == "ort:cpu" else self.title

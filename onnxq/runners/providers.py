@@ -12,12 +12,14 @@ from typing import Any
 
 import onnxruntime as ort
 
-from onnxq.runners.device import PROVIDER_PREFIX, Device
+from onnxq.runners.device import Device
 from passes.errors import DeviceError, UserError
 
-__all__ = ["CPU", "available_providers", "configure", "provider_name"]
+__all__ = ["CPU", "PROVIDER_PREFIX", "available_providers", "configure", "provider_name"]
 
 CPU = "CPUExecutionProvider"
+# Options of an execution provider itself are passed on under this prefix: `ep.device_id=1`.
+PROVIDER_PREFIX = "ep."
 _NAMES = {
     "acl": "ACLExecutionProvider",
     "cann": "CANNExecutionProvider",

@@ -11,21 +11,23 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onnxq.data import input_specs
 from onnxq.files import Scratch
+from onnxq.machine import int8_hardware
 from onnxq.runners.base import Array, Feed, first_line
 from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
 from onnxq.runners.device import Device
 from onnxq.runners.lowering import lowered
+from onnxq.runners.tool import Tool
 from passes.errors import DeviceError
 from passes.model import Model, serialize
 
-__all__ = ["TvmProgram", "TvmRunner"]
+__all__ = ["Tvm", "TvmProgram", "TvmRunner"]
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Targets whose device, in TVM's words, is not the CPU.
@@ -254,3 +256,29 @@ class TvmRunner:
             )
             return f"; is {what} running at {self.device.host}:{self.device.port}?"
         return ""
+
+
+class Tvm(Tool):
+    """TVM on this machine and over RPC."""
+
+    name: ClassVar[str] = "tvm"
+    title: ClassVar[str] = "TVM"
+    forms: ClassVar[tuple[str, ...]] = ("tvm:TARGET", "tvm://HOST:PORT?target=TARGET")
+    kind: ClassVar[str] = "target"
+    words: ClassVar[tuple[str, ...]] = ("mcpu", "schedule", "ndk", "load")
+    numbers: ClassVar[tuple[str, ...]] = ("cores", "tune-trials", "tolerance", "compile", "run")
+    remote: ClassVar[bool] = True
+    remote_words: ClassVar[tuple[str, ...]] = ("target", "key")
+    remote_numbers: ClassVar[tuple[str, ...]] = ("connect", "upload", "retries")
+    packages: ClassVar[Mapping[str, str]] = {"apache-tvm": "TVM"}
+
+    def open(self, device: Device, threads: int | None) -> TvmRunner:
+        return TvmRunner(device, threads)
+
+    def local(self) -> Sequence[str]:
+        return ["tvm:llvm"] if find_spec("tvm") is not None else []
+
+    def what(self, device: Device) -> str:
+        if device.remote:
+            return "TVM over RPC"
+        return f"TVM on {int8_hardware()}" if device.kind == "llvm" else "TVM"

@@ -91,7 +91,7 @@ def read_journal(folder: str | PathLike[str]) -> JournalContents | None:
             reason = "" if isinstance(error, ResumeError) else f" ({error})"
             raise ResumeError(
                 f"{path}: line {number} is not a journal record{reason}, so something else changed the file; "
-                "restore it, or start over with --fresh"
+                "restore it, or start over with `fresh`"
             ) from error
         contents.kinds.setdefault(entry["kind"], {})[entry["key"]] = entry["payload"]
         contents.size += len(line) + 1
@@ -204,7 +204,7 @@ class Journal:
             except Timeout:
                 raise ResumeError(
                     f"{self.folder}: another process is working in this run folder; wait for it to end, "
-                    "or use another -o folder"
+                    "or use another folder"
                 ) from None
 
     def _open(self, fingerprint: dict[str, str], fresh: bool) -> JournalContents:
@@ -233,7 +233,7 @@ def _refuse_links(folder: Path) -> None:
     for name in (JOURNAL_NAME, _LOCK_NAME, *_FOLDERS):
         if (folder / name).is_symlink():
             raise ResumeError(
-                f"{folder / name}: is a link to another place; remove it, or use another -o folder"
+                f"{folder / name}: is a link to another place; remove it, or use another folder"
             )
 
 
@@ -245,12 +245,12 @@ def _read_header(path: Path, line: bytes) -> dict[str, str]:
     except (ResumeError, ValueError) as error:
         # Written by an atomic rename, so a broken one is never just torn.
         raise ResumeError(
-            f"{path}: line 1 is not the header of an onnxq journal; use another -o folder, or --fresh"
+            f"{path}: line 1 is not the header of an onnxq journal; use another folder, or `fresh`"
         ) from error
     if schema != SCHEMA:
         raise ResumeError(
             f"{path}: has journal schema {schema!r}, this version of onnxq writes {SCHEMA}; "
-            "use another -o folder, or --fresh"
+            "use another folder, or `fresh`"
         )
     return dict(fingerprint)
 
@@ -260,11 +260,17 @@ def _check_fingerprint(folder: Path, mine: Mapping[str, str], theirs: Mapping[st
     if not differing:
         return
     details = ", ".join(
-        f"{name} was {_short(theirs.get(name))} and is now {_short(mine.get(name))}" for name in differing
+        f"{_named(name)} was {_short(theirs.get(name))} and is now {_short(mine.get(name))}"
+        for name in differing
     )
     raise ResumeError(
-        f"{folder}: this run was started with something else: {details}; use another -o folder, or --fresh"
+        f"{folder}: this run was started with something else: {details}; use another folder, or `fresh`"
     )
+
+
+def _named(name: str) -> str:
+    """A part of a fingerprint as messages name it: options are kept there as they are typed."""
+    return f"`{name[2:].replace('-', '_')}`" if name.startswith("--") else name
 
 
 def _short(value: str | None) -> str:

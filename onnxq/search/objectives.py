@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from onnxq.metrics.reading import Reading
 from onnxq.metrics.registry import reading_of
-from onnxq.runners.device import parse_device
+from onnxq.runners import parse_device
 from onnxq.search.candidate import Candidate, Latency
 from passes.errors import UserError
 

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from onnxq.search.layer_errors import LayerErrors
 from passes.policy import LayerPolicy, Policy
 
-__all__ = ["Proposal", "coarse_to_fine", "rank", "ranking_proposals"]
+__all__ = ["Proposal", "coarse_to_fine", "rank", "ranking_proposals", "spread", "thinned"]
 
 _Item = TypeVar("_Item")
 
@@ -71,3 +73,15 @@ def coarse_to_fine(proposals: Sequence[_Item]) -> Iterator[_Item]:
                 seen.add(position)
                 yield proposals[position]
         stride *= 2
+
+
+def spread(front: Sequence[_Item]) -> Iterator[_Item]:
+    """A front's ends first, then its middles, so that any beginning of it is spread over the sizes."""
+    yield from (front[index] for index in coarse_to_fine(range(len(front))))
+
+
+def thinned(front: list[_Item], count: int) -> list[_Item]:
+    """At most `count` of a front, its ends among them."""
+    if len(front) <= count:
+        return front
+    return [front[int(at)] for at in np.unique(np.linspace(0, len(front) - 1, count).astype(int))]

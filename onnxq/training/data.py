@@ -72,7 +72,7 @@ class Batches:
         if len(self.dataset) < self.batch:
             raise DataError(
                 f"{self.dataset.name}: has {len(self.dataset)} samples, fewer than a batch of {self.batch}; "
-                "use a smaller --batch"
+                "use a smaller `batch`"
             )
         first = next(iter(self.dataset.batches(1, 0, 1)))
         if len(first.inputs) != 1:

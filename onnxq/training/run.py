@@ -14,6 +14,7 @@ from onnxq.files import sha256_bytes
 from onnxq.training.config import TrainConfig
 from onnxq.training.data import Batches
 from onnxq.training.export import exported, settled
+from onnxq.training.groups import SchemeOptions
 from onnxq.training.method import Method
 from onnxq.training.msq import Msq, MsqOptions
 from onnxq.training.network import Network
@@ -21,9 +22,8 @@ from onnxq.training.objective import Objective
 from onnxq.training.qat import Qat
 from onnxq.training.trainer import Event, Settings, Trainer, accuracy
 from passes.errors import UnsupportedModelError, UserError
-from passes.jsontext import parse_json
 from passes.model import Model, serialize
-from passes.policy import LayerPolicy, Policy, Scheme
+from passes.policy import Policy
 
 __all__ = ["Outcome", "Run", "chosen_device"]
 
@@ -53,7 +53,7 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--device {name} cannot be used ({reason}); use cpu, or install a torch for it"
+            f"`device` {name} cannot be used ({reason}); use cpu, or install a torch for it"
         ) from None
     return device
 
@@ -77,15 +77,16 @@ class Run:
         torch.manual_seed(config.seed)
         self.config, self.model, self.progress, self.folder = config, model, progress, folder
         self.device = chosen_device(config.device)
-        if not data.labelled and config.distill < 1:
+        if not data.labelled and config.target_options.distill < 1:
             raise UserError(
-                f"{data.name}: has no labels; add them, or learn from the float model alone (--distill 1)"
+                f"{data.name}: has no labels; add them, or learn from the float model alone (`distill` 1)"
             )
-        self.data = Batches(data, config.batch, config.seed, self.device, config.crop, config.flip)
-        self.validation = Batches(validation, 1, config.seed, self.device) if validation is not None else None
+        feed = config.feed_options
+        self.data = Batches(data, feed.batch, feed.seed, self.device, feed.crop, feed.flip)
+        self.validation = Batches(validation, 1, feed.seed, self.device) if validation is not None else None
         self.network = self._float_network()
         self.network.specialise(self.data.plain(1)[0])
-        self.teacher = self._float_network() if config.distill > 0 else None
+        self.teacher = self._float_network() if config.target_options.distill > 0 else None
         self._check_labels(data, validation)
         self.identity = {
             **config.identity(),
@@ -122,7 +123,7 @@ class Run:
             self.network,
             method,
             self.data,
-            Objective(self.config.distill, self.config.temperature),
+            Objective(self.config.target_options.distill, self.config.target_options.temperature),
             settings,
             teacher=self.teacher,
             validation=self.validation,
@@ -132,43 +133,44 @@ class Run:
         )
 
     def settings(self, epochs: float) -> Settings:
-        c = self.config
+        c = self.config.step_options
         precision = c.precision or ("bfloat16" if self.device.type == "cuda" else "float32")
         return Settings(
-            epochs, c.lr, c.momentum, c.decay, c.warm_up, c.optimizer, precision, c.compile,  # type: ignore[arg-type]
+            epochs, c.lr, c.momentum, c.decay, c.warm_up, c.optimizer, precision, c.compile,
             c.seed, c.checkpoint_s, c.stop_s, 0, c.validate,
         )  # fmt: skip
 
     def method(self) -> Method:
         """MSQ or plain training, made on the network."""
         config, sample = self.config, self.data.plain(256)[0]
+        schemes = config.scheme_options
         if config.method == "msq":
-            steps = max(round(config.epochs * self.data.steps), 1)
+            steps, pruning = max(round(config.epochs * self.data.steps), 1), config.pruning_options
             options = MsqOptions(
-                config.compression,
-                round(config.prune_share * steps),
-                config.rounds,
-                config.lam,
-                config.alpha,
-                strength=config.strength,
-                learned=config.steps == "learned",
+                pruning.compression,
+                round(pruning.share * steps),
+                pruning.rounds,
+                pruning.lam,
+                pruning.alpha,
+                strength=pruning.strength,
+                learned=pruning.learned,
                 seed=config.seed,
             )
-            scheme, ranges = config.activation_scheme, config.ranges
-            return Msq(self.network, options, activations=scheme, sample=sample, ranges=ranges)
-        policy = self._policy()
-        return Qat(self.network, policy, sample, weights=config.quantizer, activations=config.ranges)
+            return Msq(
+                self.network, options, activations=schemes.activations, sample=sample, ranges=schemes.ranges
+            )
+        policy = self._policy(schemes)
+        return Qat(self.network, policy, sample, weights=schemes.quantizer, activations=schemes.ranges)
 
-    def _policy(self) -> Policy:
+    def _policy(self, schemes: SchemeOptions) -> Policy:
         from onnxq.training.method import trainable_layers
 
         layers = trainable_layers(self.network)
-        if self.config.policy:
-            given = Policy.from_json(parse_json(self.config.policy, "the policy"))
+        given = schemes.policy
+        if given is not None:
             given.check_names(layers)
             return Policy({layer.name: given[layer.name] for layer in layers})
-        choice = LayerPolicy(Scheme.parse(self.config.weights), self.config.activation_scheme)
-        return Policy({layer.name: choice for layer in layers})
+        return Policy({layer.name: schemes.choice for layer in layers})
 
     def float_accuracy(self) -> float | None:
         """Of the model as it was given."""

@@ -33,22 +33,19 @@ def _split(run: Run) -> tuple[Batches, Batches]:
     order = np.random.default_rng(run.config.seed).permutation(len(whole))
     held = max(int(held_out_share * len(whole)), 1)
     parts = [whole.subset([int(i) for i in sorted(chosen)]) for chosen in (order[held:], order[:held])]
-    config = run.config
-    make = [
-        Batches(p, min(config.batch, len(p)), config.seed, run.device, config.crop, config.flip)
-        for p in parts
-    ]
+    feed = run.config.feed_options
+    make = [Batches(p, min(feed.batch, len(p)), feed.seed, run.device, feed.crop, feed.flip) for p in parts]
     return make[0], make[1]
 
 
 def supernet_of(run: Run, held_out: Batches, total: int) -> Supernet:
     """The method of the first stage. Raises UserError where no uniform policy fits the budget of BOPs."""
-    config = run.config
-    scheme = config.activation_scheme
+    config, schemes = run.config.search_options, run.config.scheme_options
+    scheme = schemes.activations
     fits = [i for i, bits in enumerate(config.bits) if bits * scheme.bits <= config.bops * 64 + 1e-9]
     if not fits:
         raise UserError(
-            f"--bops {config.bops:g}: even {config.bits[0]}-bit weights with activations in {scheme} need "
+            f"`bops` {config.bops:g}: even {config.bits[0]}-bit weights with activations in {scheme} need "
             f"{config.bits[0] * scheme.bits / 64:g} of uniform 8/8; give more, or fewer bits of activations"
         )
     options = SearchOptions(
@@ -58,10 +55,11 @@ def supernet_of(run: Run, held_out: Batches, total: int) -> Supernet:
         config.updates,
         config.permutations,
         start=fits[-1],
-        seed=config.seed,
-        ranges=config.ranges,
+        seed=run.config.seed,
+        ranges=schemes.ranges,
     )
-    objective = Objective(config.distill, config.temperature)
+    target = run.config.target_options
+    objective = Objective(target.distill, target.temperature)
     sample = run.data.plain(256)[0]
     return Supernet(run.network, options, held_out, objective, run.teacher, sample)
 
@@ -82,21 +80,23 @@ def search(run: Run) -> Outcome:
     config, whole = run.config, run.data
     before = run.float_accuracy()
     training, held_out = _split(run)
-    steps = round(config.search_share * config.epochs * whole.steps)
+    steps = round(config.search_options.share * config.epochs * whole.steps)
     run.data = training
     supernet = supernet_of(run, held_out, steps)
     first = run.trainer(supernet, run.settings(steps / training.steps), _STAGE)
     if not first.run():
         return Outcome(None, None, {}, first.history, None, before)
-    policy = discretized(supernet, config.bops)
+    policy = discretized(supernet, config.search_options.bops)
     if run.folder is not None:
         document = {"alpha": supernet.alpha.tolist(), "policy": policy.to_json()}
         atomic_write_json(run.folder / _STAGE / "search.json", document)
     run.network.drop_quantizers()
     run.data = whole
-    method = Qat(run.network, policy, whole.plain(256)[0], weights="lsq", activations=config.ranges)
+    method = Qat(
+        run.network, policy, whole.plain(256)[0], weights="lsq", activations=config.scheme_options.ranges
+    )
     _inherit(method, supernet, policy)
-    settings = run.settings(config.epochs * (1 - config.search_share))
+    settings = run.settings(config.epochs * (1 - config.search_options.share))
     if settings.stop_s:
         settings = replace(settings, stop_s=max(settings.stop_s - first.session_s, 1.0))
     second = run.trainer(method, settings)

@@ -229,7 +229,7 @@ class Trainer:
         loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
         if self._losses and not math.isfinite(loss):
             raise UserError(
-                f"{self.network.model.name}: the loss is {loss} at step {self.step}; use a smaller --lr"
+                f"{self.network.model.name}: the loss is {loss} at step {self.step}; use a smaller `lr`"
             )
         return loss
 

@@ -10,6 +10,7 @@ from onnxq.files import sha256_bytes
 from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
 from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.groups import DataOptions
 from onnxq.tuning.models import build_model, make_rounder
 from onnxq.tuning.prepare import model_hash, open_data, prepare_model, recorded_ranges
 from passes.base import Context
@@ -36,13 +37,13 @@ def _find(report: dict[str, object], name: str) -> Candidate:
     raise UserError(f"candidate '{name}' is not in the run; near names: {', '.join(near)}")
 
 
-def _refuse_code(folder: Path, config: TuneConfig) -> None:
+def _refuse_code(folder: Path, data: DataOptions) -> None:
     """Raise UserError where opening the run's data would run code that the folder names, or download it."""
-    for spec in (config.calibration_data or config.data, config.preprocess):
-        if runs_code(spec):
+    for spec in (data.calibration or data.evaluation, data.preprocess):
+        if spec and runs_code(spec):
             raise UserError(
                 f"{folder}: rebuilding this candidate rounds on the data '{spec}' that the run folder names, "
-                "which runs or downloads what its writer chose; if you trust that, give --trust"
+                "which runs or downloads what its writer chose; if you trust that, give `trust`"
             )
 
 
@@ -67,22 +68,23 @@ def build_candidate(
     if model is not None:
         settings["model"] = model
     config = TuneConfig.from_json(settings)
-    prepared, _ = prepare_model(config, Context())
+    prepared, _ = prepare_model(config.model, config.scheme_options, Context())
     if model_hash(prepared) != journal.fingerprint.get("model"):
         raise ResumeError(
-            f"{settings['model']}: is not the model that {folder} was tuned from; give that one with --model"
+            f"{settings['model']}: is not the model that {folder} was tuned from; give that one with `model`"
         )
     ranges = recorded_ranges(journal.kinds.get("ranges", {}))
     if candidate.mode == "float":
         result = prepared
     else:
         # Rounding looks at the calibration set again; what the journal holds is enough otherwise.
-        if config.rounding != "nearest" and not trust:
-            _refuse_code(folder, config)
-        data = None if config.rounding == "nearest" else open_data(config, prepared)[1]
-        rounder = None if data is None else make_rounder(config, data)
+        rounding = config.rounding_options
+        if rounding.sees_data and not trust:
+            _refuse_code(folder, config.data_options)
+        data = open_data(config.data_options, prepared)[1] if rounding.sees_data else None
+        rounder = None if data is None else make_rounder(rounding, data)
         policy = Policy.from_json(candidate.policy)
-        result = build_model(prepared, policy, ranges, rounder, config.rounding)
+        result = build_model(prepared, policy, ranges, rounder, rounding.method)
     check(result)
     if (
         candidate.sha256

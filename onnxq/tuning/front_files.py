@@ -6,7 +6,6 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from onnxq.files import atomic_write
 from onnxq.search.candidate import Candidate
@@ -38,8 +37,8 @@ class FrontFiles:
         policy = Policy.from_json(member.policy)
         save(self._measurer.build(member.key, policy), path)
         config = self._measurer.prepared.config
-        rounding: Any = config.rounding
-        recipe = base_recipe(config) | dataclasses.replace(Quantize.of(policy), rounding=rounding)
+        step = dataclasses.replace(Quantize.of(policy), rounding=config.rounding_options.method)
+        recipe = base_recipe(config.scheme_options) | step
         atomic_write(path.with_suffix(".recipe"), format_pass(recipe).replace(" | ", "\n") + "\n")
         self._saved.add(member.name)
         return path

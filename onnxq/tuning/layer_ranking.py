@@ -22,8 +22,8 @@ _CRAWLING = 3.0
 
 
 def searched_layers(prepared: Prepared) -> list[str]:
-    """Layers in the search: all but those that --exclude names."""
-    exclude = prepared.config.exclude
+    """Layers in the search: all but those that are excluded by name."""
+    exclude = prepared.config.scheme_options.exclude
     left_out = {layer.name for layer in select_layers(prepared.model, exclude)} if exclude else set()
     return [layer.name for layer in prepared.layers if layer.name not in left_out]
 
@@ -36,10 +36,10 @@ def ranked_errors(
     if held is not None:
         return [LayerErrors(**entry) for entry in held]
     prepared = measurer.prepared
-    policy = Policy(dict.fromkeys(searched_layers(prepared), prepared.config.ladder(mode)[0]))
+    policy = Policy(dict.fromkeys(searched_layers(prepared), prepared.config.scheme_options.ladders[mode][0]))
     measurer.calibrate_once(policy)
     quantized = build_model(prepared.model, policy, measurer.ranges)
-    count = min(prepared.config.ranking_samples, len(prepared.calibration))
+    count = min(prepared.config.data_options.ranking_samples, len(prepared.calibration))
     errors = measure_layer_errors(
         prepared.model,
         quantized,
@@ -76,5 +76,5 @@ def crawling(first: Candidate, modes: Sequence[str]) -> str:
         return ""
     return (
         f"{first.mode}: given up after {first.name}, which takes {first.latency.ratio:.1f} times as long "
-        f"as float here; --mode {first.mode} alone measures every step"
+        f"as float here; `modes` {first.mode} alone measures every step"
     )

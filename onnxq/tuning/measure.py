@@ -14,7 +14,6 @@ from onnxq.files import sha256_bytes
 from onnxq.proof import Reference
 from onnxq.search.candidate import Candidate, Latency, candidate_key
 from onnxq.search.latency_model import LatencyModel, LayerWork
-from onnxq.search.objectives import parse_objectives
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.latencies import DeviceLatencies, Records, merged
 from onnxq.tuning.models import build_model, make_rounder, policy_bops, saved_bytes
@@ -55,31 +54,31 @@ class Measurer:
         self.prepared, self.journal, self.ranges, self.metric = prepared, journal, ranges, prepared.metric
         self.model = prepared.model
         self.macs = macs(prepared.model)
-        objectives = parse_objectives(config.objectives)
-        self.objectives = {objective.value for objective in objectives}
+        options, machine = config.latency_options, config.machine_options
+        self._timed = options.here
         self.devices = DeviceLatencies(
-            [objective.device for objective in objectives if objective.device],
+            options.devices,
             prepared.model,
             self._feeds(_COMPARED),
             fit_batch(1, input_specs(prepared.model.proto)),
-            config.latency_runs,
-            config.threads or None,
+            options.runs,
+            machine.threads,
             journal,
             self._latency_model(),
-            config.latency_every,
+            options.every,
         )
         self.evaluator = Evaluator(
             prepared.model,
             prepared.data,
             metric=self.metric,
-            chunk=config.chunk,
-            threads=max(config.threads, 1),
-            budget=config.cache_mb * 2**20,
+            chunk=machine.chunk,
+            threads=machine.least_threads,
+            budget=machine.cache_bytes,
         )
         self.fingerprint = dict(fingerprint)
         # Where evaluations are done instead of here (remote.py); None evaluates in this process.
         self.elsewhere: Evaluations | None = None
-        self._rounder = make_rounder(config, prepared.calibration)
+        self._rounder = make_rounder(config.rounding_options, prepared.calibration)
         self._float_session: Any = None
         self.reference = Reference(self.model, prepared.data)
         self._last: tuple[str, Model] | None = None
@@ -126,7 +125,7 @@ class Measurer:
             stderr=score.stderr,
             samples=score.samples,
             bytes=size,
-            latency=Latency(1.0, 1.0, 1.0, 1.0, 1.0, 0) if "latency" in self.objectives else None,
+            latency=Latency(1.0, 1.0, 1.0, 1.0, 1.0, 0) if self._timed else None,
             bops=policy_bops(self.macs, Policy()),
             sha256=None if is_large(self.model.proto) else sha256_bytes(serialize(self.model)),
         )
@@ -200,7 +199,7 @@ class Measurer:
             candidate = dataclasses.replace(found, index=candidate.index)
         else:
             candidate = self.scored_here(candidate, proposal, rivals, progress)
-        if "latency" in self.objectives:
+        if self._timed:
             latency = self.time(self.build(candidate.key, proposal.policy))
             candidate = dataclasses.replace(candidate, latency=latency)
         if self.devices.devices:
@@ -223,7 +222,7 @@ class Measurer:
     def build(self, key: str, policy: Policy) -> Model:
         """The candidate's model; the last one is kept, for the front is usually saved right after."""
         if self._last is None or self._last[0] != key:
-            rounding = self.prepared.config.rounding
+            rounding = self.prepared.config.rounding_options.method
             self._last = (key, build_model(self.model, policy, self.ranges, self._rounder, rounding))
         return self._last[1]
 
@@ -261,7 +260,7 @@ class Measurer:
     def time(self, model: Model) -> Latency:
         """Latency of one sample, in turns with the float model, on the threads of the configuration."""
         config = self.prepared.config
-        threads = config.threads or None
+        threads = config.machine_options.threads
         if self._float_session is None:
             self._float_session = load_session(self.model, threads=threads)
         size = fit_batch(1, input_specs(self.model.proto))
@@ -269,7 +268,7 @@ class Measurer:
         sessions = [load_session(model, threads=threads), self._float_session]
         ours, theirs = Timing([]), Timing([])
         for _ in range(_TIMING_ROUNDS):
-            one, other = interleaved(sessions, feed, runs=config.latency_runs)
+            one, other = interleaved(sessions, feed, runs=config.latency_options.runs)
             ours, theirs = ours + one, theirs + other
             # Of runs side by side, so that a burst of other load strikes both.
             ratios = Timing((ours.times / theirs.times).tolist())

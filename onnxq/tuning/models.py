@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxq.data import Dataset
-from onnxq.rounding import DataRounder, parse_damping
-from onnxq.tuning.config import TuneConfig
+from onnxq.rounding import DataRounder
+from onnxq.tuning.groups import RoundingOptions
 from onnxq.tuning.prepare import RecordedRanges
 from passes.base import Context
 from passes.model import Model, is_large, on_disk, serialize
@@ -33,14 +33,14 @@ def build_model(
     return dataclasses.replace(Quantize.of(policy), rounding=rounding)(model, context).model
 
 
-def make_rounder(config: TuneConfig, calibration: Dataset) -> DataRounder | None:
+def make_rounder(rounding: RoundingOptions, calibration: Dataset) -> DataRounder | None:
     """What rounds the weights of candidates; None where that looks at no data.
 
     On one thread, so that a candidate has the same bytes on any number of cores.
     """
-    if config.rounding == "nearest":
+    if not rounding.sees_data:
         return None
-    return DataRounder(calibration, damping=parse_damping(config.damping), seed=config.seed, threads=1)
+    return DataRounder(calibration, damping=rounding.damping, seed=rounding.seed, threads=1)
 
 
 def saved_bytes(model: Model) -> int:

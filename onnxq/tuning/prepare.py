@@ -21,6 +21,7 @@ from onnxq.metrics.registry import metrics_beside, open_metric
 from onnxq.proof import Reference
 from onnxq.search.journal import Journal
 from onnxq.tuning.config import TuneConfig
+from onnxq.tuning.groups import DataOptions, SchemeOptions
 from passes.base import Context, Pass, Sequential
 from passes.errors import DataError, UnsupportedModelError
 from passes.external_data import tensor_digest
@@ -49,12 +50,11 @@ __all__ = [
 _MEMORY_FOR_DATA = 2**30
 
 
-def base_recipe(config: TuneConfig) -> Sequential:
+def base_recipe(schemes: SchemeOptions) -> Sequential:
     """The passes that run once before any policy."""
     members: list[Pass] = [*preparation()]
-    if config.smooth in ("output", "input"):
-        site: Any = config.smooth
-        members.append(Smooth(site=site, layers=config.smooth_selectors))
+    if schemes.smooth is not None:
+        members.append(Smooth(site=schemes.smooth, layers=schemes.smooth_layers))
     return Sequential(tuple(members))
 
 
@@ -69,25 +69,25 @@ def model_hash(model: Model) -> str:
     )
 
 
-def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Layer]]:
+def prepare_model(path: str, schemes: SchemeOptions, context: Context) -> tuple[Model, list[Layer]]:
     """Load, run the base recipe, lift to the opset that every policy of the search needs.
 
     What the model declares of its outputs and does not keep is forgotten first, with a note.
     Raises UnsupportedModelError when no layer can be quantized.
     """
-    source = load(config.model)
+    source = load(path)
     refuse_unknown_ops(source)
     source, notes = Reference(source).corrected()
     for note in notes:
         context.note("info", "", note)
-    model = base_recipe(config)(source, context).model
+    model = base_recipe(schemes)(source, context).model
     layers = find_layers(model)
     if not layers:
         raise UnsupportedModelError(
             f"{source.name}: has no quantizable layer "
             "(Conv, ConvTranspose, Gemm or MatMul with a constant weight)"
         )
-    steps = [step for mode in config.modes for step in config.ladder(mode)]
+    steps = [step for ladder in schemes.ladders.values() for step in ladder]
     opset = max(required_policy_opset(Policy({"": step})) for step in steps)
     upgraded = upgrade(model, opset, "the search space", context)
     if upgraded is not model:
@@ -95,29 +95,29 @@ def prepare_model(config: TuneConfig, context: Context) -> tuple[Model, list[Lay
     return upgraded, layers
 
 
-def open_data(config: TuneConfig, model: Model) -> tuple[Dataset, Dataset]:
-    """The evaluation set and the calibration set, disjoint when both come from `data`.
+def open_data(options: DataOptions, model: Model) -> tuple[Dataset, Dataset]:
+    """The evaluation set and the calibration set, disjoint when both come from the same data.
 
     Raises DataError for data that is empty or does not fit the model.
     """
     specs = input_specs(model.proto)
 
     def opened(spec: str, limit: int | None) -> Dataset:
-        return open_dataset(spec, specs, preprocess=config.preprocess or None, limit=limit, seed=config.seed)
+        return open_dataset(spec, specs, preprocess=options.preprocess, limit=limit, seed=options.seed)
 
-    data = opened(config.data, config.limit or None)
-    wanted = config.calibration_samples
-    if config.random_calibration:
-        calibration: Dataset = random_dataset(specs, wanted, config.seed)
-    elif config.calibration_data:
-        calibration = opened(config.calibration_data, wanted)
+    data = opened(options.evaluation, options.limit)
+    wanted = options.calibration_samples
+    if options.random:
+        calibration: Dataset = random_dataset(specs, wanted, options.seed)
+    elif options.calibration is not None:
+        calibration = opened(options.calibration, wanted)
     else:
         if len(data) < 2:
             raise DataError(
                 f"{data.name}: one sample cannot serve both calibration and evaluation; give more"
             )
         wanted = min(wanted, len(data) // 2)
-        order = np.random.default_rng(config.seed).permutation(len(data))
+        order = np.random.default_rng(options.seed).permutation(len(data))
         calibration = data.subset(sorted(order[:wanted].tolist()))
         data = data.subset(order[wanted:].tolist())
     return materialise(data, _MEMORY_FOR_DATA), materialise(calibration, _MEMORY_FOR_DATA)
@@ -195,11 +195,9 @@ def recorded_ranges(records: Mapping[str, Any]) -> RecordedRanges:
     return RecordedRanges(_read(records))
 
 
-def calibrated(config: TuneConfig, dataset: Dataset, folder: Path, threads: int) -> CalibratedRanges:
+def calibrated(method: str, dataset: Dataset, folder: Path, threads: int) -> CalibratedRanges:
     """The provider behind a run's ranges; statistics are cached in the run folder."""
-    return CalibratedRanges(
-        dataset, config.calibration, cache=StatisticsCache(folder / "cache"), threads=threads
-    )
+    return CalibratedRanges(dataset, method, cache=StatisticsCache(folder / "cache"), threads=threads)
 
 
 @dataclass(frozen=True)
@@ -222,17 +220,18 @@ class Prepared:
         """
         config.validate()
         context = Context()
-        model, layers = prepare_model(config, context)
-        if config.exclude:
+        schemes = config.scheme_options
+        model, layers = prepare_model(config.model, schemes, context)
+        if schemes.exclude:
             # A selector that matches nothing is refused here, before the run folder is made.
-            select_layers(model, config.exclude)
-        data, calibration = open_data(config, model)
+            select_layers(model, schemes.exclude)
+        data, calibration = open_data(config.data_options, model)
         check_metric(open_metric(config.metric, labelled=data.labelled), data, model)
         Reference(model.origin, data).check(model)
         notes = tuple(str(note) for note in context.notes if note.kind in ("info", "refused"))
         warnings = (
             ("calibrated on random data: the accuracy of this run means nothing",)
-            if config.random_calibration
+            if config.data_options.random
             else ()
         )
         return cls(config, model, tuple(layers), data, calibration, notes, warnings)

@@ -12,7 +12,6 @@ from onnxq.evaluation import Score
 from onnxq.metrics.base import Metric, Values
 from onnxq.metrics.hits import hits_from_text, hits_to_text
 from onnxq.search.candidate import Candidate
-from onnxq.search.objectives import parse_objectives
 from onnxq.tuning.latencies import Records
 from onnxq.tuning.prepare import Prepared
 from passes.errors import ResumeError
@@ -31,15 +30,15 @@ class Race:
     """
 
     def __init__(self, prepared: Prepared, metric: Metric, headline: Metric | None, journal: Records) -> None:
-        config, samples = prepared.config, len(prepared.data)
-        objectives = parse_objectives(config.objectives)
+        search, samples = prepared.config.search_options, len(prepared.data)
+        objectives = search.objectives
         self._metric, self._journal = metric, journal
         self._by_bops = any(objective.value == "bops" for objective in objectives)
         self._hits: dict[str, Values] = {}
         # There must be nothing that a hopeless metric could be traded against.
         timed = any(objective.kind == "latency" for objective in objectives)
         known = headline is not None and headline.name == metric.name
-        runs = config.racing and not timed and known and samples >= _LEAST_SAMPLES
+        runs = search.racing and not timed and known and samples >= _LEAST_SAMPLES
         self.stages = [samples * eighth // 8 for eighth in range(1, 8)] if runs else []
 
     def stop(self) -> None:
@@ -81,7 +80,7 @@ class Race:
                 return None
             if 4 * len(text) < candidate.samples:
                 raise ResumeError(
-                    f"the journal's hits of candidate {candidate.name} are cut off; use --fresh"
+                    f"the journal's hits of candidate {candidate.name} are cut off; use `fresh`"
                 )
             self._hits[candidate.key] = hits_from_text(text, candidate.samples)
         return self._hits[candidate.key]

@@ -32,7 +32,7 @@ class RemoteMeasurer:
         config = dataclasses.replace(prepared.config, threads=1, objectives="metric,bytes")
         prepared = dataclasses.replace(prepared, config=config)
         self._journal = MemoryJournal()
-        provider = CalibratedRanges(prepared.calibration, config.calibration, threads=1)
+        provider = CalibratedRanges(prepared.calibration, config.data_options.method, threads=1)
         self._ranges = RecordedRanges(dict(ranges), provider, None)
         self._measurer = Measurer(prepared, self._journal, self._ranges, fingerprint)
         if not races:
@@ -51,7 +51,7 @@ class Elsewhere:
     """The main process's side: what `Measurer` asks instead of evaluating itself."""
 
     def __init__(self, measurer: Measurer, folder: Path) -> None:
-        config = measurer.prepared.config
+        options = measurer.prepared.config.worker_options
         parts = (
             measurer.prepared,
             measurer.fingerprint,
@@ -60,7 +60,7 @@ class Elsewhere:
         )
         shipment = Shipment(RemoteMeasurer, parts)
         self._measurer = measurer
-        self.workers: Workers = open_workers(config.workers, config.scheduler, shipment, folder)
+        self.workers: Workers = open_workers(options.count, options.scheduler, shipment, folder)
 
     def scored(self, proposal: Proposal, rivals: Sequence[Candidate]) -> Candidate:
         """The candidate's score; hits and new ranges are in the journal. Raises what the worker raised."""

@@ -70,7 +70,7 @@ def _choices(schemes: Sequence[str], activations: Sequence[str]) -> tuple[list[L
     both = next((choice for choice in given if not choice.activations.is_float), None)
     if both is not None:
         text = choice_text(both)
-        raise UserError(f"--schemes {text}: names activations, and so does --with-activations; give one")
+        raise UserError(f"`schemes` {text}: names activations, and so does `with_activations`; give one")
     kinds = list(dict.fromkeys(activation_scheme(text) for text in activations))
     return [replace(choice, activations=kind) for choice in given for kind in kinds], separately
 

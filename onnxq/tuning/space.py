@@ -241,7 +241,7 @@ def read_space(folder: str | Path) -> tuple[str, Problem]:
     found = sorted(path.glob("space-*.json")) if path.is_dir() else [path]
     if not found or not found[0].is_file():
         raise UserError(
-            f"{folder}: holds no sensitivities; make them with onnxq sensitivity --schemes -o {folder}"
+            f"{folder}: holds no sensitivities; onnxq sensitivity with schemes and this folder makes them"
         )
     document = read_json(found[0], "the table of sensitivities", kind="a table of sensitivities")
     try:

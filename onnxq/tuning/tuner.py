@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,25 +17,23 @@ from onnxq.files import atomic_write_json
 from onnxq.machine import cpu_flags, cpu_name, vnni_warning
 from onnxq.metrics.base import Metric
 from onnxq.report import LayerError, ReportWriter, environment, make_report
-from onnxq.search import Candidate, Journal, front, parse_objectives, pick_three
+from onnxq.search import Candidate, Journal, front, pick_three
 from onnxq.search.layer_errors import LayerErrors
-from onnxq.search.ranking import Proposal, rank, ranking_proposals
-from onnxq.tuning.allocate import check_limits, make_allocator
+from onnxq.search.ranking import Proposal
+from onnxq.tuning.allocate import check_limits
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.front_files import FrontFiles
 from onnxq.tuning.latencies import check_devices
-from onnxq.tuning.layer_ranking import crawling, in_order, ranked_errors, searched_layers
+from onnxq.tuning.layer_ranking import crawling, in_order
 from onnxq.tuning.measure import Measurer
 from onnxq.tuning.outcome import Event, TuneResult, fingerprint_of, goal_met, sanity
-from onnxq.tuning.pictures import draw_result, draw_sensitivity, draw_shapley
+from onnxq.tuning.pictures import draw_result
 from onnxq.tuning.prepare import Prepared, RecordedRanges, calibrated
 from onnxq.tuning.remote import Elsewhere
+from onnxq.tuning.searches import Searches
+from onnxq.tuning.strategies import Search, Strategy
 
 __all__ = ["Event", "TuneResult", "tune"]
-
-
-# Of a time budget, what sensitivities may take.
-_SENSITIVITY_SHARE = 0.35
 
 
 @dataclass
@@ -78,8 +76,7 @@ class _Run:
         self.prepared = dataclasses.replace(self.prepared, notes=(*self.prepared.notes, text))
 
     def members(self) -> list[Candidate]:
-        objectives = parse_objectives(self.prepared.config.objectives)
-        return front(self.everything, objectives, self.metric)
+        return front(self.everything, self.prepared.config.search_options.objectives, self.metric)
 
     def report(self, finished: bool) -> str:
         """Front files first, then the report that names them, then what is no longer needed."""
@@ -92,7 +89,7 @@ class _Run:
         document = make_report(
             model=Path(config.model).name,
             candidates=self.everything,
-            objectives=parse_objectives(config.objectives),
+            objectives=config.search_options.objectives,
             metric=self.metric,
             baseline=self.baseline,
             beside=[each for each in self.measurer.evaluator.metrics if each.name != self.metric.name],
@@ -100,7 +97,7 @@ class _Run:
             config=config.to_json(),
             environment=environment(cpu_flags(), cpu=cpu_name()),
             warnings=self.prepared.warnings,
-            notes=self.prepared.notes,
+            notes=(*filter(None, [self.strategy.caption]), *self.prepared.notes),
             finished=finished,
         )
         self.writer.write(document, final=finished)
@@ -111,23 +108,12 @@ class _Run:
         usable = [c for c in self.candidates if c.usable and self.metric.name in c.metrics]
         if not usable:
             return ""
-        picks = pick_three(self.members(), parse_objectives(self.prepared.config.objectives), self.metric)
+        picks = pick_three(self.members(), self.prepared.config.search_options.objectives, self.metric)
         if not picks:
             return ""
         best = picks["best-accuracy"].candidate
         shown = self.metric.format(best.metrics[self.metric.name])
         return f"best {best.name}: {shown} at {best.bytes / 1e6:.2f} MB"
-
-    def proposals(self) -> list[Proposal]:
-        """Every proposal of every mode, in the order in which they are named."""
-        config = self.prepared.config
-        found: list[Proposal] = []
-        for mode in config.modes:
-            self.errors[mode] = ranked_errors(mode, self.measurer, self.journal, self.emit)
-            ranked = rank(self.errors[mode])
-            order = ranked + [name for name in searched_layers(self.prepared) if name not in set(ranked)]
-            found.extend(ranking_proposals(mode, config.ladder(mode), order))
-        return found
 
     def out_of_time(self) -> bool:
         """Whether the next candidate, and then confirming the front, would go past the deadline.
@@ -139,12 +125,31 @@ class _Run:
         reserve = self.slowest * (1.2 + len(self.members()))
         return time.monotonic() + reserve > self.deadline
 
+    @property
+    def strategy(self) -> Strategy:
+        """What proposes the policies."""
+        return self.prepared.config.search_options.strategy
+
     def search(self) -> bool:
         """Measure every proposal; False when the time ran out first."""
-        if self.prepared.config.chosen_strategy != "ranking":
-            self._send_away()
-            return self._allocate()
-        proposals = self.proposals()
+        assert self.baseline is not None
+        searches = Searches(
+            self.folder,
+            self.journal,
+            self.measurer,
+            self.writer,
+            lambda: self.candidates,
+            self.emit,
+            self._note,
+            self.deadline,
+            self.baseline.bytes,
+            self.errors,
+        )
+        return self._ahead(list(searches)) if self.strategy.ahead else self._in_turn(list(searches))
+
+    def _ahead(self, searches: Sequence[Search]) -> bool:
+        """All proposals of all modes first; then any order serves, and workers look ahead."""
+        proposals = [proposal for search in searches for proposal in self.strategy.proposals(search)]
         self._send_away()
         total = len(proposals)
         self.emit(Event("measure", 0, total, "measuring"))
@@ -165,10 +170,24 @@ class _Run:
                 given_up.add(held.mode)
         return True
 
+    def _in_turn(self, searches: Sequence[Search]) -> bool:
+        """One proposal after the other, each made from what was measured before; mode after mode."""
+        self._send_away()
+        index, name = 0, Path(self.prepared.config.model).name
+        for search in searches:
+            for proposal in self.strategy.proposals(search):
+                index += 1
+                held = self._candidate(index, proposal)
+                if held is None:
+                    return False
+                self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
+            for drawing in search.drawings:
+                self.writer.embed(*drawing(self.folder, name))
+        return not any(search.cut_short for search in searches)
+
     def _send_away(self) -> None:
         """Evaluate in workers from now on, where the configuration names some."""
-        config = self.prepared.config
-        if config.workers or config.scheduler:
+        if self.prepared.config.worker_options.wanted:
             self.elsewhere = Elsewhere(self.measurer, self.folder)
             self.measurer.elsewhere = self.elsewhere
 
@@ -190,42 +209,6 @@ class _Run:
         self.report(finished=False)
         self.slowest = max(self.slowest, time.monotonic() - began)
         return held
-
-    def _allocate(self) -> bool:
-        """The strategies that work on a table of sensitivities, one mode after the other."""
-        assert self.baseline is not None
-        config, names, index, whole = self.prepared.config, set(searched_layers(self.prepared)), 0, True
-        for position, mode in enumerate(config.modes):
-            allocator = make_allocator(
-                self.measurer,
-                [layer for layer in self.prepared.layers if layer.name in names],
-                mode,
-                self.folder,
-                self.journal,
-                lambda: self.candidates,
-                lambda what, done, total: self.emit(Event("rank", done, total, what)),
-                float_bytes=self.baseline.bytes,
-                deadline=self.deadline,
-                share=_SENSITIVITY_SHARE / (len(config.modes) - position),
-            )
-            self.writer.embed(*draw_sensitivity(self.folder, mode))
-            if allocator.space.estimated:
-                missing = allocator.space.estimated
-                note = (
-                    f"{mode}: the time budget was too short for {missing} sensitivities; they were estimated"
-                )
-                self._note(note)
-            for proposal in allocator.proposals():
-                index += 1
-                held = self._candidate(index, proposal)
-                if held is None:
-                    return False
-                self.emit(Event("measure", index, 0, f"{held.name} ({held.strategy})", self.best_text()))
-            if allocator.shapley is not None:
-                name = Path(config.model).name
-                self.writer.embed(*draw_shapley(self.folder, mode, name, allocator.shapley))
-            whole = whole and not allocator.cut_short
-        return whole
 
     def reachable(self) -> bool:
         """Whether no device failed on a candidate; told with the device and the phase where one did."""
@@ -263,9 +246,9 @@ def tune(
     folder belongs to another run.
     """
     start = time.monotonic()
-    prepared = Prepared.of(config)
+    prepared, search = Prepared.of(config), config.search_options
     check_limits(prepared)
-    check_devices([each.device for each in parse_objectives(config.objectives) if each.device])
+    check_devices(config.latency_options.devices)
     warning = vnni_warning()
     if warning and "static" in config.modes:
         prepared = prepared.with_warning(warning)
@@ -274,11 +257,14 @@ def tune(
     run_folder = Path(folder)
     with Journal(run_folder, fingerprint, fresh=fresh) as journal, contextlib.ExitStack() as stack:
         atomic_write_json(run_folder / "config.json", config.to_json())
-        provider = calibrated(config, prepared.calibration, run_folder, max(config.threads, 1))
+        provider = calibrated(
+            config.data_options.method, prepared.calibration, run_folder, config.machine_options.least_threads
+        )
         ranges = RecordedRanges.of(journal, provider)
         measurer = Measurer(prepared, journal, ranges, fingerprint)
         stack.callback(measurer.devices.close)
-        deadline = start + config.time_budget if config.time_budget else None
+        budget = config.machine_options.time_budget
+        deadline = None if budget is None else start + budget
         writer = ReportWriter(run_folder, plot_every_s=30.0, first_plot_after_s=10.0)
         files = FrontFiles(run_folder / "front", measurer)
         run = _Run(prepared, run_folder, journal, measurer, metric, on_event, deadline, writer, files)
@@ -291,8 +277,8 @@ def tune(
         run.confirm()
         whole = run.reachable() and whole
         members = run.members()
-        picks = pick_three(members, parse_objectives(config.objectives), metric, reference=run.baseline)
-        for mode in config.modes if config.chosen_strategy != "ranking" else ():
+        picks = pick_three(members, search.objectives, metric, reference=run.baseline)
+        for mode in config.modes if search.strategy.needs_sensitivities else ():
             if (run_folder / f"space-{mode}.json").exists():
                 given = picks, run.candidates, metric, run.baseline
                 for name, picture in draw_result(run_folder, mode, *given):
@@ -308,5 +294,5 @@ def tune(
             whole,
             run.resumed,
             summary,
-            goal_met(config.metric_floor, metric, members),
+            goal_met(search.goal.metric_floor, metric, members),
         )

@@ -180,7 +180,7 @@ class Workers:
         if self._deaths >= _DEATHS:
             raise UserError(
                 f"worker processes died {self._deaths} times without one result between; they may run out of "
-                "memory: try fewer --workers or a smaller --cache-mb"
+                "memory: try fewer `workers` or a smaller `cache_mb`"
             ) from None
         self._stop()
         tasks = [task for task, future in self._out.values() if not _finished(future)]
@@ -239,7 +239,7 @@ def _on_dask(scheduler: str, token: str, data: bytes) -> Workers:
 
 def _client(scheduler: str) -> Any:
     if find_spec("distributed") is None:
-        raise UserError(f"--scheduler {scheduler}: Dask is not installed; pip install 'onnxq[cluster]'")
+        raise UserError(f"`scheduler` {scheduler}: Dask is not installed; pip install 'onnxq[cluster]'")
     from distributed import Client
 
     try:
@@ -247,7 +247,7 @@ def _client(scheduler: str) -> Any:
         client.wait_for_workers(1, timeout=30)
     except (OSError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--scheduler {scheduler}: cannot be reached or has no worker: {reason}") from None
+        raise UserError(f"`scheduler` {scheduler}: cannot be reached or has no worker: {reason}") from None
     return client
 
 

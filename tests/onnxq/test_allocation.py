@@ -77,7 +77,7 @@ def test_bit_operations_are_a_constraint_of_their_own() -> None:
     most = held.operations(held.uniform(1))
     found = ilp(held, 10**9, limits={"bops": most})
     assert held.operations(found) <= most
-    with pytest.raises(UserError, match="--bops-budget 1: the cheapest policy of this search space takes"):
+    with pytest.raises(UserError, match="`bops_budget` 1: the cheapest policy of this search space takes"):
         ilp(held, 10**9, limits={"bops": 1})
 
 
@@ -101,7 +101,7 @@ def test_threshold_with_some_bits_only() -> None:
     assert set(threshold(held, 1e-9, (2, 4))) == {1}
     with pytest.raises(UserError, match="no choice of 5, 6 bits"):
         threshold(held, 0.1, (5, 6))
-    with pytest.raises(UserError, match="--tau 0: must be above 0"):
+    with pytest.raises(UserError, match="`tau` 0: must be above 0"):
         threshold(held, 0.0)
 
 
@@ -227,7 +227,7 @@ def test_a_cost_model_becomes_a_limit() -> None:
     fitting = [held.damage(a) for a in every if timed.within(a, {"latency": 9.6})]
     assert held.damage(found) == pytest.approx(min(fitting), rel=1e-3)
     assert (ilp(timed, limits={"latency": 5.5}) == 1).all()
-    with pytest.raises(UserError, match=r"--cost-limit latency=5: the cheapest policy .* takes 5\.5 ms"):
+    with pytest.raises(UserError, match=r"`limits` latency=5: the cheapest policy .* takes 5\.5 ms"):
         ilp(timed, limits={"latency": 5.0})
     with pytest.raises(UserError, match=r"no policy of this search space fits .* bytes and 6 latency"):
         ilp(timed, held.size(held.uniform(0)), limits={"latency": 6.0})

@@ -70,6 +70,6 @@ def test_the_file_keeps_the_budget(workspace: Path, tmp_path: Path, strategy: st
 
 
 def test_a_budget_below_every_file_is_refused_at_the_start(workspace: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--budget 0.015MB: the smallest file of this search space takes"):
+    with pytest.raises(UserError, match=r"`budget` 0.015MB: the smallest file of this search space takes"):
         tune(config(workspace, "ilp", budget=15_000.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()

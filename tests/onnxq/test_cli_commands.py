@@ -20,7 +20,7 @@ from passes.model import check, load
 
 Invoke = Callable[..., Result]
 TUNE = (
-    *("--data", "data.npz", "--calibration-samples", "10", "--ranking-samples", "4"),
+    *("--data", "data.npz", "--calibration-samples", "10"),
     *("--objectives", "metric,bytes", "--metric", "sqnr"),
 )
 ROOT = str(Path(__file__).resolve().parents[2])

@@ -23,8 +23,6 @@ TUNE = (
     "data.npz",
     "--calibration-samples",
     "10",
-    "--ranking-samples",
-    "4",
     "--objectives",
     "metric,bytes",
 )
@@ -130,7 +128,8 @@ READERS = ("quantize", "sensitivity", "tune", "eval")
 @pytest.mark.parametrize("command", READERS)
 def test_empty_data_folder(refused: Refused, work: Path, command: str) -> None:
     Path("empty").mkdir()
-    assert "empty: the folder has no images" in refused(*with_data(command, "--data", "empty"))
+    words = "empty: the folder has no test_data_set folders, images or .npz files"
+    assert words in refused(*with_data(command, "--data", "empty"))
 
 
 @pytest.mark.parametrize("command", READERS)
@@ -338,7 +337,24 @@ def test_options_of_tune(refused: Refused, options: tuple[str, ...], words: str)
         ("tune --data data.npz -o run --mode weights --activations uint4", "it goes with --mode static"),
         ("tune --data data.npz -o run --mode weights --calibration entropy", "it goes with --mode static"),
         ("tune --data data.npz -o run --smooth-layers first", "--smooth-layers: nothing here reads it"),
-        ("tune --data data.npz -o run --latency-every 3", "it goes with --objectives latency@DEVICE"),
+        ("tune --data data.npz -o run --latency-every 3", "it goes with --objectives latency@*"),
+        ("tune --data data.npz -o run --objectives metric,bytes --latency-runs 3", "--latency-runs: nothing"),
+        ("tune --data data.npz -o run --permutations 3", "it goes with --strategy shapley"),
+        ("tune --data data.npz -o run --precision 0.1", "threshold, ilp, shapley, nsga2 or auto"),
+        ("tune --data data.npz -o run --strategy ilp --ranking-samples 9", "it goes with --strategy ranking"),
+        ("tune --data data.npz -o run --budget 1MB --front 9", "it goes without --budget"),
+        ("tune --data data.npz -o run --random-calibration --calibration-data d", "without --random-calib"),
+        ("quantize --activations dynamic --calibration entropy", "--calibration: nothing here reads it"),
+        ("quantize --random-calibration --data data.npz", "it goes without --random-calibration"),
+        ("sensitivity --data data.npz --precision 0.1", "--precision: nothing here reads it"),
+        ("sensitivity --data data.npz --schemes gse4 --weights int4", "--weights: nothing here reads it"),
+        ("allocate --tau 0.1", "it goes with --strategy threshold"),
+        ("allocate --strategy threshold --tau 0.1 --front 3", "--front: nothing here reads it"),
+        ("bench --preprocess cifar", "it goes with --data"),
+        ("train --data data.npz --quantizer lsq", "it goes with --method qat"),
+        ("train --data data.npz --temperature 2", "it goes with --distill"),
+        ("train --data data.npz --optimizer adamw --momentum 0.5", "it goes with --optimizer sgd"),
+        ("train --data data.npz --method qat --lambda 0.1", "--lambda: nothing here reads it"),
         (
             "tune --data data.npz -o run --workers 2 --scheduler tcp://h:1",
             "it goes without --workers",
@@ -450,7 +466,7 @@ def test_schemes_of_sensitivity(refused: Refused) -> None:
     assert "smoothing is ~input or ~output" in refused(*options, "gse4~sideways")
     assert "one scale per tensor" in refused(*options, "gse4/uint8:channel")
     assert "and so does --with-activations" in refused(*options, "gse4/uint8", "--with-activations", "uint4")
-    assert "goes with --schemes" in refused(*options[:-1], "--with-activations", "uint4")
+    assert "it goes with --schemes" in refused(*options[:-1], "--with-activations", "uint4")
 
 
 @pytest.mark.parametrize("damping", ["0", "-1", "nan", "inf", "much"])

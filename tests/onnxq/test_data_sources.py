@@ -92,7 +92,7 @@ def test_npz_of_8_bit_images_is_preprocessed(tmp_path: Path, layout: str) -> Non
     data = open_dataset(tmp_path / "d.npz", IMAGE, preprocess="none")
     assert _labels(data) == list(range(6))
     np.testing.assert_array_equal(_all(data), pixels.transpose(0, 3, 1, 2))
-    with pytest.raises(DataError, match="--preprocess"):
+    with pytest.raises(DataError, match="`preprocess`"):
         open_dataset(tmp_path / "d.npz", IMAGE)
 
 
@@ -216,7 +216,7 @@ def _bad_cases(root: Path) -> Iterator[tuple[str, Path, list[InputSpec], str | N
     """(name, what to open, inputs, preprocess, text of the message)."""
     yield "missing", root / "absent", IMAGE, "none", "absent.*does not exist"
     (root / "empty").mkdir()
-    yield "empty", root / "empty", IMAGE, "none", "no images"
+    yield "empty", root / "empty", IMAGE, "none", "images or .npz files"
     for name, text, message in (
         ("malformed", "a.png\n", "labels.txt:1: 'a.png' is malformed"),
         ("negative", "a.png -1\n", "malformed"),
@@ -233,8 +233,8 @@ def _bad_cases(root: Path) -> Iterator[tuple[str, Path, list[InputSpec], str | N
     yield "mixed", root / "mixed", IMAGE, "none", "both beside and inside"
     _write_images(root / "shape", ["a.png"])
     other = [InputSpec("data", F32, ("N", 3, 8, 8))]
-    yield "shape", root / "shape", other, "none", "3x4x6 but model input 'data' takes 3x8x8.*--preprocess"
-    yield "nopre", root / "shape", IMAGE, None, "images need --preprocess"
+    yield "shape", root / "shape", other, "none", "3x4x6 but model input 'data' takes 3x8x8.*`preprocess`"
+    yield "nopre", root / "shape", IMAGE, None, "images need `preprocess`"
     yield "two inputs", root / "shape", PAIR, "none", "ids, mask"
     np.savez(root / "lengths.npz", x=np.zeros((4, 5)), y=np.arange(3))
     yield "lengths", root / "lengths.npz", VECTOR, None, "different lengths"

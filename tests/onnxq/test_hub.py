@@ -131,8 +131,6 @@ def test_tune_from_the_hub(invoke: Callable[..., Result], hub: Path, server: str
         "weights",
         "--objectives",
         "metric,bytes",
-        "--ranking-samples",
-        "4",
     )
     result = invoke("tune", "hub:tinynet-12", "--hub", server, "-o", "run", *options)
     assert result.exit_code == 0, result.output
@@ -154,7 +152,7 @@ def test_a_model_without_a_hash_needs_a_flag(
     hub: Path, tmp_path: Path, invoke: Callable[..., Result], sha: Any
 ) -> None:
     _with_sha(hub, sha)
-    with pytest.raises(DataError, match=r"has no SHA-256 for .* give --allow-unverified"):
+    with pytest.raises(DataError, match=r"has no SHA-256 for .* give `allow_unverified`"):
         fetch("hub:tinynet", str(hub))
     refused = invoke("info", "hub:tinynet", "--hub", str(hub))
     assert refused.exit_code == 2

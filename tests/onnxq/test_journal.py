@@ -106,7 +106,7 @@ def test_mismatch_names_every_field(tmp_path: Path) -> None:
     assert "seed was 0 and is now 1" in message
     assert "limit was nothing and is now 400" in message
     assert "data" not in message.replace(str(tmp_path), "")
-    assert "another -o folder, or --fresh" in message
+    assert "another folder, or `fresh`" in message
     assert (tmp_path / JOURNAL_NAME).read_bytes() == before
 
 

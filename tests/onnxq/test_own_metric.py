@@ -24,7 +24,7 @@ Invoke = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = "own_metrics:OutputError"
 TUNE = (
-    *("--calibration-samples", "10", "--ranking-samples", "4", "--objectives", "metric,bytes"),
+    *("--calibration-samples", "10", "--objectives", "metric,bytes"),
     *("--mode", "static", "--threads", "1"),
 )
 

@@ -123,12 +123,12 @@ def test_sensitivities_are_measured_on_samples_that_rounding_has_not_seen() -> N
     config = TuneConfig(model="", data="", rounding="gptq")
     fit, seen = (
         {int(v) for batch in part.batches(4) for v in batch.inputs["x"][:, 0, 0, 0]}
-        for part in parted(data, model, config)
+        for part in parted(data, model, config.rounding_options)
     )
     assert not fit & seen
     assert fit | seen == set(range(30))
     assert len(fit) % 8 == 0
-    nearest = parted(data, model, dataclasses.replace(config, rounding="nearest"))
+    nearest = parted(data, model, TuneConfig(model="", data="").rounding_options)
     assert [len(part) for part in nearest] == [30, 30]
 
 

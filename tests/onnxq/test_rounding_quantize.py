@@ -249,7 +249,7 @@ def test_a_trellis_is_not_learned_and_that_is_told() -> None:
 
 
 def test_without_data_it_is_an_error_of_one_sentence() -> None:
-    with pytest.raises(PolicyError, match=r"rounding=gptq needs calibration data; give --data"):
+    with pytest.raises(PolicyError, match=r"rounding=gptq needs calibration data; give `data`"):
         Quantize(weights="int4", activations="float", rounding="gptq")(network(), Context())
 
 
@@ -317,7 +317,7 @@ def test_command_line(tmp_path: Path, invoke: Any, tiny: Path, tiny_data: Path) 
     ]
     missing = invoke(*options)
     assert missing.exit_code == 2
-    assert "--rounding gptq looks at calibration data; give --data" in missing.stderr
+    assert "--rounding gptq looks at calibration data; give `data`" in missing.stderr
     assert not target.exists()
     made = invoke(*options, "--data", tiny_data)
     assert made.exit_code == 0, made.stderr

@@ -292,9 +292,9 @@ def test_limits_on_operations_and_on_a_device_hold_for_every_candidate(workspace
     with pytest.raises(UserError, match="has no cost for int4:channel"):
         tune(by_bits(workspace, "ilp", **limits, weights=("int4:channel", "gse4")), workspace / "refused")
     assert not (workspace / "refused").exists()
-    with pytest.raises(UserError, match="--bops-budget: ranking knows no limits"):
+    with pytest.raises(UserError, match="`bops_budget`: ranking knows no limits"):
         tune(by_bits(workspace, "ranking", bops_budget=most), workspace / "refused")
-    with pytest.raises(UserError, match="--cost-limit power=3: there is no resource 'power'"):
+    with pytest.raises(UserError, match="`limits` power=3: there is no resource 'power'"):
         tune(by_bits(workspace, "ilp", limits=("power=3",)), workspace / "refused")
 
 
@@ -319,7 +319,7 @@ def test_sensitivities_of_activations_and_of_pairs(workspace: Path) -> None:
         row = paired.problem.layers.index(layer)
         # Added up, they are what the integer program goes by.
         assert paired.problem.cost[row, 0] == pytest.approx(weights + activations, rel=1e-6)
-    with pytest.raises(UserError, match="names activations, and so does --with-activations"):
+    with pytest.raises(UserError, match="names activations, and so does `with_activations`"):
         sensitivities(model, data, ["int4/uint8"], activations=["uint3"])
 
 
@@ -347,5 +347,5 @@ def test_one_more_scheme_measures_only_that_one(workspace: Path) -> None:
     assert len(after) == 1 + 15
     assert all(more.entries[key] == entry for key, entry in first.entries.items())
     assert len((folder / "sensitivity.csv").read_text().splitlines()) == 16
-    with pytest.raises(ResumeError, match="--seed"):
+    with pytest.raises(ResumeError, match="`seed`"):
         sensitivities(model, data, ["gse2"], folder, settings=Settings(seed=1))

@@ -196,7 +196,7 @@ def test_finished_run_measures_nothing_again(
 
 
 def test_resume_with_something_else_names_it(workspace: Path, finished: tuple[Path, TuneResult]) -> None:
-    with pytest.raises(ResumeError, match="--seed"):
+    with pytest.raises(ResumeError, match="`seed`"):
         tune(config(workspace, seed=1), finished[0])
 
 
@@ -230,7 +230,7 @@ def test_rounding_on_data_is_in_the_candidates(workspace: Path, tmp_path: Path) 
     assert all("rounding=gptq" in recipe.read_text() for recipe in recipes)
     with pytest.raises(ResumeError, match="rounding"):
         tune(config(workspace, **options), tmp_path / "rounded")
-    with pytest.raises(UserError, match="--rounding up"):
+    with pytest.raises(UserError, match="`rounding` up"):
         tune(config(workspace, **options, rounding="up"), tmp_path / "none")
 
 

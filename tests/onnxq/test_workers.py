@@ -115,7 +115,7 @@ def test_dask_cluster_gives_the_same_front_though_a_worker_dies(
 
 def test_a_scheduler_that_is_not_there_is_one_sentence(tiny: Path, tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
-    with pytest.raises(UserError, match=r"--scheduler nonsense://here: cannot be reached"):
+    with pytest.raises(UserError, match=r"`scheduler` nonsense://here: cannot be reached"):
         tune(config(tiny, tiny_data, scheduler="nonsense://here"), tmp_path)
 
 
