@@ -11,13 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper, parser
 
-import passes.model
+import passes.graph.model
 from onnxq.proof.running import Runner
 from onnxq.session import load_session
 from onnxq.session_weights import without_weights
-from passes.external_data import Reference, is_external
-from passes.model import Model, load, save
-from passes.recipe import parse_recipe
+from passes.core.recipe import parse_recipe
+from passes.graph.external_data import Reference, is_external
+from passes.graph.model import Model, load, save
 
 TEXT = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,128] x) => (float[N,128] y) { y = MatMul(x, w) }'
 X = {"x": np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)}
