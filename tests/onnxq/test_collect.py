@@ -17,7 +17,7 @@ from onnxq.calibration import ranges as ranges_module
 from onnxq.data import Dataset, InputSpec, input_specs, open_dataset, random_dataset
 from passes import Decode, Quantize
 from passes.core.errors import DataError, GraphError, ModelFileError, UnsupportedModelError
-from passes.graph.boundary import model as passes_model
+from passes.graph import model as passes_model
 from tests.nets import Net
 
 WIDTH = 8

@@ -15,7 +15,7 @@ import pytest
 from onnxq import files
 from onnxq.files import atomic_write, atomic_write_json, canonical_json, sha256_bytes, sha256_file
 from passes.core.errors import OutputError
-from passes.graph.boundary import scratch
+from passes.graph import scratch
 
 
 def _names(folder: Path) -> list[str]:
