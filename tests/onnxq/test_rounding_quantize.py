@@ -317,7 +317,7 @@ def test_command_line(tmp_path: Path, invoke: Any, tiny: Path, tiny_data: Path) 
     ]
     missing = invoke(*options)
     assert missing.exit_code == 2
-    assert "--rounding gptq looks at calibration data; give `data`" in missing.stderr
+    assert "--rounding gptq looks at calibration data; give --data" in missing.stderr
     assert not target.exists()
     made = invoke(*options, "--data", tiny_data)
     assert made.exit_code == 0, made.stderr
