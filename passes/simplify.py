@@ -208,14 +208,14 @@ def _scalar_ranges(top: gs.Graph, graph: gs.Graph) -> bool:
     return changed
 
 
-def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
-    """Let graphsurgeon work out constant nodes of one graph; True if any went."""
+def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> tuple[bool, int]:
+    """Let graphsurgeon work out constant nodes of one graph.
+
+    Returns whether any went, and the bytes that those which stay computed would have taken.
+    """
     sort_nodes(graph)
     folding = _Folding.of(graph, types, limit)
     chosen, cost = folding.worth(graph)
-    if cost:
-        text = f"constants that nodes compute stay computed: stored, they would take {cost} bytes"
-        context.note("info", "", text)
     heavy = fold_heavy(graph, [node for node in graph.nodes if node.name in chosen])
     foldable = [
         node
@@ -223,7 +223,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
         if node.name in chosen and all(t.is_empty() or is_constant(t) for t in node.inputs)
     ]
     if not foldable:
-        return heavy
+        return heavy, cost
     before = sum(isinstance(tensor, gs.Constant) for tensor in graph.tensors().values())
     # fold_shapes stays off: graphsurgeon ignores Shape's start and end and drops casts around integer
     # division. flatten_subgraphs stays off: it loses outputs that are constants.
@@ -242,7 +242,7 @@ def _fold(graph: gs.Graph, types: Types, limit: int, context: Context) -> bool:
     for node in foldable:
         if any(tensor.outputs for tensor in node.outputs):  # a folded node has lost its outputs
             context.note("info", node.name, f"{node.op} of constants cannot be worked out here; it stays")
-    return heavy or after != before
+    return heavy or after != before, cost
 
 
 @register
@@ -272,11 +272,16 @@ class Simplify(RepeatedPass):
                 current.ir_version = graph.ir_version
                 changed |= _lower_constants(current)
         changed |= fold_shapes(graph, types)
+        unstored = 0
         for current, path in list(subgraphs(graph)):
             if not path or may_nest:
                 changed |= _scalar_ranges(graph, current)
-                changed |= _fold(current, types, self.size_limit, context)
+                folded, cost = _fold(current, types, self.size_limit, context)
+                changed, unstored = changed | folded, unstored + cost
             changed |= fold_pads(current, types, context)
+        if unstored:
+            text = f"constants that nodes compute stay computed: stored, they would take {unstored} bytes"
+            context.note("info", "", text)
         return changed | self._drop_dead(graph, context)
 
     def _drop_dead(self, graph: gs.Graph, context: Context) -> bool:

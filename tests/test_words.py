@@ -53,7 +53,10 @@ def test_fields_become_the_options_of_the_running_command() -> None:
     assert as_flags("`modes` alone") == "modes alone"
 
 
-@pytest.mark.parametrize("command", ["tune", "train", "quantize", "sensitivity", "allocate", "bench"])
+COMMANDS = ["tune", "train", "quantize", "sensitivity", "allocate", "bench", "apply"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_rule_is_about_options_that_the_command_has(command: str) -> None:
     from onnxq.cli.app import cli
     from onnxq.cli.unread import rules_of
@@ -64,7 +67,7 @@ def test_every_rule_is_about_options_that_the_command_has(command: str) -> None:
     rules = rules_of(command)
     assert rules
     assert rules.keys() <= names
-    assert {when.field for conditions in rules.values() for when in conditions} <= names
+    assert {field for conditions in rules.values() for when in conditions for field in when.fields} <= names
 
 
 @pytest.mark.parametrize("command", ["tune", "train"])

@@ -39,6 +39,8 @@ from passes.graph.model import Model, every_graph
 
 __all__ = ["Proof", "Reference"]
 
+# Below this the noise is about as large as the outputs are, in dB.
+_RUINED = 3.0
 # Looking for sizes that the given model accepts.
 _SEARCH_SECONDS = 20.0
 # The same once some of the outputs tell something.
@@ -71,6 +73,8 @@ class Proof:
         told = f"compared with the given model on {self.feeds} {what}{'s' * (self.feeds > 1)}"
         if self.sqnr is not None and math.isfinite(self.sqnr):
             told += f", SQNR {self.sqnr:.1f} dB"
+            if self.sqnr < _RUINED:
+                told += ": little is left of its outputs; measure both with eval"
         return told
 
     def to_json(self) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class When:
     """Where an option is read: another option has one of these values, is given, or is absent.
 
     Attributes:
-        field: the other option. values: patterns of its values, or of one of several; none means any.
+        field: the other option, or several as in `data|calibration_data`, of which one does.
+        values: patterns of its values, or of one of several; none means any.
         absent: whether it must not be given, or not have these values.
     """
 
@@ -54,7 +55,13 @@ class When:
         """What the option goes with, as in "with `rounding` gptq or adaround"."""
         words = list(self.values)
         values = " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-        return f"{'without' if self.absent else 'with'} `{self.field}` {values}".rstrip()
+        fields = " or ".join(f"`{name}`" for name in self.fields)
+        return f"{'without' if self.absent else 'with'} {fields} {values}".rstrip()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The other options, one by one."""
+        return tuple(self.field.split("|"))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,14 @@ def test_a_quantized_model_is_told_its_noise(tmp_path: Path) -> None:
     assert "on 8 samples, SQNR" in written.proof.sentence()
 
 
+def test_outputs_of_which_little_is_left_are_told(tmp_path: Path) -> None:
+    model = small()
+    made = oq.Quantize(weights="int8:channel", activations="float")(Scale(-1)(model).model).model
+    ruined = Model(made.proto).rewritten("quantize", model, exact=False)
+    told = write_model(ruined, tmp_path / "out.onnx").proof.sentence()
+    assert "dB: little is left of its outputs; measure both with eval" in told
+
+
 def test_samples_of_another_shape_are_compared_too(tmp_path: Path) -> None:
     net = Net()
     x = net.input("x", ["N", "length"], TensorProto.INT64)
