@@ -316,7 +316,7 @@ def test_the_plan_is_what_stands_in_the_file(placement: str, rounding: str) -> N
     model = net.model(net.conv(x, 16, 8, name="second"))
     dataset = random_dataset(input_specs(model.proto), 4, 0)
     ranges = CalibratedRanges(dataset, "minmax")
-    kinds = WEIGHTS if rounding == "nearest" else ("int8:channel", "int3:channel", "gse4", "mxfp4")
+    kinds = WEIGHTS if rounding == "nearest" else ("int3:channel", "mxfp4")
     given = ACTIVATIONS if rounding == "nearest" else ("float", "uint8")
     for weights, activations in itertools.product(kinds, given):
         choice = LayerPolicy(
