@@ -28,10 +28,10 @@ import onnxruntime as ort
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from passes.base import Context, Pass
-from passes.errors import GraphError, UserError
+from passes.core.base import Context, Pass
+from passes.core.errors import GraphError, UserError
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.model import Model, check
+from passes.graph.model import Model, check
 from passes.simplify import Simplify
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")

@@ -30,9 +30,9 @@ from onnxq.runners import open_runner
 from onnxq.runners.agreement import distance, refuse_disagreement
 from onnxq.runners.timing import Comparison, compare
 from onnxq.tuning import TuneConfig, tune
-from passes.errors import UserError
-from passes.model import Model
-from passes.recipe import parse_recipe
+from passes.core.errors import UserError
+from passes.core.recipe import parse_recipe
+from passes.graph.model import Model
 from tests.rpc import serve, track
 
 ROOT = Path(__file__).resolve().parents[1]

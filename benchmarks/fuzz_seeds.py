@@ -170,8 +170,8 @@ def _odd_types() -> onnx.ModelProto:
 def _quantized(weights: str, activations: str) -> onnx.ModelProto:
     from onnxq.data import input_specs, random_dataset
     from onnxq.public import range_provider
-    from passes.base import Context
-    from passes.model import Model
+    from passes.core.base import Context
+    from passes.graph.model import Model
     from passes.quantize import Quantize
 
     source = Model(_conv_bn())

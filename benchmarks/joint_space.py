@@ -28,7 +28,7 @@ from onnxq.tuning.models import saved_bytes
 from onnxq.tuning.prepare import RecordedRanges, calibrate_once
 from onnxq.tuning.space import Space
 from passes import Context, LayerPolicy, Quantize
-from passes.layers import macs
+from passes.graph.layers import macs
 from passes.opset import upgrade
 from passes.policy import Policy
 from passes.quantize import activation_scheme, required_policy_opset, weight_scheme

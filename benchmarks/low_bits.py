@@ -31,7 +31,7 @@ from onnxq.evaluation import Score
 from onnxq.public import evaluate
 from onnxq.rounding import DataRounder
 from passes import Context, Model, Quantize, load, save
-from passes.base import Pass
+from passes.core.base import Pass
 from passes.equalize import Equalize
 from passes.opset import upgrade
 

@@ -43,11 +43,11 @@ from onnxq.tuning.strategies import Search
 from onnxq.tuning.strategies.ilp import paired as with_neighbours
 from onnxq.tuning.strategies.shapley import shapley_state
 from passes import Context, LayerPolicy, Quantize, Scheme, find_layers, save
-from passes.layers import macs
+from passes.formats.sizes import layer_bytes
+from passes.graph.layers import macs
 from passes.opset import upgrade
 from passes.policy import Policy
 from passes.quantize import required_policy_opset
-from passes.sizes import layer_bytes
 
 SCHEMES = "gse2,gse3,gse4,gse6,gse8"
 SHARES = (0.67, 0.5, 0.4, 0.33)

@@ -27,9 +27,9 @@ from onnx import helper, numpy_helper, version_converter
 from onnx.backend.test.loader import load_model_tests
 
 from benchmarks.opset_cases import Case, hand_made
-from passes.base import Context
-from passes.errors import UnsupportedModelError, UserError
-from passes.model import Model, check
+from passes.core.base import Context
+from passes.core.errors import UnsupportedModelError, UserError
+from passes.graph.model import Model, check
 from passes.opset.runtime import newest_runtime_opset
 from passes.opset.schemas import transitions
 from passes.opset.upgrading import upgrade

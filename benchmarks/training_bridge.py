@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from models.train import register_torchvision
 from onnxq.training.network import Network
-from passes.errors import UserError
-from passes.model import Model, load, serialize
+from passes.core.errors import UserError
+from passes.graph.model import Model, load, serialize
 
 NETS = {
     "resnet18": 224,

@@ -28,7 +28,7 @@ from onnxq.data import input_specs, open_dataset
 from onnxq.training.config import TrainConfig
 from onnxq.training.run import Run
 from onnxq.training.trainer import Trainer
-from passes.model import load
+from passes.graph.model import load
 
 MODEL = "models/resnet20.onnx"
 KINDS = ("qat", "msq")

@@ -25,7 +25,7 @@ from onnxq.training.run import Run
 from onnxq.training.search import supernet_of
 from onnxq.training.supernet import Supernet
 from onnxq.training.trainer import accuracy
-from passes.model import load
+from passes.graph.model import load
 
 BATCHES = 20
 

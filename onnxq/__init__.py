@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from passes import parse_recipe as parse_recipe
     from passes import select_layers as select_layers
     from passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
-    from passes.golden import GoldenMismatch as GoldenMismatch
-    from passes.golden import canonical_text as canonical_text
-    from passes.golden import check_golden as check_golden
+    from passes.golden.text import GoldenMismatch as GoldenMismatch
+    from passes.golden.text import canonical_text as canonical_text
+    from passes.golden.text import check_golden as check_golden
     from passes.simplify import Simplify as Simplify
 
 __all__ = [
@@ -135,7 +135,7 @@ _PLACES = {
     "onnxq.tuning": ("TuneConfig", "TuneResult", "build_candidate", "tune"),
     "onnxq.tuning.sensitivities": ("SensitivityTable", "sensitivities"),
     "passes.fold_batchnorm": ("FoldBatchNorm",),
-    "passes.golden": ("GoldenMismatch", "canonical_text", "check_golden"),
+    "passes.golden.text": ("GoldenMismatch", "canonical_text", "check_golden"),
     "passes.simplify": ("Simplify",),
 }
 _HOME = {name: module for module, names in _PLACES.items() for name in names}

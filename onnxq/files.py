@@ -17,8 +17,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from passes.errors import OutputError
-from passes.scratch import Scratch, lock_descriptor, remove_leftovers, scratch_folder, temporary_name
+from passes.core.errors import OutputError
+from passes.graph.scratch import Scratch, lock_descriptor, remove_leftovers, scratch_folder, temporary_name
 
 __all__ = [
     "Scratch",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from passes.layers import LAYER_OPS
-from passes.model import Model, every_graph
+from passes.graph.layers import LAYER_OPS
+from passes.graph.model import Model, every_graph
 from runtime_ops.functions import DOMAIN
 
 __all__ = ["SMALL", "FloatWeight", "float_weights"]

@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 from onnxq.documents import anything, each, integer, record, table, text
 from onnxq.files import atomic_write, sha256_file
-from passes.errors import DataError, UserError
-from passes.jsontext import parse_json
+from passes.core.errors import DataError, UserError
+from passes.graph.jsontext import parse_json
 
 __all__ = ["UNVERIFIED", "fetch", "is_hub", "resolve"]
 

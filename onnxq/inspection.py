@@ -13,22 +13,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
-from passes.errors import UserError
-from passes.external_data import tensor_array
-from passes.jsontext import parse_json
-from passes.light import without_values
-from passes.model import Model, every_graph
+from passes.core.errors import UserError
+from passes.formats import simulation_of, stream_of
+from passes.graph.external_data import tensor_array
+from passes.graph.jsontext import parse_json
+from passes.graph.light import without_values
+from passes.graph.model import Model, every_graph
 from passes.policy import Policy
-from runtime_ops.functions import GSE_OP, SIMULATED_OP, STREAM_OPS, TCQ_OP
 
 __all__ = ["LayerFacts", "describe", "layer_facts"]
 
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1}
 _MOVES = {"Reshape", "Transpose", "Identity", "Cast", "Slice", "Squeeze", "Unsqueeze", "Flatten"}
-# What makes a float weight of codes.
-_DECODERS = {"DequantizeLinear", *STREAM_OPS}
 _BITS = {
     "int2": 2,
     "uint2": 2,
@@ -39,6 +38,7 @@ _BITS = {
     "int16": 16,
     "uint16": 16,
     "int32": 32,
+    "float16": 16,
 }
 
 
@@ -67,6 +67,11 @@ class LayerFacts:
         """Whether the weights are stored in a wider type than their scheme needs."""
         wanted = "".join(c for c in self.policy.split(":")[0].split("/")[0] if c.isdigit())
         return bool(wanted) and int(wanted) < self.stored_bits
+
+
+def _decodes(node: onnx.NodeProto) -> bool:
+    """Whether the node makes a float weight of codes."""
+    return node.op_type == "DequantizeLinear" or stream_of(node.domain, node.op_type) is not None
 
 
 def _dtype(number: int) -> str:
@@ -113,7 +118,7 @@ class _Reader:
             name, maker = self.origin(node.input[index])
             if name in self.held:
                 return name, None
-            if maker is not None and maker.op_type in _DECODERS and maker.input[0] in self.held:
+            if maker is not None and _decodes(maker) and maker.input[0] in self.held:
                 return maker.input[0], maker
         return None
 
@@ -129,7 +134,7 @@ class _Reader:
         block = next((a.i for a in maker.attribute if a.name == "block_size"), 0) if maker is not None else 0
         middle = node.input[3] if node.op_type.endswith("Integer") and len(node.input) > 3 else ""
         if kind == "uint8" and middle in self.held and np.all(tensor_array(self.held[middle]) == 128):
-            kind = "int8"  # the same symmetric weights, around 128 (passes/dynamic.py)
+            kind = "int8"  # the same symmetric weights, around 128 (passes/placement/dynamic.py)
         parts = [kind]
         if block:
             parts.append(f"block{block}")
@@ -140,16 +145,16 @@ class _Reader:
         return ":".join(parts)
 
     def _stream_scheme(self, maker: onnx.NodeProto) -> str:
-        """The scheme of a bit stream (passes/packed.py), from its node's attributes."""
-        held, shape = _integers(maker), next((a.ints for a in maker.attribute if a.name == "shape"), ())
-        if maker.op_type == TCQ_OP:
-            return f"tcq{held.get('bits', 0)}"
-        size = held.get("group_size", 0)
-        block = f"block{size}" if size < math.prod(shape[1:]) else "channel"
-        if maker.op_type == GSE_OP:
-            return f"gse{held.get('bits', 0)}:block{size}"
-        zeros = tensor_array(self.held[maker.input[2]]) if maker.input[2] in self.held else None
-        return f"int{held.get('bits', 0)}:{block}" + (":asym" if zeros is not None and zeros.any() else "")
+        """The scheme of a bit stream (passes/formats/), from its node's attributes."""
+        stream = stream_of(maker.domain, maker.op_type)
+        assert stream is not None  # `weight` said so
+        shape = next((tuple(a.ints) for a in maker.attribute if a.name == "shape"), ())
+
+        def array(index: int) -> npt.NDArray[Any] | None:
+            name = maker.input[index]
+            return tensor_array(self.held[name]) if name in self.held else None
+
+        return stream.text(_integers(maker), shape, array)
 
     def _dynamic_scale(self, node: onnx.NodeProto) -> str:
         """The weight scale of an integer operator: the constant of the Mul behind its result."""
@@ -162,9 +167,9 @@ class _Reader:
             return "uint8:dynamic"
         index = 0 if self.origin(node.input[0])[0] not in self.held else 1
         _, maker = self.origin(node.input[index])
-        if maker is not None and maker.op_type == SIMULATED_OP:
-            held = _integers(maker)
-            return f"gse{held.get('bits', 0)}:block{held.get('group_size', 0)}"
+        simulation = simulation_of(maker.domain, maker.op_type) if maker is not None else None
+        if maker is not None and simulation is not None:
+            return simulation.text(_integers(maker))
         if maker is None or maker.op_type != "DequantizeLinear":
             return "float"
         zero = maker.input[2] if len(maker.input) > 2 else ""
@@ -266,7 +271,8 @@ def _values(values: Any, skip: set[str]) -> list[dict[str, Any]]:
 def _parameters(model: Model, layers: Sequence[LayerFacts]) -> int:
     """Numbers in initializers; of a bit stream those that it decodes to, its tables not counted."""
     graphs = list(every_graph(model.proto.graph))
-    streams = {name for g in graphs for node in g.node if node.op_type in STREAM_OPS for name in node.input}
+    nodes = [node for graph in graphs for node in graph.node]
+    streams = {name for node in nodes if stream_of(node.domain, node.op_type) for name in node.input}
     plain: int = sum(math.prod(t.dims) for g in graphs for t in g.initializer if t.name not in streams)
     return plain + sum(layer.parameters for layer in layers if layer.weight in streams)
 

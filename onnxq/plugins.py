@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["guarded", "import_object", "registered"]
 

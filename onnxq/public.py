@@ -9,8 +9,8 @@ from onnxq.data import Dataset, Preprocess, input_specs
 from onnxq.data import open_dataset as _open_dataset
 from onnxq.evaluation import Score, evaluate_file
 from onnxq.rounding import DataRounder
-from passes.base import Context, RangeProvider
-from passes.model import Model
+from passes.core.base import Context, RangeProvider
+from passes.graph.model import Model
 
 __all__ = ["calibrate", "evaluate", "open_dataset", "range_provider"]
 

@@ -12,13 +12,13 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
-import passes.model
+import passes.graph.model
 from onnxq.machine import saturates
 from onnxq.session_weights import float_bytes, hand_over, is_outside, without_weights
-from passes.decoding import decoded_bytes, has_packed_weights
-from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.external_data import KEPT_BYTES
-from passes.model import Model, every_graph, load, on_disk
+from passes.core.errors import InvalidModelError, UnsupportedModelError
+from passes.decode import decoded_bytes, has_packed_weights
+from passes.graph.external_data import KEPT_BYTES
+from passes.graph.model import Model, every_graph, load, on_disk
 
 __all__ = [
     "float_weights_only",
@@ -170,7 +170,7 @@ def _refusals(name: str) -> Iterator[None]:
 
 def _spare_memory(proto: onnx.ModelProto, options: ort.SessionOptions) -> None:
     """A kernel's own copy of its weights is worth its memory only while that is small."""
-    if float_bytes(proto) > passes.model.LARGE:
+    if float_bytes(proto) > passes.graph.model.LARGE:
         options.add_session_config_entry("session.disable_prepacking", "1")
 
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-import passes.model
-from passes.decoding import decode_each, decode_weights, decoded_bytes
-from passes.external_data import element_type, fill, has_references, mapped, point, reference
-from passes.light import without_values
-from passes.model import Model, is_large
-from passes.spilling import Store
+import passes.graph.model
+from passes.decode import decode_each, decode_weights, decoded_bytes
+from passes.graph.external_data import element_type, fill, has_references, mapped, point, reference
+from passes.graph.light import without_values
+from passes.graph.model import Model, is_large
+from passes.graph.spilling import Store
 
 __all__ = ["float_bytes", "hand_over", "is_outside", "without_weights"]
 
@@ -36,7 +36,7 @@ def hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Mod
     External initializers are what ONNX Runtime fuses, lays out and prepacks like weights of the file.
     The values must live as long as the session. own: the model is nobody else's and may be taken apart.
     """
-    if float_bytes(model.proto) > passes.model.LARGE:
+    if float_bytes(model.proto) > passes.graph.model.LARGE:
         # What is handed over is copied; a temporary file is mapped.
         store = Store()
         held, tensors = decode_each(model, store.add, own=own)

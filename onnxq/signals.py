@@ -105,6 +105,6 @@ def _end_at_eof(pipe: Connection) -> None:
 
 def _remove_live() -> None:
     # Not imported: loading `passes` takes half a second, which `onnxq --help` need not wait for.
-    scratch = sys.modules.get("passes.scratch")
+    scratch = sys.modules.get("passes.graph.scratch")
     if scratch is not None:
         scratch.remove_live()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.base import (
+from passes.core.base import (
     Context,
     GraphPass,
     Note,
@@ -13,19 +13,19 @@ from passes.base import (
     pass_names,
     register,
 )
-from passes.decoding import Decode
+from passes.core.errors import UserError
+from passes.core.recipe import format_pass, load_recipe, parse_recipe
+from passes.decode import Decode
 from passes.equalize import Equalize
-from passes.errors import UserError
 from passes.exclude import Exclude, exclude
 from passes.fold_batchnorm import FoldBatchNorm
+from passes.graph.layers import Layer, find_layers, macs
+from passes.graph.model import Model, check, load, save
+from passes.graph.select import select_layers
 from passes.inline_functions import InlineFunctions
-from passes.layers import Layer, find_layers, macs
-from passes.model import Model, check, load, save
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 from passes.preparation import preparation
 from passes.quantize import Quantize
-from passes.recipe import format_pass, load_recipe, parse_recipe
-from passes.select import select_layers
 from passes.simplify import Simplify
 from passes.smooth import Smooth
 

@@ -40,11 +40,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.base import Context, Pass, register
-from passes.editing import add_constant, consumers, is_constant, unique_name, values
-from passes.graph import export_graph, import_graph
-from passes.layers import Layer, graph_layers, weight_index
-from passes.model import Model
+from passes.core.base import Context, Pass, register
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.editing import add_constant, consumers, is_constant, unique_name, values
+from passes.graph.layers import Layer, graph_layers, weight_index
+from passes.graph.model import Model
 
 __all__ = ["EQUALIZE_KEY", "Equalize"]
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from passes.base import Context, Pass, register
-from passes.graph import import_graph
-from passes.jsontext import stored_texts
-from passes.model import Model
+from passes.core.base import Context, Pass, register
+from passes.graph.boundary import import_graph
+from passes.graph.jsontext import stored_texts
+from passes.graph.model import Model
+from passes.graph.select import select, select_layers
 from passes.policy import Policy
-from passes.select import select, select_layers
 
 __all__ = ["EXCLUDE_KEY", "Exclude", "exclude"]
 

@@ -2,7 +2,7 @@
 
     a = scale / sqrt(var + epsilon),  b = shift - mean * a,  all [C], channels are axis 1 of x
 
-Tried in this order (the maths of merging, and what it refuses, is in passes/affine.py):
+Tried in this order (the maths of merging, and what it refuses, is in passes/folding/affine.py):
  1. into the Conv, ConvTranspose, Gemm or MatMul that makes x;
  2. into every Conv, Gemm or MatMul that reads y;
  3. standalone=depthwise: the BatchNormalization becomes a depthwise 1x1 Conv with weight a and bias b.
@@ -35,10 +35,10 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.affine import WEIGHTED, Affine, merge_before, merge_behind
-from passes.base import Context, RepeatedPass, register
-from passes.editing import add_shared, consumers, is_constant, subgraphs, values
-from passes.inference import Types, infer_types
+from passes.core.base import Context, RepeatedPass, register
+from passes.folding.affine import WEIGHTED, Affine, merge_before, merge_behind
+from passes.graph.editing import add_shared, consumers, is_constant, subgraphs, values
+from passes.graph.inference import Types, infer_types
 
 __all__ = ["FoldBatchNorm"]
 

@@ -13,25 +13,21 @@ Passes see the main graph and what is nested in it; a layer in a function would 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
 from onnx import inliner
 
-from passes.base import Context, Pass, register
-from passes.layers import LAYER_OPS
-from passes.light import without_values
-from passes.model import Model, every_graph
+from passes.core.base import Context, Pass, register
+from passes.graph.function_layers import Key, LayerSearch, called, function_key, functions_with_layers
+from passes.graph.light import without_values
+from passes.graph.model import Model, every_graph
 from passes.opset.conversion import ConversionError
 from passes.opset.upgrading import align_functions
-from runtime_ops.functions import DOMAIN
 
-__all__ = ["InlineFunctions", "functions_with_layers"]
+__all__ = ["InlineFunctions"]
 
-Key = tuple[str, str, str]
-_STANDARD = ("", "ai.onnx")
 _REFUSALS = (
     ConversionError,
     RuntimeError,
@@ -39,67 +35,6 @@ _REFUSALS = (
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
 )
-
-
-def _called(node: onnx.NodeProto) -> Key:
-    return node.domain, node.op_type, node.overload
-
-
-def _key(function: onnx.FunctionProto) -> Key:
-    return function.domain, function.name, function.overload
-
-
-class _Search:
-    """One walk over a model's calls, with what is constant at each."""
-
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.functions = {_key(held): held for held in proto.functions if held.domain != DOMAIN}
-        self.holding: dict[Key, onnx.FunctionProto] = {}
-        self._seen: dict[tuple[Key, tuple[bool, ...]], bool] = {}
-        self._walk(proto.graph.node, _initializers(proto.graph))
-
-    def _walk(self, nodes: Iterable[onnx.NodeProto], constant: set[str]) -> bool:
-        """Whether the nodes hold a layer; adds to `constant` the names that they work out of constants."""
-        holds = False
-        for node in nodes:
-            holds |= _is_layer(node, constant) or self._call(node, constant)
-            graphs = [g for attribute in node.attribute for g in (attribute.g, *attribute.graphs)]
-            for graph in graphs:
-                holds |= self._walk(graph.node, constant | _initializers(graph))
-            if all(name in constant for name in node.input if name):
-                constant.update(node.output)
-        return holds
-
-    def _call(self, node: onnx.NodeProto, constant: set[str]) -> bool:
-        function = self.functions.get(_called(node))
-        if function is None:
-            return False
-        given = tuple(name in constant for name in node.input)
-        call = (_called(node), given)
-        if call not in self._seen:
-            self._seen[call] = False  # a function that calls itself is none that ONNX allows
-            known = {name for name, held in zip(function.input, given, strict=False) if held}
-            self._seen[call] = self._walk(function.node, known)
-        if self._seen[call]:
-            self.holding[_called(node)] = function
-        return self._seen[call]
-
-
-def _initializers(graph: onnx.GraphProto) -> set[str]:
-    return {tensor.name for tensor in graph.initializer}
-
-
-def _is_layer(node: onnx.NodeProto, constant: set[str]) -> bool:
-    if node.op_type not in LAYER_OPS or node.domain not in _STANDARD or len(node.input) < 2:
-        return False
-    weights = [name in constant for name in node.input[:2]]
-    return weights == [False, True] or (node.op_type == "MatMul" and weights == [True, False])
-
-
-def functions_with_layers(proto: onnx.ModelProto) -> list[str]:
-    """Names (`domain::name`) of the model-local functions that hold layers."""
-    holding = _Search(proto).holding if proto.functions else ()
-    return sorted({f"{domain}::{name}" for domain, name, _ in holding})
 
 
 @register
@@ -133,7 +68,7 @@ class InlineFunctions(Pass):
 
 
 def _inlined(source: onnx.ModelProto) -> onnx.ModelProto:
-    proto, holding = onnx.ModelProto(), _Search(source).holding
+    proto, holding = onnx.ModelProto(), LayerSearch(source).holding
     proto.CopyFrom(source)
     del proto.functions[:]
     proto.functions.extend(holding.values())
@@ -152,17 +87,17 @@ def _inlined(source: onnx.ModelProto) -> onnx.ModelProto:
 
 def _still_called(graph: onnx.GraphProto, source: onnx.ModelProto) -> list[onnx.FunctionProto]:
     """The source's functions without those that the graph no longer calls, directly or through others."""
-    known = {_key(held): held for held in source.functions}
+    known = {function_key(held): held for held in source.functions}
 
     def reached(graph: onnx.GraphProto) -> set[Key]:
         found: set[Key] = set()
-        waiting = [_called(node) for held in every_graph(graph) for node in held.node]
+        waiting = [called(node) for held in every_graph(graph) for node in held.node]
         while waiting:
             key = waiting.pop()
             if key in known and key not in found:
                 found.add(key)
                 body = onnx.GraphProto(node=known[key].node)
-                waiting.extend(_called(node) for held in every_graph(body) for node in held.node)
+                waiting.extend(called(node) for held in every_graph(body) for node in held.node)
         return found
 
     gone = reached(source.graph) - reached(graph)

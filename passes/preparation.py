@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.base import Courtesy, Sequential
+from passes.core.base import Courtesy, Sequential
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.inline_functions import InlineFunctions
 from passes.simplify import Simplify

@@ -2,13 +2,13 @@
 
 One round, over the graph and everything nested in it:
 
-1. Nodes that hand their input on go (passes/noops.py), before folding, so that an Identity of a shared
-   weight does not become a copy of it.
+1. Nodes that hand their input on go (passes/folding/noops.py), before folding, so that an Identity of a
+   shared weight does not become a copy of it.
 2. Constant nodes become initializers.
-3. Shape arithmetic that is known becomes constants; a dynamic batch stays dynamic (passes/shape_folding.py).
+3. Shape arithmetic that is known becomes constants; a dynamic batch stays dynamic (passes/folding/shapes.py).
 4. Nodes that read only constants are worked out by graphsurgeon's fold_constants, which runs them in
    ONNX Runtime.
-5. A Pad of zeros moves into the Conv or AveragePool behind it (passes/pad_folding.py).
+5. A Pad of zeros moves into the Conv or AveragePool behind it (passes/folding/pads.py).
 6. Nodes and initializers that no output needs go.
 
 Rounds repeat until one changes nothing, each with freshly inferred types; so the pass is idempotent.
@@ -20,7 +20,7 @@ Legality of folding a node (4):
  c. Its result is known to be no larger than `size_limit` bytes, or than its inputs together
     (a ConstantOfShape, Tile or Expand must not take all memory).
  d. It makes no output of its graph: an output is never an initializer directly.
- e. It pays (passes/folding_cost.py): what folding adds to the file is no more than what it removes. The
+ e. It pays (passes/folding/cost.py): what folding adds to the file is no more than what it removes. The
     transpose of an embedding that is read as it is too, and a table that a few nodes compute, stay so.
  f. Below IR 4 nested graphs keep their Constant nodes: an initializer there would have to be an input.
 
@@ -40,16 +40,16 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.base import Context, RepeatedPass, register
-from passes.editing import add_constant, is_constant, sort_nodes, subgraphs, values
-from passes.fields import Option
-from passes.folding_cost import paying
-from passes.graph import source_model
-from passes.heavy_folding import fold_heavy, reads_file
-from passes.inference import Types, infer_types
-from passes.noops import remove_noops
-from passes.pad_folding import fold_pads
-from passes.shape_folding import fold_shapes
+from passes.core.base import Context, RepeatedPass, register
+from passes.core.fields import Option
+from passes.folding.cost import paying
+from passes.folding.heavy import fold_heavy, reads_file
+from passes.folding.noops import remove_noops
+from passes.folding.pads import fold_pads
+from passes.folding.shapes import fold_shapes
+from passes.graph.boundary import source_model
+from passes.graph.editing import add_constant, is_constant, sort_nodes, subgraphs, values
+from passes.graph.inference import Types, infer_types
 
 __all__ = ["Simplify"]
 

@@ -28,8 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from passes.base import Context, Pass, register
-from passes.editing import (
+from passes.core.base import Context, Pass, register
+from passes.core.fields import Option
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.editing import (
     add_constant,
     add_shared,
     consumers,
@@ -39,12 +41,10 @@ from passes.editing import (
     unique_name,
     values,
 )
-from passes.fields import Option
-from passes.graph import export_graph, import_graph
-from passes.jsontext import stored_texts
-from passes.layers import Layer, graph_layers, weight_index
-from passes.model import Model
-from passes.select import select
+from passes.graph.jsontext import stored_texts
+from passes.graph.layers import Layer, graph_layers, weight_index
+from passes.graph.model import Model
+from passes.graph.select import select
 
 __all__ = ["SMOOTH_KEY", "Smooth"]
 

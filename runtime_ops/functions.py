@@ -24,7 +24,7 @@ is the sum of two matrix products, of the units and of their successors; floor(T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,14 @@ __all__ = [
     "LEAST_OPSET",
     "PACKED_OP",
     "SIMULATED_OP",
-    "STREAM_OPS",
     "TCQ_OP",
     "affine_tables",
     "function",
+    "geometry_tables",
     "gse_tables",
     "padded_rows",
+    "register_function",
+    "registered_function",
     "tcq_tables",
 ]
 
@@ -55,8 +57,6 @@ DOMAIN = "ai.onnxq"
 GSE_OP = "GSEDequantizeLinear"
 PACKED_OP = "PackedDequantizeLinear"
 TCQ_OP = "TCQDequantizeLinear"
-# What makes a float weight of a bit stream.
-STREAM_OPS = frozenset({GSE_OP, PACKED_OP, TCQ_OP})
 SIMULATED_OP = "GSEQuantizeDequantize"
 LEAST_OPSET = 14
 
@@ -225,6 +225,20 @@ def _powers() -> str:
     return "{" + ", ".join(repr(float(np.float32(value))) for value in table) + "}"
 
 
+# Operator -> maker of its function, beside those of this file.
+_MAKERS: dict[str, Callable[[int], onnx.FunctionProto]] = {}
+
+
+def register_function(op: str, maker: Callable[[int], onnx.FunctionProto]) -> None:
+    """Let models call `op`: `maker` gives its function for an opset."""
+    _MAKERS[op] = maker
+
+
+def registered_function(op: str, opset: int) -> onnx.FunctionProto:
+    """The function of any operator of the domain. Raises ValueError for an opset that cannot hold it."""
+    return _MAKERS[op](opset) if op in _MAKERS else function(op, opset)
+
+
 def function(op: str, opset: int) -> onnx.FunctionProto:
     """The function of that operator for a model at `opset`, which must be LEAST_OPSET or newer."""
     if opset < LEAST_OPSET:
@@ -267,7 +281,7 @@ def padded_rows(rows: int, row_size: int, group_size: int) -> int:
     return -(-rows // step) * step
 
 
-def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
+def geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
     """Where each granule (the largest run of values that groups and rows are multiples of) has its group.
 
     The number of rows stands as -1, so that weights which differ in that alone share their tables.
@@ -285,7 +299,7 @@ def _geometry_tables(shape: Sequence[int], group_size: int) -> dict[str, Array]:
 
 def gse_tables(bits: int, group_size: int, exponent_base: int, shape: Sequence[int]) -> dict[str, Array]:
     """Input name -> array, of the inputs of GSEDequantizeLinear behind `packed` and `exponents`, in order."""
-    geometry = _geometry_tables(shape, group_size)
+    geometry = geometry_tables(shape, group_size)
     groups = -(-math.prod(shape[1:]) // group_size)
     codes = np.arange(1 << EXPONENT_BITS, dtype=np.int32)
     return {
@@ -300,7 +314,7 @@ def gse_tables(bits: int, group_size: int, exponent_base: int, shape: Sequence[i
 
 def affine_tables(bits: int, group_size: int, shape: Sequence[int]) -> Mapping[str, Array]:
     """Input name -> array, of the inputs of PackedDequantizeLinear behind `zero_point`, in order."""
-    return {**_geometry_tables(shape, group_size), **_mantissa_tables(bits)}
+    return {**geometry_tables(shape, group_size), **_mantissa_tables(bits)}
 
 
 def _trellis_windows(bits: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

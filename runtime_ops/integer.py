@@ -26,6 +26,8 @@ Codes = npt.NDArray[Any]  # int8, uint8, int16 or uint16
 
 # The least squares search of symmetric scales: shrink factors of max|w|, coarse to fine enough for 2 bits.
 _SHRINK = np.linspace(1.0, 0.3, 71, dtype=np.float32)
+# Values that scales are searched for at a time: what is tried stays in the processor's cache.
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ def symmetric_scale(values: Float, fmt: IntegerFormat, axes: tuple[int, ...], se
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
     if not search:
         return scale
+    if 0 in axes:
+        return _least_squares(values, scale, fmt, axes)
+    best = np.empty_like(scale)
+    step = max(_CHUNK * len(values) // max(values.size, 1), 1)
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        best[part] = _least_squares(values[part], scale[part], fmt, axes)
+    return best
+
+
+def _least_squares(values: Float, scale: Float, fmt: IntegerFormat, axes: tuple[int, ...]) -> Float:
+    """The scales times the shrink factors of least squared error."""
     best, best_error = scale, None
     for factor in _SHRINK:
         trial = np.maximum(scale * factor, np.finfo(np.float32).tiny)

@@ -13,8 +13,8 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from onnxq.data.dataset import Batch, group
-from passes.base import Context, Pass, PassResult, RangeProvider
-from passes.model import Model, check, serialize
+from passes.core.base import Context, Pass, PassResult, RangeProvider
+from passes.graph.model import Model, check, serialize
 
 Array = npt.NDArray[Any]
 FLOAT = onnx.TensorProto.FLOAT

@@ -45,6 +45,24 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
+# The same inside passes/; a module is on the floor of the longest name here that it begins with. The passes
+# themselves are on top, with __init__.
+ROOMS = (
+    ("core.errors", "core.fields"),
+    ("graph",),
+    ("rounding.second_order", "rounding.learned", "rounding.trellis"),
+    ("formats",),
+    ("policy",),
+    ("rounding.task",),
+    ("core",),
+    ("opset", "folding"),
+    ("placement",),
+    ("rounding",),
+    ("placement.insertion",),
+    ("golden",),
+    ("",),
+)
+ROOM_HEIGHT = {name: height for height, names in enumerate(ROOMS) for name in names}
 
 
 def modules() -> dict[str, Path]:
@@ -121,6 +139,42 @@ def test_floors_point_down(name: str) -> None:
     assert not wrong
 
 
+PASSES = sorted(name for name in MODULES if name.partition(".")[0] == "passes")
+
+
+def room_height(name: str) -> int:
+    parts = name.split(".")[1:]
+    rooms = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
+    return next(ROOM_HEIGHT[room] for room in rooms if room in ROOM_HEIGHT)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_rooms_of_passes_point_down(name: str) -> None:
+    wrong = [
+        f"{place(name, target)} imports {target}"
+        for target in EDGES[name]
+        if target.partition(".")[0] == "passes" and room_height(target) > room_height(name)
+    ]
+    assert not wrong
+
+
+def test_the_root_of_passes_lists_passes_and_nothing_else() -> None:
+    """A file of its root registers a pass, or is the row of passes that runs in front of the others."""
+    root = [path for name, path in MODULES.items() if path.parent == ROOT / "passes" and name != "passes"]
+    others = [path.name for path in root if "@register" not in path.read_text(encoding="utf-8")]
+    assert others == ["preparation.py"]
+
+
+def test_every_room_says_what_it_holds() -> None:
+    rooms = [
+        path
+        for path in MODULES.values()
+        if path.name == "__init__.py" and path.parent.parent.name == "passes"
+    ]
+    assert len(rooms) == 9
+    assert all(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in rooms)
+
+
 def circles() -> list[list[str]]:
     """Groups of modules that import one another (Tarjan's strongly connected components of size > 1)."""
     index: dict[str, int] = {}
@@ -153,3 +207,20 @@ def circles() -> list[list[str]]:
 
 def test_no_import_circles() -> None:
     assert circles() == []
+
+
+def test_nobody_asks_which_format_a_scheme_has() -> None:
+    """A new weight format is one file: what differs between formats is asked of the object."""
+    names = {"GSE_OP", "PACKED_OP", "TCQ_OP", "SIMULATED_OP", "encode_gse", "round_trellis"}
+    wrong = []
+    for name, path in MODULES.items():
+        if name.startswith(("passes.formats", "runtime_ops")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name) and node.id in names:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            if not isinstance(node, ast.Compare) or not isinstance(node.left, ast.Attribute):
+                continue
+            if node.left.attr == "format" and ast.unparse(node.left.value) != "image":
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong

@@ -29,7 +29,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, vstack
 
 from onnxq.allocation.problem import Assignment, Problem
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["budgets", "ilp", "ilp_front"]
 

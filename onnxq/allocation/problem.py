@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from onnxq.allocation.resources import CostModel, Resource
 from onnxq.sensitivity.variants import choice_text
-from passes.errors import UserError
-from passes.layers import Layer
+from passes.core.errors import UserError
+from passes.formats.sizes import layer_bytes
+from passes.graph.layers import Layer
 from passes.policy import LayerPolicy, Policy
-from passes.sizes import layer_bytes
 
 __all__ = ["Assignment", "Problem"]
 

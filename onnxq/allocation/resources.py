@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.sensitivity.variants import choice_text
-from passes.errors import UserError
-from passes.jsontext import read_json
+from passes.core.errors import UserError
+from passes.graph.jsontext import read_json
 from passes.policy import LayerPolicy
 
 __all__ = ["CostModel", "LayerCosts", "Resource", "parse_limits", "read_costs"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxq.allocation.problem import Assignment, Problem
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["PAPER_BITS", "threshold", "threshold_front"]
 

@@ -16,9 +16,9 @@ import onnxruntime as ort
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
 from onnxq.files import atomic_write
-from passes.errors import DataError
-from passes.external_data import tensor_digest
-from passes.light import bare_copy
+from passes.core.errors import DataError
+from passes.graph.external_data import tensor_digest
+from passes.graph.light import bare_copy
 
 __all__ = ["StatisticsCache", "model_digest"]
 

@@ -22,9 +22,9 @@ from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Batch, Dataset
 from onnxq.data.inputs import fit_batch, has_batch_axis, input_specs
 from onnxq.session import load_session
-from passes.errors import DataError, GraphError, InvalidModelError, UnsupportedModelError
-from passes.external_data import tensor_array
-from passes.model import Model, load
+from passes.core.errors import DataError, GraphError, InvalidModelError, UnsupportedModelError
+from passes.graph.external_data import tensor_array
+from passes.graph.model import Model, load
 
 __all__ = ["DEFAULT_BATCH", "DEFAULT_BUDGET", "Observer", "collect", "observe"]
 

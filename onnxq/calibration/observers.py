@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.calibration.statistics import TensorStatistics
-from passes.errors import DataError, UserError
+from passes.core.errors import DataError, UserError
 
 __all__ = ["METHODS", "Method", "entropy", "min_max", "mse", "parse_method", "percentile"]
 

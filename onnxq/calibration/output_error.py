@@ -25,11 +25,11 @@ from onnxq.calibration.observers import min_max, mse, percentile
 from onnxq.calibration.patches import ConvPatches, MatrixRows, patches_of
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
-from passes.editing import values
-from passes.graph import import_graph
-from passes.layers import graph_layers, weight_index
-from passes.model import Model
-from passes.placement import activation_input
+from passes.graph.boundary import import_graph
+from passes.graph.editing import values
+from passes.graph.layers import graph_layers, weight_index
+from passes.graph.model import Model
+from passes.placement.places import activation_input
 
 __all__ = ["candidates", "least_output_error"]
 

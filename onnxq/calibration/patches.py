@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from passes.layers import Layer
+from passes.graph.layers import Layer
 
 __all__ = ["ConvPatches", "MatrixRows", "patches_of"]
 

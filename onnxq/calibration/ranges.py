@@ -13,7 +13,7 @@ from onnxq.calibration.observers import Method, parse_method
 from onnxq.calibration.output_error import least_output_error
 from onnxq.calibration.statistics import TensorStatistics
 from onnxq.data.dataset import Dataset
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["CalibratedRanges"]
 

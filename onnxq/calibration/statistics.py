@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["BINS", "TensorStatistics"]
 

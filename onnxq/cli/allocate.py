@@ -25,7 +25,7 @@ def _assignments(
     over: str,
 ) -> list[tuple[str, Assignment]]:
     from onnxq.allocation import ilp, ilp_front, threshold, threshold_front
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     if strategy == "threshold":
         if tau:
@@ -49,7 +49,7 @@ def _write(output: Path, problem: Problem, found: list[tuple[str, Assignment]]) 
 
     single = output.suffix in (".json", ".csv")
     if single and len(found) > 1:
-        from passes.errors import UserError
+        from passes.core.errors import UserError
 
         raise UserError(
             f"{output}: {len(found)} policies do not fit one file; give a folder, or --budget or --tau"
@@ -111,7 +111,7 @@ def allocate(
     from onnxq.cli.terminal import megabytes, print_json, remark, table
     from onnxq.files import atomic_write
     from onnxq.tuning.space import read_space
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     if strategy not in ("ilp", "threshold"):
         raise UserError(

@@ -165,7 +165,7 @@ def _shown_warnings() -> Iterator[None]:
 
 def _translated(error: Exception) -> Exception:
     """What to show for an error: its one sentence, or its type and how to learn more."""
-    known = sys.modules.get("passes.errors")
+    known = sys.modules.get("passes.core.errors")
     if known is not None and isinstance(error, known.UserError):
         from onnxq.cli.flags import as_flags
 

@@ -53,8 +53,8 @@ def bench(
     from onnxq.evaluation import interleaved, load_session
     from onnxq.hub import resolve
     from onnxq.proof.feeds import made_up_feed
-    from passes.errors import DataError, UserError
-    from passes.model import load
+    from passes.core.errors import DataError, UserError
+    from passes.graph.model import load
 
     paths = [resolve(model, hub) for model in models]
     loaded = [load(path) for path in paths]

@@ -12,8 +12,8 @@ from onnxq.runners import open_runner
 from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.base import Feed, Profiler, Program, Runner
 from onnxq.runners.timing import in_turns
-from passes.errors import UserError
-from passes.model import Model
+from passes.core.errors import UserError
+from passes.graph.model import Model
 
 __all__ = ["bench_devices"]
 

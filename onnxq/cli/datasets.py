@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxq.data import Dataset, check_labels
 from onnxq.public import open_dataset, range_provider
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["checked_labels", "open_for", "range_provider"]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from passes.fields import Declared, declared
+from passes.core.fields import Declared, declared
 
 __all__ = ["declared_options"]
 
+_FIELD = re.compile(r"`(\w+)`")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -56,7 +58,7 @@ def _option(spec: Declared, flag: str, note: str) -> Callable[[F], F]:
 def _where(spec: Declared, flags: Mapping[str, str]) -> str:
     """Where an option is read, with options in the place of fields."""
     return " and ".join(
-        str(when).replace(f"`{when.field}`", flags.get(when.field, _flag(when.field)))
+        _FIELD.sub(lambda found: flags.get(found[1], _flag(found[1])), str(when))
         for when in spec.option.conditions
     )
 

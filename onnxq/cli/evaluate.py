@@ -68,8 +68,8 @@ def evaluate(
     from onnxq.evaluation import evaluate_file
     from onnxq.hub import resolve
     from onnxq.metrics import Metric, metrics_beside, open_metric
-    from passes.errors import DataError
-    from passes.model import load, size_on_disk
+    from passes.core.errors import DataError
+    from passes.graph.model import load, size_on_disk
 
     paths = [resolve(model, hub) for model in models]
     loaded = [load(path) for path in paths]

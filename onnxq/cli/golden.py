@@ -25,9 +25,9 @@ def _open(
     recipe: str, model: str, data: str | None, preprocess: str | None, samples: int, seed: int, threads: int
 ) -> tuple[Sequential, Model, Context]:
     from onnxq.cli.datasets import open_for, range_provider
-    from passes.base import Context
-    from passes.model import load
-    from passes.recipe import load_recipe
+    from passes.core.base import Context
+    from passes.core.recipe import load_recipe
+    from passes.graph.model import load
 
     parsed, loaded, context = load_recipe(recipe), load(model), Context()
     if data is not None:
@@ -52,8 +52,8 @@ def check(
     threads: int,
 ) -> None:
     """Compare what RECIPE makes of MODEL with the text in FILE; exit code 1 and the difference if not so."""
-    from passes.errors import UserError
-    from passes.golden import GoldenMismatch, check_golden
+    from passes.core.errors import UserError
+    from passes.golden.text import GoldenMismatch, check_golden
 
     parsed, loaded, context = _open(recipe, model, data, preprocess, limit or 100, seed, threads)
     if not Path(file).is_file():
@@ -85,7 +85,7 @@ def update(
     """Write what RECIPE makes of MODEL into FILE."""
     from onnxq.cli.output import check_output
     from onnxq.files import output_errors
-    from passes.golden import check_golden
+    from passes.golden.text import check_golden
 
     check_output(Path(file), Path(model))
     parsed, loaded, context = _open(recipe, model, data, preprocess, limit or 100, seed, threads)

@@ -78,7 +78,7 @@ def info(model: str, as_json: bool, hub: str | None) -> None:
     from onnxq.cli.terminal import print_json
     from onnxq.hub import resolve
     from onnxq.inspection import describe
-    from passes.model import load, size_on_disk
+    from passes.graph.model import load, size_on_disk
 
     path = resolve(model, hub)
     size = size_on_disk(path)
@@ -107,10 +107,10 @@ def policy(model: str, output: str | None, as_csv: bool, weights: str, activatio
 
     from onnxq.cli.output import check_output
     from onnxq.files import atomic_write
-    from passes.errors import UnsupportedModelError
-    from passes.jsontext import parse_json
-    from passes.layers import find_layers
-    from passes.model import load
+    from passes.core.errors import UnsupportedModelError
+    from passes.graph.jsontext import parse_json
+    from passes.graph.layers import find_layers
+    from passes.graph.model import load
     from passes.policy import Policy
     from passes.preparation import preparation
     from passes.quantize import activation_scheme, weight_scheme
@@ -143,7 +143,7 @@ def passes(as_json: bool) -> None:
 
     import passes as registry
     from onnxq.cli.terminal import print_json
-    from passes.base import pass_class
+    from passes.core.base import pass_class
 
     found: list[dict[str, Any]] = []
     for name in registry.pass_names():

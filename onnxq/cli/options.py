@@ -33,8 +33,8 @@ _ALIASES = {"model": "models", "mode": "modes"}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    from passes.errors import UserError
-    from passes.jsontext import parse_json
+    from passes.core.errors import UserError
+    from passes.graph.jsontext import parse_json
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def _load_config(ctx: click.Context, _: click.Parameter, value: str | None) -> N
     """Put a file's options beneath the flags; a section named like the command wins over the top level."""
     if value is None:
         return
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     found = _read_config(Path(value))
     section = found.get(ctx.info_name or "")

@@ -10,8 +10,8 @@ from typing import Any
 from onnxq._version import __version__
 from onnxq.cli.options import absolute_free
 from onnxq.files import canonical_json
-from passes.errors import OutputError
-from passes.model import Model, model_files
+from passes.core.errors import OutputError
+from passes.graph.model import Model, model_files
 
 __all__ = ["check_output", "output_path", "stamped"]
 

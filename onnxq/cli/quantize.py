@@ -31,15 +31,15 @@ __all__ = ["activation_text", "quantize", "weight_text"]
 
 def weight_text(weights: str, granularity: str | None) -> str:
     """`int8` and `channel` as one scheme. Raises UserError when both name a granularity, or for no scheme."""
-    from passes.errors import UserError
+    from passes.core.errors import UserError
     from passes.policy import Scheme
 
-    Scheme.parse(weights)  # a message about it shows what was typed
+    scheme = Scheme.parse(weights)  # a message about it shows what was typed
     named = [
         part for part in weights.split(":")[1:] if part in ("tensor", "channel") or part.startswith("block")
     ]
     if granularity is None:
-        plain = named or weights in ("float", "none") or weights.startswith(("gse", "tcq"))
+        plain = named or not scheme.is_integer
         return weights if plain else f"{weights}:channel"
     if named and named[0] != granularity:
         raise UserError(
@@ -53,7 +53,7 @@ def activation_text(activations: str) -> str:
 
 
 def _recipe(settings: dict[str, Any]) -> Sequential:
-    from passes.base import Sequential
+    from passes.core.base import Sequential
     from passes.preparation import preparation
     from passes.quantize import Quantize, activation_scheme, weight_scheme
     from passes.smooth import Smooth
@@ -94,7 +94,7 @@ def _lent(
     from onnxq.cli.terminal import warn
     from onnxq.data import input_specs, random_dataset
     from onnxq.proof.growth import outgrows
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     samples, seed = settings["calibration_samples"], settings["seed"]
     spec = settings["calibration_data"] or settings["data"]
@@ -144,7 +144,8 @@ def _lent(
     "--weights",
     default="int8",
     show_default=True,
-    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), tcq2 to tcq5, float ...",
+    help="int2 to int8, int16, uint8:asym, gse2 to gse8 (gse6:block32), tcq2 to tcq5, mxfp4, mxint8, "
+    "float16 or float.",
 )
 @click.option("--granularity", metavar="G", help="channel (default), tensor or blockN, as in block32.")
 @click.option(
@@ -217,10 +218,10 @@ def quantize(
     from onnxq.cli.rewrite import rewritten
     from onnxq.hub import resolve
     from onnxq.proof import Reference, write_model
-    from passes.base import Context
-    from passes.model import load
-    from passes.recipe import format_pass
-    from passes.unquantizable import refuse_unchanged
+    from passes.core.base import Context
+    from passes.core.recipe import format_pass
+    from passes.graph.model import load
+    from passes.placement.unquantizable import refuse_unchanged
 
     recipe = _recipe(settings)
     path = str(resolve(model, hub))
@@ -248,7 +249,7 @@ def _report(
     from onnxq.files import scratch_folder
     from onnxq.float_share import float_weights
     from onnxq.inspection import layer_facts
-    from passes.model import load, size_on_disk
+    from passes.graph.model import load, size_on_disk
 
     before, size = size_on_disk(Path(source)), file.size
     with scratch_folder() as folder:

@@ -75,7 +75,7 @@ def finish(
     from onnxq.cli.output import stamped
     from onnxq.cli.terminal import megabytes, print_json, remark
     from onnxq.proof import write_model
-    from passes.model import size_on_disk
+    from passes.graph.model import size_on_disk
 
     before = size_on_disk(Path(source))
     written = write_model(stamped(result.model, command, settings), target, reference)
@@ -108,8 +108,8 @@ def fold(model: str, output: str | None, explain: bool, as_json: bool, hub: str 
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
     from onnxq.proof import Reference
-    from passes.model import load
-    from passes.recipe import parse_recipe
+    from passes.core.recipe import parse_recipe
+    from passes.graph.model import load
 
     path = str(resolve(model, hub))
     loaded = load(path)
@@ -132,8 +132,8 @@ def decode(model: str, output: str | None, explain: bool, as_json: bool) -> None
     """
     from onnxq.cli.output import output_path
     from onnxq.proof import Reference
-    from passes.decoding import Decode
-    from passes.model import load
+    from passes.decode import Decode
+    from passes.graph.model import load
 
     target = output_path(output, model, "decode")
     reference = Reference(load(model))
@@ -190,7 +190,7 @@ def smooth(
     from onnxq.cli.output import output_path
     from onnxq.hub import resolve
     from onnxq.proof import Reference
-    from passes.model import load
+    from passes.graph.model import load
     from passes.preparation import preparation
     from passes.smooth import Smooth
 
@@ -244,10 +244,10 @@ def apply(
     from onnxq.proof import Reference
     from onnxq.rounding import DataRounder, parse_damping
     from onnxq.training import BlockRounder
-    from passes.base import Context
-    from passes.model import load
-    from passes.recipe import format_pass, load_recipe
-    from passes.unquantizable import refuse_unchanged
+    from passes.core.base import Context
+    from passes.core.recipe import format_pass, load_recipe
+    from passes.graph.model import load
+    from passes.placement.unquantizable import refuse_unchanged
 
     parsed = load_recipe(recipe)
     path = str(resolve(model, hub))

@@ -11,7 +11,7 @@ from onnxq.data import Dataset
 from onnxq.files import atomic_write
 from onnxq.sensitivity import Settings
 from onnxq.tuning.sensitivities import SensitivityTable, sensitivities
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["show_schemes"]
 

@@ -112,10 +112,10 @@ def sensitivity(
     from onnxq.proof import Reference
     from onnxq.search.layer_errors import measure_layer_errors
     from onnxq.search.ranking import rank
-    from passes.base import Context
-    from passes.errors import UnsupportedModelError
-    from passes.layers import find_layers
-    from passes.model import load
+    from passes.core.base import Context
+    from passes.core.errors import UnsupportedModelError
+    from passes.graph.layers import find_layers
+    from passes.graph.model import load
     from passes.opset import upgrade
     from passes.policy import Policy
     from passes.preparation import preparation

@@ -10,7 +10,7 @@ import click
 from onnxq.cli.declared import declared_options
 from onnxq.cli.tuning import config_of
 from onnxq.tuning.strategies import STRATEGIES, known_strategies, readers_of, reads
-from passes.fields import declared
+from passes.core.fields import declared
 
 __all__ = ["read_by", "strategy_options", "unread_by_strategy"]
 

@@ -75,7 +75,7 @@ def train(
     from onnxq.hub import resolve
     from onnxq.proof import Reference, write_model
     from onnxq.training import draw, start
-    from passes.model import load
+    from passes.graph.model import load
 
     path = str(resolve(model, hub))
     loaded = load(path)
@@ -100,7 +100,7 @@ def train(
 
 def _config(settings: dict[str, Any]) -> TrainConfig:
     from onnxq.cli.options import splitted
-    from passes.errors import UserError
+    from passes.core.errors import UserError
     from passes.policy import load_policy
 
     augment = set(splitted((settings["augment"],))) - {"none"}

@@ -48,7 +48,7 @@ def _config(model: str, settings: Mapping[str, Any]) -> TuneConfig:
 
 def _folders(models: tuple[str, ...], output: str | None) -> list[Path]:
     """The run folder of each model: RUN itself for one, RUN/NAME for several."""
-    from passes.errors import UserError
+    from passes.core.errors import UserError
 
     stems = [Path(model.removeprefix("hub:").partition("@")[0]).stem for model in models]
     if len(models) == 1:

@@ -8,7 +8,7 @@ from typing import Any
 from onnxq.cli.options import splitted
 from onnxq.tuning import TuneConfig
 from onnxq.tuning.strategies import STRATEGIES
-from passes.fields import declared, to_text
+from passes.core.fields import declared, to_text
 
 __all__ = ["config_of"]
 

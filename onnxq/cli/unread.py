@@ -14,14 +14,15 @@ import click
 from click.core import ParameterSource
 
 from onnxq.cli.flags import flag_of
-from passes.errors import UserError
-from passes.fields import When, declared
+from passes.core.errors import UserError
+from passes.core.fields import When, declared
 
 __all__ = ["refuse_unread", "rules_of"]
 
 Rules = Mapping[str, tuple[When, ...]]
 
 _UNIFORM = When("policy", absent=True)
+_GIVEN = When("data|calibration_data")
 _REAL = When("random_calibration", absent=True)
 _SCHEMES, _LAYERS = When("schemes"), When("schemes", absent=True)
 _FRONT = When("tau", absent=True)
@@ -36,8 +37,15 @@ _RULES: dict[str, Rules] = {
         "brecq_steps": (When("rounding", "brecq"),),
         "data": (_REAL,),
         "calibration_data": (_REAL,),
-        "preprocess": (_REAL,),
-        "limit": (_REAL,),
+        "preprocess": (_REAL, _GIVEN),
+        "limit": (_REAL, _GIVEN),
+    },
+    "apply": {
+        "preprocess": (_GIVEN,),
+        "limit": (_GIVEN,),
+        "calibration_samples": (_GIVEN,),
+        "calibration": (_GIVEN,),
+        "damping": (_GIVEN,),
     },
     "sensitivity": {
         "weights": (_LAYERS,),
@@ -89,7 +97,8 @@ def _unread(command: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, st
     """(option, what it goes with) of those that nothing reads, however they came."""
     for name, conditions in rules_of(command).items():
         for when in conditions:
-            if when.field in settings and not when.holds(settings[when.field]):
+            there = [settings[field] for field in when.fields if field in settings]
+            if there and not when.holds(next(filter(None, there), there[0])):
                 yield name, str(when)
     if command == "tune":
         from onnxq.cli.strategies import unread_by_strategy

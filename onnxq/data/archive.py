@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from onnxq.data.limits import check_unpacked
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["ARCHIVE_ERRORS", "ZipFolder", "checked_members", "copy_member"]
 

@@ -18,7 +18,7 @@ from onnxq.data.kind import file_kind
 from onnxq.data.npy import read_header, read_npy
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["LABEL_NAMES", "NPY", "NPZ", "ArraySource", "as_labels", "match_names", "open_npy", "open_npz"]
 

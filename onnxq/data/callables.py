@@ -23,7 +23,7 @@ from onnxq.data.npy import read_npz, write_npz
 from onnxq.data.preprocess import Preprocess
 from onnxq.files import Scratch
 from onnxq.plugins import guarded, import_object
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["KIND", "open_callable"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.data.inputs import Sample
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["Batch", "Dataset", "Labels", "Source", "SourceDataset", "digest_arrays", "group"]
 

@@ -16,7 +16,7 @@ from onnxq.data.inputs import InputSpec, Sample, conform, has_batch_axis
 from onnxq.data.kind import folder_kind
 from onnxq.data.npy import read_npz
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["KIND", "FeedSource", "RawFeed", "open_npz_folder"]
 

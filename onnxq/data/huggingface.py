@@ -13,7 +13,7 @@ from onnxq.data.inputs import InputSpec, Sample, conform
 from onnxq.data.kind import prefix_kind
 from onnxq.data.pixels import to_rgb
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["KIND", "HuggingFaceSource", "open_huggingface"]
 

@@ -17,7 +17,7 @@ from onnxq.data.kind import file_kind, folder_kind
 from onnxq.data.limits import check_unpacked
 from onnxq.data.pixels import decode_image
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["FOLDER", "ZIP", "ImageSource", "has_images", "open_image_folder", "open_image_zip"]
 

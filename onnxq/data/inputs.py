@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = [
     "InputSpec",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["LIMIT_VARIABLE", "check_unpacked", "unpack_limit"]
 

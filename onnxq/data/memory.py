@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.data.dataset import Batch, Dataset, Labels, SourceDataset, digest_arrays, group
 from onnxq.data.inputs import InputSpec, Sample, has_batch_axis, sample_size
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["MemoryDataset", "materialise", "random_dataset"]
 

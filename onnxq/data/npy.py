@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnxq.data.archive import ARCHIVE_ERRORS, checked_members
 from onnxq.data.limits import check_unpacked
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["Header", "read_header", "read_npy", "read_npz", "write_npz"]
 

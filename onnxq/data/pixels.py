@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxq.data.limits import check_unpacked
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["decode_image", "to_rgb"]
 

@@ -17,8 +17,8 @@ from PIL import Image
 from onnxq.data.limits import check_unpacked
 from onnxq.data.pixels import to_rgb
 from onnxq.documents import each, integer, number, optional, record, text
-from passes.errors import DataError
-from passes.jsontext import parse_json
+from passes.core.errors import DataError
+from passes.graph.jsontext import parse_json
 
 __all__ = ["PRESETS", "Preprocess", "resolve"]
 

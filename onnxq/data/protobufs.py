@@ -15,7 +15,7 @@ from onnxq.data.inputs import InputSpec
 from onnxq.data.kind import folder_kind
 from onnxq.data.limits import check_unpacked
 from onnxq.data.preprocess import Preprocess
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["KIND", "find_test_sets", "open_test_sets"]
 

@@ -13,7 +13,7 @@ from onnxq.data.inputs import InputSpec
 from onnxq.data.kind import Kind
 from onnxq.data.preprocess import Preprocess, resolve
 from onnxq.plugins import import_object, registered
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["KINDS", "check_labels", "forms", "open_dataset", "require_labels", "runs_code"]
 

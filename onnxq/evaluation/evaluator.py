@@ -27,8 +27,8 @@ from onnxq.evaluation.segments import Segment, choose_anchors, split
 from onnxq.metrics.base import Outputs
 from onnxq.metrics.registry import headline_of, metrics_beside, open_metric
 from onnxq.session import load_session
-from passes.errors import DataError
-from passes.model import Model
+from passes.core.errors import DataError
+from passes.graph.model import Model
 
 __all__ = ["Evaluator", "evaluate_file"]
 

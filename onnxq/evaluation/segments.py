@@ -17,8 +17,8 @@ from functools import cached_property
 import onnx
 
 from onnxq.evaluation.dependencies import constant_nodes
-from passes.external_data import is_external, tensor_digest
-from passes.model import Model, is_large
+from passes.graph.external_data import is_external, tensor_digest
+from passes.graph.model import Model, is_large
 
 __all__ = ["Segment", "choose_anchors", "iter_segments", "split"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.metrics.reading import Reading
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["Metric", "Outputs", "SampleMetric", "Values"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxq.metrics.base import Metric, Outputs, Values
 from onnxq.metrics.reading import Reading
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["Foreign", "looks_like_a_metric"]
 

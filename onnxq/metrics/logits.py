@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.metrics.base import Outputs
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = [
     "BESIDE",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxq.documents import flag, number, one_of, optional, record, text
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["READING", "Reading"]
 

@@ -22,7 +22,7 @@ from onnxq.metrics.sqnr import SQNR
 from onnxq.metrics.top1 import Top1
 from onnxq.metrics.top5 import Top5
 from onnxq.plugins import import_object, registered
-from passes.errors import DataError, UserError
+from passes.core.errors import DataError, UserError
 
 __all__ = [
     "METRICS",

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxq.data import Dataset, InputSpec, fit_batch, input_specs
-from passes.model import Model, every_graph
+from passes.graph.model import Model, every_graph
 
 __all__ = ["Feed", "Proposal", "feeds_of", "made_up_feed", "proposed_feeds", "stacked"]
 

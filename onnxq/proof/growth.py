@@ -10,8 +10,8 @@ import math
 import onnx
 
 from onnxq.proof.feeds import Feed
-from passes.checking import light_copy
-from passes.model import Model, every_graph
+from passes.graph.checking import light_copy
+from passes.graph.model import Model, every_graph
 
 __all__ = ["outgrows"]
 

@@ -33,9 +33,9 @@ from onnxq.proof.running import (
 )
 from onnxq.proof.trace import first_nonfinite
 from onnxq.session import float_weights_only
-from passes.decoding import has_packed_weights
-from passes.errors import InvalidModelError, ProofError
-from passes.model import Model, every_graph
+from passes.core.errors import InvalidModelError, ProofError
+from passes.decode import has_packed_weights
+from passes.graph.model import Model, every_graph
 
 __all__ = ["Proof", "Reference"]
 

@@ -13,8 +13,8 @@ from onnxq.proof.compare import DECIDED, EXACT, MOVES, apart, moved, own_noise, 
 from onnxq.proof.feeds import Feed
 from onnxq.proof.running import RUN_SECONDS, Outputs, Overtime, Refusal, Runner, numeric
 from onnxq.session import plain_session
-from passes.errors import InvalidModelError, ProofError
-from passes.model import Model
+from passes.core.errors import InvalidModelError, ProofError
+from passes.graph.model import Model
 
 __all__ = ["Answered", "Trial", "reason"]
 

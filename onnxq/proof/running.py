@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from onnxq.proof.feeds import Feed
 from onnxq.session import load_session, stock_session
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["MADE_UP_SECONDS", "RUN_SECONDS", "Outputs", "Overtime", "Refusal", "Runner", "numeric", "telling"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from onnxq.data import Dataset
 from onnxq.files import make_folder, output_errors
 from onnxq.proof.prove import Proof, Reference
-from passes.model import Model
-from passes.model import save as write
-from passes.scratch import scratch_folder
-from passes.writing import put_in_place
+from passes.graph.model import Model
+from passes.graph.model import save as write
+from passes.graph.scratch import scratch_folder
+from passes.graph.writing import put_in_place
 
 __all__ = ["Written", "save", "write_model"]
 

@@ -8,9 +8,9 @@ import onnx
 from onnxq.proof.feeds import Feed
 from onnxq.proof.running import Refusal, numeric
 from onnxq.session import plain_session
-from passes.errors import InvalidModelError
-from passes.layers import LAYER_OPS
-from passes.model import Model, is_large
+from passes.core.errors import InvalidModelError
+from passes.graph.layers import LAYER_OPS
+from passes.graph.model import Model, is_large
 
 __all__ = ["first_nonfinite"]
 

@@ -15,7 +15,7 @@ from onnxq.report.report import data_uri, load_report, page
 from onnxq.search.candidate import Candidate
 from onnxq.search.objectives import Objective, named_objective
 from onnxq.search.pareto import front
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["compare", "write_comparison"]
 

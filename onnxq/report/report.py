@@ -26,8 +26,8 @@ from onnxq.report.contents import REPORT_SCHEMA
 from onnxq.report.readings import reading_in
 from onnxq.report.shape import checked_report
 from onnxq.search.candidate import Candidate
-from passes.errors import UserError
-from passes.jsontext import read_json
+from passes.core.errors import UserError
+from passes.graph.jsontext import read_json
 
 __all__ = ["ReportWriter", "data_uri", "load_report", "page", "render_html", "write_report"]
 

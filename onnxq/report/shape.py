@@ -21,7 +21,7 @@ from onnxq.metrics.reading import READING
 from onnxq.metrics.registry import METRICS
 from onnxq.search.candidate import CANDIDATE, Candidate
 from onnxq.search.objectives import parse_objectives
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["checked_report"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxq.rounding.steps import cut_steps
-from passes.model import Model
-from passes.rounding import RoundingTask
+from passes.graph.model import Model
+from passes.rounding.task import RoundingTask
 
 __all__ = ["blocks_of"]
 

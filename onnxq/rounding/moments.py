@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from passes.rounding import Moments
+from passes.rounding.task import Moments
 
 __all__ = ["Accumulator"]
 

@@ -14,7 +14,7 @@ import onnx
 
 from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.replay import Replay
-from passes.rounding import Dampings, Moments, RoundedLayer, RoundingTask, round_task, with_codes
+from passes.rounding.task import Dampings, Moments, RoundedLayer, RoundingTask, round_task, with_codes
 
 __all__ = ["Pool", "pooled"]
 

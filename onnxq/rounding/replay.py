@@ -17,8 +17,8 @@ from onnxq.data.inputs import Sample
 from onnxq.rounding.steps import Step, cut_steps, step_model
 from onnxq.rounding.store import Store
 from onnxq.session import load_session
-from passes.model import Model
-from passes.rounding import RoundedLayer, RoundingTask
+from passes.graph.model import Model
+from passes.rounding.task import RoundedLayer, RoundingTask
 
 __all__ = ["Replay", "rounded_names", "rounded_node"]
 

@@ -2,8 +2,8 @@
 
 For every layer the moments of its input are summed up over the calibration images at picked output
 positions (the same in both streams, another pick for each chunk), the layer is rounded on them
-(passes/rounding.py), and both streams go on to the next layer. Where an Add follows, the layer makes up for
-what the other summand lacks (`Moments.lag`): nothing behind a residual connection would.
+(passes/rounding/task.py), and both streams go on to the next layer. Where an Add follows, the layer makes up
+for what the other summand lacks (`Moments.lag`): nothing behind a residual connection would.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.pooled import Pool, pooled
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import DEFAULT_BUDGET
-from passes.errors import DataError, PolicyError, UserError
-from passes.model import Model
-from passes.rounding import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
+from passes.core.errors import DataError, PolicyError, UserError
+from passes.formats import format_of
+from passes.graph.model import Model
+from passes.rounding.task import Dampings, RoundedLayer, RoundingTask, choose_dampings, round_task
 
 __all__ = ["DAMPING", "FIT_BATCH", "DataRounder", "parse_damping"]
 
@@ -148,8 +149,8 @@ class DataRounder:
             if held_out.count and task.method != "bias" and task not in pool:
                 own = choose_dampings(plain, moments, held_out.moments(centred), _TARGETS, _METRICS)
             chosen[task.output] = own
-            # Here a layer only has to err about as it will: one search of a trellis is enough.
-            sweeps = 0 if task.scheme.format == "tcq" else self.sweeps
+            # Here a layer only has to err about as it will: a trellis is searched once.
+            sweeps = format_of(task.scheme).quick_sweeps(self.sweeps)
             of_one = pool.rounded if task in pool else round_task
             replay.rounded((task, of_one(plain, moments, own, sweeps)))
             self._tell(len(chosen), 2 * len(tasks))

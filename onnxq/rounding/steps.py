@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxq.evaluation.dependencies import constant_nodes, read_by
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["Step", "cut_steps", "step_model"]
 

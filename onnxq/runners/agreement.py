@@ -16,8 +16,8 @@ import numpy as np
 from onnxq.runners.base import Array, Feed, Program, Runner
 from onnxq.runners.opening import parse_device
 from onnxq.runners.ort import OrtRunner
-from passes.errors import DeviceError
-from passes.model import Model
+from passes.core.errors import DeviceError
+from passes.graph.model import Model
 
 __all__ = ["TOLERANCE_FLOAT", "TOLERANCE_QUANTIZED", "distance", "reference_outputs", "refuse_disagreement"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from passes.errors import DeviceError
-from passes.model import Model
+from passes.core.errors import DeviceError
+from passes.graph.model import Model
 
 if TYPE_CHECKING:
     from onnxq.runners.profile import Placement

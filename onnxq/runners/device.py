@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["Device", "Limits"]
 

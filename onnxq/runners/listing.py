@@ -11,8 +11,8 @@ from onnxq.machine import default_threads
 from onnxq.proof.feeds import made_up_feed
 from onnxq.runners.agreement import refuse_disagreement
 from onnxq.runners.opening import open_runner, parse_device, tool_of
-from passes.errors import DeviceError, UserError
-from passes.model import Model
+from passes.core.errors import DeviceError, UserError
+from passes.graph.model import Model
 
 __all__ = ["Reach", "probe"]
 

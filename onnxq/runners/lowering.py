@@ -1,7 +1,7 @@
 """From any of our files to what TVM's importer knows: fixed shapes, standard operators, weights as float.
 
 1. The free first dimension of every input becomes the batch, other free ones 1; then shapes are folded.
-2. Weights that stand as bit streams become float (passes/decoding.py), and so does every DequantizeLinear of
+2. Weights that stand as bit streams become float (passes/decode.py), and so does every DequantizeLinear of
    constants: the importer fails on 4 bits and on blocks, and TVM would compute them once at compile time
    anyway.
 3. Pairs of Q and DQ around activations stay; the importer knows 8 and 16 bits. Activations of 4 bits are
@@ -19,11 +19,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from passes.base import Context
-from passes.decoding import Decode
-from passes.errors import UnsupportedModelError
-from passes.external_data import tensor_array
-from passes.model import Model
+from passes.core.base import Context
+from passes.core.errors import UnsupportedModelError
+from passes.decode import Decode
+from passes.graph.external_data import tensor_array
+from passes.graph.model import Model
 from passes.simplify import Simplify
 
 __all__ = ["fixed_shapes", "float_weights", "lowered"]

@@ -20,8 +20,8 @@ from onnxq.runners.device import Device
 from onnxq.runners.ort import Ort
 from onnxq.runners.tool import Tool
 from onnxq.runners.tvm import Tvm
-from passes.errors import UserError
-from passes.fields import has_words
+from passes.core.errors import UserError
+from passes.core.fields import has_words
 
 __all__ = ["TOOLS", "local_devices", "open_runner", "parse_device", "tool_of", "tools"]
 

@@ -21,8 +21,8 @@ from onnxq.runners.profile import Placement, read_profile
 from onnxq.runners.providers import CPU, PROVIDER_PREFIX, available_providers, configure
 from onnxq.runners.tool import Tool
 from onnxq.session import load_session
-from passes.errors import DeviceError, UnsupportedModelError
-from passes.model import Model
+from passes.core.errors import DeviceError, UnsupportedModelError
+from passes.graph.model import Model
 
 __all__ = ["Ort", "OrtProgram", "OrtRunner"]
 

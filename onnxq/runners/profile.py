@@ -19,7 +19,7 @@ from statistics import median
 
 import onnx
 
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["NodeTime", "Placement", "read_profile"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime as ort
 
 from onnxq.runners.device import Device
-from passes.errors import DeviceError, UserError
+from passes.core.errors import DeviceError, UserError
 
 __all__ = ["CPU", "PROVIDER_PREFIX", "available_providers", "configure", "provider_name"]
 

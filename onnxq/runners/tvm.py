@@ -24,8 +24,8 @@ from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTi
 from onnxq.runners.device import Device
 from onnxq.runners.lowering import lowered
 from onnxq.runners.tool import Tool
-from passes.errors import DeviceError
-from passes.model import Model, serialize
+from passes.core.errors import DeviceError
+from passes.graph.model import Model, serialize
 
 __all__ = ["Tvm", "TvmProgram", "TvmRunner"]
 

@@ -31,8 +31,8 @@ from onnxq.files import (
     remove_leftovers,
 )
 from onnxq.search.records import check_record
-from passes.errors import OutputError, ResumeError
-from passes.jsontext import parse_json
+from passes.core.errors import OutputError, ResumeError
+from passes.graph.jsontext import parse_json
 
 __all__ = ["JOURNAL_NAME", "SCHEMA", "Journal", "JournalContents", "read_journal"]
 

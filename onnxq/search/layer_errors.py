@@ -20,13 +20,13 @@ import onnx_graphsurgeon as gs
 
 from onnxq.data import Dataset, fit_batch, input_specs
 from onnxq.session import load_session
-from passes.editing import consumers, producer, values
-from passes.graph import import_graph
-from passes.layers import Layer, graph_layers, weight_index
-from passes.model import Model
-from passes.placement import MOVE_OPS, epilogue_end, quantized_input
+from passes.formats.weights import encode_layer
+from passes.graph.boundary import import_graph
+from passes.graph.editing import consumers, producer, values
+from passes.graph.layers import Layer, graph_layers, weight_index
+from passes.graph.model import Model
+from passes.placement.places import MOVE_OPS, epilogue_end, quantized_input
 from passes.policy import Policy
-from passes.weights import encode_layer
 
 __all__ = ["LayerErrors", "combine", "measure_layer_errors"]
 

@@ -12,7 +12,7 @@ from onnxq.metrics.reading import Reading
 from onnxq.metrics.registry import reading_of
 from onnxq.runners import parse_device
 from onnxq.search.candidate import Candidate, Latency
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = [
     "LATENCY_RESOLUTION",

@@ -27,10 +27,10 @@ from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Accumulator, Sensitivity
 from onnxq.sensitivity.variants import Variant, VariantBuilder, find_node
-from passes.base import RangeProvider
-from passes.errors import DataError
-from passes.layers import Layer
-from passes.model import Model
+from passes.core.base import RangeProvider
+from passes.core.errors import DataError
+from passes.graph.layers import Layer
+from passes.graph.model import Model
 
 __all__ = ["Settings", "measure_sensitivities"]
 

@@ -27,7 +27,7 @@ from onnxq.files import Scratch
 from onnxq.metrics.logits import Logits, logits_of
 from onnxq.sensitivity.cut import CutActivations
 from onnxq.session import load_session
-from passes.model import Model
+from passes.graph.model import Model
 
 __all__ = ["Replay"]
 

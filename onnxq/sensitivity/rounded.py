@@ -15,14 +15,15 @@ import numpy.typing as npt
 
 from onnxq.rounding import DataRounder
 from onnxq.rounding.store import Store
-from passes.base import Context
-from passes.graph import import_graph
-from passes.layers import Layer, graph_layers
-from passes.model import Model
-from passes.packed import Storage
+from passes.core.base import Context
+from passes.formats import format_of
+from passes.graph.boundary import import_graph
+from passes.graph.layers import Layer, graph_layers
+from passes.graph.model import Model
+from passes.placement.plan import Plan
 from passes.policy import LayerPolicy, Policy, Scheme
-from passes.rounding import RoundingTask
-from passes.rounding_tasks import rounding_tasks
+from passes.rounding.task import RoundingTask
+from passes.rounding.tasks import rounding_tasks
 
 __all__ = ["RoundedWeights"]
 
@@ -44,7 +45,7 @@ class RoundedWeights:
     def prepare(self, wanted: Iterable[tuple[str, Scheme]]) -> None:
         """Make sure that these layers are rounded in these schemes. Raises DataError for unusable data."""
         missing = [pair for pair in dict.fromkeys(wanted) if pair not in self._known and not pair[1].is_float]
-        # What data-aware rounding leaves to plain rounding (passes/rounding_tasks.py) stays False.
+        # What data-aware rounding leaves to plain rounding (passes/rounding/tasks.py) stays False.
         self._known.update(dict.fromkeys(missing, False))
         for task, found in self.rounder.alone(self.model, self._tasks(missing)):
             key = (task.layer.name, task.scheme)
@@ -66,22 +67,21 @@ class RoundedWeights:
         """By layer in graph order, a task for each of its schemes."""
         schemes: dict[str, list[Scheme]] = {}
         for name, scheme in wanted:
-            if scheme.encoder != "paper":
+            if format_of(scheme).plain_only(scheme) is None:
                 schemes.setdefault(name, []).append(scheme)
         graph = import_graph(self.model)
-        policy = Policy({name: LayerPolicy(found[0]) for name, found in schemes.items()})
+        plan = Plan.of(Policy({name: LayerPolicy(found[0]) for name, found in schemes.items()}))
         first = rounding_tasks(
             graph,
             graph_layers(graph),
-            policy,
+            plan,
             {},
-            storage=Storage(),
             context=Context(check=False),
             method="bias" if self.rounding == "bias" else "gptq",
         )
         return [
             [
-                replace(task, scheme=scheme, half=Storage().packs(LayerPolicy(scheme)))
+                replace(task, scheme=scheme, half=format_of(scheme).form(scheme).half)
                 for scheme in schemes[task.layer.name]
             ]
             for task in first

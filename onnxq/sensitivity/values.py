@@ -20,9 +20,9 @@ from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.variants import VariantBuilder, with_weight
 from onnxq.session import load_session
-from passes.base import Context, RangeProvider
-from passes.layers import Layer
-from passes.model import Model
+from passes.core.base import Context, RangeProvider
+from passes.graph.layers import Layer
+from passes.graph.model import Model
 from passes.policy import FLOAT, Policy, Scheme
 from passes.quantize import Quantize
 

@@ -21,15 +21,15 @@ from onnx import numpy_helper
 from onnxq.evaluation.segments import Segment, iter_segments, split
 from onnxq.rounding.replay import rounded_node
 from onnxq.sensitivity.rounded import RoundedWeights
-from passes.base import Context, RangeProvider
-from passes.errors import PolicyError, UnsupportedModelError
-from passes.external_data import tensor_array
-from passes.layers import Layer
-from passes.model import Model, every_graph
-from passes.packed import Storage
+from passes.core.base import Context, RangeProvider
+from passes.core.errors import PolicyError, UnsupportedModelError
+from passes.formats import format_of
+from passes.formats.weights import encode_layer
+from passes.graph.external_data import tensor_array
+from passes.graph.layers import Layer
+from passes.graph.model import Model, every_graph
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, Site
 from passes.quantize import Quantize, activation_scheme, weight_scheme
-from passes.weights import encode_layer
 
 __all__ = ["Change", "Variant", "VariantBuilder", "choice_text", "find_node", "parse_choice"]
 
@@ -191,7 +191,7 @@ class VariantBuilder:
             found = None if self._rounded is None else self._rounded.get(layer, scheme)
             if found is None:
                 array = self.array(layer)
-                encoded = encode_layer(layer, array, scheme, half=Storage().packs(LayerPolicy(scheme)))
+                encoded = encode_layer(layer, array, scheme, half=format_of(scheme).form(scheme).half)
                 found = encoded.decoded.astype(array.dtype), None
             self._encoded[key] = found
             while len(self._encoded) > 1 and not self._fits():

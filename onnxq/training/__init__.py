@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxq.data import Dataset
     from onnxq.training.run import Outcome
     from onnxq.training.trainer import Event
-    from passes.model import Model
+    from passes.graph.model import Model
 
 __all__ = ["BlockRounder", "TrainConfig", "draw", "require_torch", "start"]
 

@@ -23,10 +23,10 @@ from torch import nn
 
 from onnxq.training.network import Network
 from onnxq.training.quantizers import pass_through, scaled_gradient
-from passes.errors import PolicyError
-from passes.graph import import_graph
-from passes.layers import graph_layers
-from passes.placement import plan_activations
+from passes.core.errors import PolicyError
+from passes.graph.boundary import import_graph
+from passes.graph.layers import graph_layers
+from passes.placement.places import plan_activations
 from passes.policy import Policy, Scheme
 
 __all__ = ["Activations", "Kind", "RangeQuantizer"]
@@ -77,7 +77,7 @@ class RangeQuantizer(nn.Module):
         return pass_through(torch.clamp(torch.round(x.detach() / held), low, high) * held, inside).to(kind)
 
     def range(self) -> tuple[float, float]:
-        """(low, high), from which passes/activations.py finds the same step and zero point again."""
+        """(low, high), from which passes/placement/activations.py finds the same step and zero point."""
         step = float(self._step().detach())
         high = step * (self.levels - self.zero)
         return (-high if self.zero else 0.0, high) if self.scheme.symmetric else (-step * self.zero, high)

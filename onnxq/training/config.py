@@ -13,9 +13,9 @@ from onnxq.training.groups import (
     StepOptions,
     TargetOptions,
 )
-from passes.errors import UserError
-from passes.fields import Option, When, check_fields, declared
-from passes.jsontext import parse_json
+from passes.core.errors import UserError
+from passes.core.fields import Option, When, check_fields, declared
+from passes.graph.jsontext import parse_json
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import activation_scheme
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from onnxq.data import Dataset
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 __all__ = ["Batches", "augmented", "generator"]
 

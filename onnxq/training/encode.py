@@ -1,15 +1,16 @@
-"""From trained tensors to the encodings of passes/weights.py, value for value."""
+"""From trained tensors to the encodings of passes/formats/, value for value."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from passes.layers import Layer
+from passes.formats.integer import shape_integers
+from passes.formats.weights import EncodedWeight, encode_layer
+from passes.graph.layers import Layer
 from passes.policy import Scheme
-from passes.weights import EncodedWeight, encode_layer, shape_integers
 
-__all__ = ["gse_weight", "integer_rows", "integer_weight"]
+__all__ = ["integer_rows", "integer_weight", "plain_weight"]
 
 Tensor = torch.Tensor
 
@@ -40,6 +41,6 @@ def integer_rows(
     )
 
 
-def gse_weight(layer: Layer, weight: Tensor, scheme: Scheme) -> EncodedWeight:
-    """The weight in GSE, as the quantizer encodes it in every step."""
+def plain_weight(layer: Layer, weight: Tensor, scheme: Scheme) -> EncodedWeight:
+    """The weight as its format's own encoder has it, in every step too."""
     return encode_layer(layer, _array(weight), scheme)

@@ -13,8 +13,8 @@ import torch
 
 from onnxq.training.method import Result, trainable_layers
 from onnxq.training.network import Network
-from passes.base import Context
-from passes.model import Model
+from passes.core.base import Context
+from passes.graph.model import Model
 from passes.quantize import Quantize
 
 __all__ = ["exported", "settled"]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from onnxq.training.network import Network
-from passes.layers import Layer, find_layers
+from passes.formats.weights import EncodedWeight
+from passes.graph.layers import Layer, find_layers
 from passes.policy import LayerPolicy, Policy
-from passes.weights import EncodedWeight
 
 __all__ = ["Loss", "Method", "Result", "trainable_layers"]
 

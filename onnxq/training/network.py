@@ -28,8 +28,8 @@ from torch import nn
 from onnxq.training.ops.registry import Call
 from onnxq.training.prepare import prepare
 from onnxq.training.steps import Step, as_tensor, read_roles, read_steps
-from passes.errors import UnsupportedModelError
-from passes.model import Model
+from passes.core.errors import UnsupportedModelError
+from passes.graph.model import Model
 
 __all__ = ["Network"]
 

@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import inliner, numpy_helper
 
-from passes.errors import UnsupportedModelError
-from passes.external_data import tensor_array
-from passes.graph import node_name
-from passes.model import Model, every_graph
+from passes.core.errors import UnsupportedModelError
+from passes.graph.boundary import node_name
+from passes.graph.external_data import tensor_array
+from passes.graph.model import Model, every_graph
 
 __all__ = ["prepare"]
 
@@ -61,7 +61,7 @@ def _names(graph: onnx.GraphProto) -> set[str]:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Names as passes/graph.py gives them, before nodes go, so that policies of the original fit."""
+    """Names as passes/graph/boundary.py gives them, before nodes go, so that policies of the original fit."""
     given, seen = {node.name for node in graph.node if node.name}, set[str]()
     for index, node in enumerate(graph.node):
         node.name = node_name(node.name, f"{node.op_type}_{index}", given, seen)

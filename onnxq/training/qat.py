@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from onnxq.training.activations import Activations, Kind
-from onnxq.training.encode import gse_weight, integer_rows, integer_weight
+from onnxq.training.encode import integer_rows, integer_weight, plain_weight
 from onnxq.training.method import Method, Result
 from onnxq.training.network import Network
-from onnxq.training.quantizers import DoReFa, Gse, Lsq, RoundClamp
-from passes.errors import PolicyError
-from passes.layers import Layer
+from onnxq.training.quantizers import DoReFa, Encoded, Lsq, RoundClamp
+from passes.core.errors import PolicyError
+from passes.formats import format_of
+from passes.formats.weights import EncodedWeight
+from passes.graph.layers import Layer
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
-from passes.weights import EncodedWeight
 
 __all__ = ["Qat", "Weights", "weight_quantizer"]
 
@@ -28,13 +29,13 @@ Weights = Literal["lsq", "roundclamp", "dorefa"]
 
 def weight_quantizer(layer: Layer, weight: torch.Tensor, scheme: Scheme, kind: Weights) -> nn.Module:
     """The module of one layer. Raises PolicyError for a scheme that is not trained."""
-    if scheme.format == "gse":
-        return Gse(scheme.bits, scheme.block_size, layer.channel_axis, scheme.encoder)
+    if format_of(scheme).trainable:
+        return Encoded(scheme, layer.channel_axis)
     if not scheme.is_integer or not scheme.signed or not scheme.symmetric or scheme.bits > 8:
         raise PolicyError(
             f"layer '{layer.name}': weights in {scheme} are not trained; use signed symmetric integers up "
             "to 8 bits, "
-            "gse, or float"
+            "gse, mxfp4, mxint8, or float"
         )
     if kind == "lsq":
         block = {"axis": layer.channel_axis, "granularity": scheme.granularity, "block": scheme.block_size}
@@ -62,7 +63,7 @@ def encoded_weight(
         stored = scheme if isinstance(held, RoundClamp) else Scheme("int", scheme.bits + 1, "tensor")
         codes = held.codes(weight)
         return stored, integer_weight(layer, weight, stored, codes, held.current_step(weight))
-    return scheme, gse_weight(layer, weight, scheme)
+    return scheme, plain_weight(layer, weight, scheme)
 
 
 class Qat(Method):

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from runtime_ops import IntegerFormat, encode_gse, symmetric_scale
-from runtime_ops.gse import Encoder
+from passes.formats import Scheme, format_of
+from runtime_ops import IntegerFormat, symmetric_scale
 
 __all__ = [
     "DoReFa",
-    "Gse",
+    "Encoded",
     "Lsq",
     "RoundClamp",
     "fitted_step",
@@ -223,24 +223,19 @@ class DoReFa(nn.Module):
         return pass_through(self.codes(weight) * self.current_step(weight), weight)
 
 
-class Gse(nn.Module):
-    """Weights in GSE, encoded anew each time, straight through."""
+class Encoded(nn.Module):
+    """Weights by the encoder of their format, anew each time, straight through."""
 
-    def __init__(self, bits: int, block: int, axis: int, encoder: Encoder = "nearest") -> None:
+    def __init__(self, scheme: Scheme, axis: int) -> None:
         super().__init__()
-        self.bits, self.block, self.axis, self.encoder = bits, block, axis, encoder
-
-    def rows(self, weight: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """[C, K] float32."""
-        flat = weight.detach().movedim(self.axis, 0).flatten(1)
-        return np.ascontiguousarray(flat.cpu().numpy(), np.float32)
+        self.scheme, self.axis = scheme, axis
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _encoded(self, weight: Tensor) -> Tensor:
         """By the reference itself: what is trained is what the file will hold, bit for bit."""
-        real = encode_gse(self.rows(weight), self.bits, self.block, self.encoder).decoded()
-        moved = weight.movedim(self.axis, 0)
-        return torch.from_numpy(real).to(weight).reshape(moved.shape).movedim(0, self.axis)
+        array = np.ascontiguousarray(weight.detach().cpu().numpy(), np.float32)
+        real = format_of(self.scheme).encode(array, self.scheme, self.axis).decoded
+        return torch.from_numpy(real).to(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         return pass_through(self._encoded(weight), weight)

@@ -21,9 +21,9 @@ from onnxq.rounding.blocks import blocks_of
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.store import Store
 from onnxq.training.config import require_torch
-from passes.errors import UnsupportedModelError
-from passes.model import Model
-from passes.rounding import RoundedLayer, RoundingTask
+from passes.core.errors import UnsupportedModelError
+from passes.graph.model import Model
+from passes.rounding.task import RoundedLayer, RoundingTask
 
 __all__ = ["BlockRounder"]
 

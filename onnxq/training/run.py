@@ -21,8 +21,8 @@ from onnxq.training.network import Network
 from onnxq.training.objective import Objective
 from onnxq.training.qat import Qat
 from onnxq.training.trainer import Event, Settings, Trainer, accuracy
-from passes.errors import UnsupportedModelError, UserError
-from passes.model import Model, serialize
+from passes.core.errors import UnsupportedModelError, UserError
+from passes.graph.model import Model, serialize
 from passes.policy import Policy
 
 __all__ = ["Outcome", "Run", "chosen_device"]

@@ -18,7 +18,7 @@ from onnxq.training.qat import Qat
 from onnxq.training.quantizers import Lsq
 from onnxq.training.run import Outcome, Run
 from onnxq.training.supernet import SearchOptions, Supernet, discretized
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.policy import Policy
 
 __all__ = ["held_out_share", "search", "supernet_of"]

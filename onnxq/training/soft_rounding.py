@@ -22,11 +22,11 @@ from torch import nn
 
 from onnxq.rounding.replay import rounded_names
 from onnxq.training.network import Network
-from passes.model import Model
+from passes.formats import format_of
+from passes.graph.model import Model
 from passes.policy import Scheme
-from passes.rounding import RoundedLayer, RoundingTask
-from passes.weights import code_range, recoded
-from runtime_ops.adaround import GAMMA, ZETA, Learning, annealed
+from passes.rounding.learned import GAMMA, ZETA, Learning, annealed
+from passes.rounding.task import RoundedLayer, RoundingTask
 
 __all__ = ["learn_block", "learned_alike"]
 
@@ -40,7 +40,7 @@ _LAST_RATE = 0.1
 
 def learned_alike(scheme: Scheme) -> bool:
     """Whether a code of the scheme has neighbours a step away; a trellis has none."""
-    return scheme.is_integer or scheme.format == "gse"
+    return format_of(scheme).learnable
 
 
 class _Soft(nn.Module):
@@ -55,7 +55,7 @@ class _Soft(nn.Module):
             np.repeat(item.astype(np.float64), rows.group_size, axis=1)[:, :columns]
             for item in (rows.scale, rows.zero_point)
         )
-        low, high = code_range(task.scheme)
+        low, high = format_of(task.scheme).code_range(task.scheme)
         moved = np.moveaxis(np.asarray(task.array, np.float64), axis, 0)
         value = (self.codes - zero) * step
         lack = moved.reshape(self.codes.shape) - value
@@ -144,5 +144,9 @@ def _settled(task: RoundingTask, held: RoundedLayer, soft: _Soft | None, network
     bias = held.bias
     if bias is not None:
         bias = network.parameter_of(rounded_names(task)[1]).detach().numpy().astype(np.float64)
-    encoded = held.encoded if soft is None else recoded(held.encoded, task.array, task.scheme, soft.settled())
+    encoded = (
+        held.encoded
+        if soft is None
+        else format_of(task.scheme).recoded(held.encoded, task.array, task.scheme, soft.settled())
+    )
     return RoundedLayer(encoded, bias, held.note)

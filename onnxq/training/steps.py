@@ -13,9 +13,9 @@ import torch
 
 from onnxq.training.ops import convolution, elementwise, linear, movement, normalization
 from onnxq.training.ops.registry import OPS, Call, Operator
-from passes.errors import UnsupportedModelError
-from passes.external_data import tensor_array
-from passes.model import Model
+from passes.core.errors import UnsupportedModelError
+from passes.graph.external_data import tensor_array
+from passes.graph.model import Model
 
 __all__ = ["Step", "as_tensor", "read_roles", "read_steps"]
 

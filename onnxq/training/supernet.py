@@ -34,7 +34,7 @@ from onnxq.training.network import Network
 from onnxq.training.objective import Objective
 from onnxq.training.quantizers import fitted_step, learned_step
 from onnxq.training.upgrade_game import Game, permutations, play
-from passes.layers import macs
+from passes.graph.layers import macs
 from passes.policy import FLOAT, LayerPolicy, Policy, Scheme
 
 __all__ = ["SearchOptions", "Supernet", "WidthQuantizer", "discretized"]

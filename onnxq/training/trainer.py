@@ -24,7 +24,7 @@ from onnxq.training.data import Batches
 from onnxq.training.method import Method
 from onnxq.training.network import Network
 from onnxq.training.objective import Objective
-from passes.errors import DataError, ResumeError, UserError
+from passes.core.errors import DataError, ResumeError, UserError
 
 __all__ = ["Event", "Settings", "Trainer", "accuracy"]
 

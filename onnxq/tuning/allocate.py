@@ -24,8 +24,8 @@ from onnxq.tuning.measure import Measurer
 from onnxq.tuning.models import make_rounder, saved_bytes
 from onnxq.tuning.prepare import Prepared
 from onnxq.tuning.space import Space, write_space
-from passes.layers import Layer, macs
-from passes.model import Model
+from passes.graph.layers import Layer, macs
+from passes.graph.model import Model
 from passes.policy import Policy
 
 __all__ = ["check_limits", "make_rounded", "open_space", "parted"]

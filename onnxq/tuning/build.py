@@ -13,9 +13,9 @@ from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.groups import DataOptions
 from onnxq.tuning.models import build_model, make_rounder
 from onnxq.tuning.prepare import model_hash, open_data, prepare_model, recorded_ranges
-from passes.base import Context
-from passes.errors import ResumeError, UserError
-from passes.model import Model, check, is_large, serialize
+from passes.core.base import Context
+from passes.core.errors import ResumeError, UserError
+from passes.graph.model import Model, check, is_large, serialize
 from passes.policy import Policy
 
 __all__ = ["build_candidate"]

@@ -8,7 +8,7 @@ from typing import Any
 from onnxq.tuning.groups import SchemeOptions
 from onnxq.tuning.ladders import schemes_in, smoothable
 from onnxq.tuning.strategies import Strategy, readers_of, reads
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.quantize import weight_scheme
 
 __all__ = ["check_smoothing", "check_strategy_with"]

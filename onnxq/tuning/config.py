@@ -33,8 +33,8 @@ from onnxq.tuning.strategies import (
     strategy_name,
     strategy_text,
 )
-from passes.errors import UserError
-from passes.fields import Option, When, check_fields, declared
+from passes.core.errors import UserError
+from passes.core.fields import Option, When, check_fields, declared
 from passes.policy import LayerPolicy
 from passes.quantize import weight_scheme
 

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from onnxq.allocation.problem import Problem
 from onnxq.tuning.models import saved_bytes
-from passes.base import Context
-from passes.editing import values
-from passes.graph import import_graph
-from passes.layers import graph_layers, weight_index
-from passes.model import Model, is_large
+from passes.core.base import Context
+from passes.formats import format_of
+from passes.formats.weights import EncodedWeight
+from passes.graph.boundary import import_graph
+from passes.graph.editing import values
+from passes.graph.layers import graph_layers, weight_index
+from passes.graph.model import Model, is_large
 from passes.policy import Policy
 from passes.quantize import Quantize
-from passes.weights import EncodedWeight, shape_trellis, trellis_scale
-from runtime_ops.trellis_rounding import first_scale
 
 __all__ = ["file_bytes", "with_real_sizes"]
 
 
 def file_bytes(model: Model, policy: Policy) -> int:
     """Bytes of `model` saved under `policy`: exact but for what values decide, such as shared tables."""
-    context = Context(check=False, ranges=_any_range, encoded=_empty_trellises(model, policy))
+    context = Context(check=False, ranges=_any_range, encoded=_placeholders(model, policy))
     return saved_bytes(Quantize.of(policy)(model, context).model)
 
 
@@ -46,18 +44,14 @@ def _any_range(_: Model, tensors: Sequence[tuple[str, int]]) -> Mapping[str, tup
     return {name: (-1.0, 1.0) for name, _bits in tensors}
 
 
-def _empty_trellises(model: Model, policy: Policy) -> dict[str, EncodedWeight]:
-    chosen = {name: policy[name].weights for name in policy if policy[name].weights.format == "tcq"}
-    if not chosen:
-        return {}
+def _placeholders(model: Model, policy: Policy) -> dict[str, EncodedWeight]:
+    """Weights that take the same bytes, of formats whose encoders are slow."""
     found: dict[str, EncodedWeight] = {}
     for layer, node, _ in graph_layers(import_graph(model)):
-        index = weight_index(node)
-        if layer.name not in chosen or index is None:
+        scheme, index = policy[layer.name].weights, weight_index(node)
+        if scheme.is_float or index is None:
             continue
-        array, axis = values(node.inputs[index]), layer.channel_axis
-        rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-        scale = trellis_scale(chosen[layer.name])(first_scale(rows))
-        windows = np.zeros(rows.shape, np.uint16)
-        found[layer.name] = shape_trellis(array, axis, chosen[layer.name], windows, scale)
+        held = format_of(scheme).placeholder(values(node.inputs[index]), scheme, layer.channel_axis)
+        if held is not None:
+            found[layer.name] = held
     return found

@@ -12,10 +12,10 @@ from onnxq.search.candidate import Candidate
 from onnxq.tuning.config import MODES
 from onnxq.tuning.measure import Measurer
 from onnxq.tuning.prepare import base_recipe
-from passes.model import save
+from passes.core.recipe import format_pass
+from passes.graph.model import save
 from passes.policy import Policy
 from passes.quantize import Quantize
-from passes.recipe import format_pass
 
 __all__ = ["FrontFiles"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from onnxq.allocation.resources import LayerCosts, parse_limits, read_costs
 from onnxq.search.objectives import Objective
 from onnxq.tuning.strategies import Goal, Strategy, open_strategy
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.policy import LayerPolicy
 
 __all__ = [

@@ -18,8 +18,8 @@ from onnxq.runners.agreement import reference_outputs, refuse_disagreement
 from onnxq.runners.timing import Comparison, compare
 from onnxq.search.candidate import Candidate, Latency
 from onnxq.search.latency_model import LatencyModel
-from passes.errors import DeviceError
-from passes.model import Model
+from passes.core.errors import DeviceError
+from passes.graph.model import Model
 
 __all__ = ["DeviceLatencies", "Outage", "Records", "check_devices", "merged"]
 

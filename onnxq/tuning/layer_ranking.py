@@ -12,8 +12,8 @@ from onnxq.tuning.measure import Measurer
 from onnxq.tuning.models import build_model
 from onnxq.tuning.outcome import Event
 from onnxq.tuning.prepare import Prepared
+from passes.graph.select import select_layers
 from passes.policy import Policy
-from passes.select import select_layers
 
 __all__ = ["crawling", "in_order", "ranked_errors", "searched_layers"]
 

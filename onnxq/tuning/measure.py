@@ -19,9 +19,9 @@ from onnxq.tuning.latencies import DeviceLatencies, Records, merged
 from onnxq.tuning.models import build_model, make_rounder, policy_bops, saved_bytes
 from onnxq.tuning.prepare import Prepared, RecordedRanges, calibrate_once
 from onnxq.tuning.racing import Race, extrapolated, is_dominated
-from passes.errors import DeviceError, UserError
-from passes.layers import macs
-from passes.model import Model, check, is_large, load, serialize
+from passes.core.errors import DeviceError, UserError
+from passes.graph.layers import macs
+from passes.graph.model import Model, check, is_large, load, serialize
 from passes.policy import Policy
 
 __all__ = ["Measurer"]

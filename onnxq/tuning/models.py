@@ -10,8 +10,8 @@ from onnxq.data import Dataset
 from onnxq.rounding import DataRounder
 from onnxq.tuning.groups import RoundingOptions
 from onnxq.tuning.prepare import RecordedRanges
-from passes.base import Context
-from passes.model import Model, is_large, on_disk, serialize
+from passes.core.base import Context
+from passes.graph.model import Model, is_large, on_disk, serialize
 from passes.policy import Policy
 from passes.quantize import Quantize
 

@@ -22,19 +22,19 @@ from onnxq.proof import Reference
 from onnxq.search.journal import Journal
 from onnxq.tuning.config import TuneConfig
 from onnxq.tuning.groups import DataOptions, SchemeOptions
-from passes.base import Context, Pass, Sequential
-from passes.errors import DataError, UnsupportedModelError
-from passes.external_data import tensor_digest
-from passes.graph import import_graph
-from passes.layers import Layer, find_layers, graph_layers
-from passes.light import bare_copy
-from passes.model import Model, is_large, load, serialize
+from passes.core.base import Context, Pass, Sequential
+from passes.core.errors import DataError, UnsupportedModelError
+from passes.graph.boundary import import_graph
+from passes.graph.external_data import tensor_digest
+from passes.graph.layers import Layer, find_layers, graph_layers
+from passes.graph.light import bare_copy
+from passes.graph.model import Model, is_large, load, serialize
+from passes.graph.select import select_layers
 from passes.opset import upgrade
-from passes.placement import plan_activations
+from passes.placement.places import plan_activations
 from passes.policy import Policy
 from passes.preparation import preparation
 from passes.quantize import required_policy_opset
-from passes.select import select_layers
 from passes.smooth import Smooth
 
 __all__ = [

@@ -14,7 +14,7 @@ from onnxq.metrics.hits import hits_from_text, hits_to_text
 from onnxq.search.candidate import Candidate
 from onnxq.tuning.latencies import Records
 from onnxq.tuning.prepare import Prepared
-from passes.errors import ResumeError
+from passes.core.errors import ResumeError
 
 __all__ = ["Race", "extrapolated", "is_dominated"]
 

@@ -22,10 +22,10 @@ from onnxq.tuning.file_size import with_real_sizes
 from onnxq.tuning.models import saved_bytes
 from onnxq.tuning.prepare import RecordedRanges, calibrate_once, model_hash
 from onnxq.tuning.space import Space, Terms, separately, together, write_space
-from passes.base import Context
-from passes.errors import UnsupportedModelError, UserError
-from passes.layers import Layer, find_layers, macs
-from passes.model import Model
+from passes.core.base import Context
+from passes.core.errors import UnsupportedModelError, UserError
+from passes.graph.layers import Layer, find_layers, macs
+from passes.graph.model import Model
 from passes.opset import upgrade
 from passes.policy import LayerPolicy, Policy
 from passes.preparation import preparation

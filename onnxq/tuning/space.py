@@ -18,11 +18,11 @@ from onnxq.sensitivity.rounded import RoundedWeights
 from onnxq.sensitivity.statistics import Sensitivity
 from onnxq.sensitivity.values import PolicyValues, WholeValues
 from onnxq.sensitivity.variants import Variant, choice_text
-from passes.base import RangeProvider
-from passes.errors import UserError
-from passes.jsontext import read_json
-from passes.layers import Layer
-from passes.model import Model
+from passes.core.base import RangeProvider
+from passes.core.errors import UserError
+from passes.graph.jsontext import read_json
+from passes.graph.layers import Layer
+from passes.graph.model import Model
 from passes.policy import FLOAT, LayerPolicy, Policy
 
 __all__ = [

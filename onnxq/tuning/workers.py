@@ -29,7 +29,7 @@ from onnxq.files import Scratch, make_folder, output_errors, sha256_bytes
 from onnxq.search.candidate import Candidate
 from onnxq.search.ranking import Proposal
 from onnxq.signals import end_with_pipe
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["Shipment", "Workers", "open_workers"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import AttributeProto
 
-from passes.graph import node_name
-from passes.inference import infer_model
-from passes.model import every_graph
+from passes.graph.boundary import node_name
+from passes.graph.inference import infer_model
+from passes.graph.model import every_graph
 from passes.opset.adapters import ADAPTERS
 from passes.opset.runtime import lacks_kernel
 from passes.opset.schemas import STANDARD, is_operator, lost, transitions

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from passes.external_data import tensor_array
+from passes.graph.external_data import tensor_array
 
 __all__ = ["Adapter", "Names", "RefusedError", "Scope", "Site"]
 

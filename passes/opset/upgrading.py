@@ -6,11 +6,11 @@ import onnx
 from onnx import inliner
 from onnx.helper import find_min_ir_version_for, make_opsetid
 
-from passes.base import Context
-from passes.errors import UnsupportedModelError
-from passes.graph import declare_functions
-from passes.light import without_values
-from passes.model import Model, normalized
+from passes.core.base import Context
+from passes.core.errors import UnsupportedModelError
+from passes.graph.boundary import declare_functions
+from passes.graph.light import without_values
+from passes.graph.model import Model, normalized
 from passes.opset.conversion import (
     ConversionError,
     Walk,

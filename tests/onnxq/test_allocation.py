@@ -21,7 +21,7 @@ from onnxq.allocation.ilp import quiet_stdout
 from onnxq.allocation.resources import parse_limits
 from onnxq.allocation.shapley import CEILING, ShapleyState, Walk, play, value_problem, walks
 from onnxq.allocation.threshold import threshold_front
-from passes.errors import UserError
+from passes.core.errors import UserError
 from passes.policy import LayerPolicy, Policy, Scheme
 
 BITS = (2, 4, 8)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxq.tuning import TuneConfig, tune
-from passes.errors import UserError
+from passes.core.errors import UserError
 from tests.nets import Net
 from tests.tuning import by_bits, write_labelled
 

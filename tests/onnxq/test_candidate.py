@@ -18,7 +18,7 @@ from onnxq.search import (
     candidate_key,
     parse_objectives,
 )
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 _FLOATS = st.floats(allow_nan=False, allow_infinity=True)
 _LATENCIES = st.builds(

@@ -351,6 +351,7 @@ def test_options_of_tune(refused: Refused, options: tuple[str, ...], words: str)
         ("allocate --tau 0.1", "it goes with --strategy threshold"),
         ("allocate --strategy threshold --tau 0.1 --front 3", "--front: nothing here reads it"),
         ("bench --preprocess cifar", "it goes with --data"),
+        ("quantize --activations float --limit 9", "it goes with --data or --calibration-data"),
         ("train --data data.npz --quantizer lsq", "it goes with --method qat"),
         ("train --data data.npz --temperature 2", "it goes with --distill"),
         ("train --data data.npz --optimizer adamw --momentum 0.5", "it goes with --optimizer sgd"),
@@ -451,7 +452,7 @@ def test_no_table_to_allocate_from(refused: Refused, work: Path) -> None:
 def test_options_of_allocate(refused: Refused, work: Path, options: tuple[str, ...], words: str) -> None:
     from onnxq.public import open_dataset
     from onnxq.tuning.sensitivities import sensitivities
-    from passes.model import load
+    from passes.graph.model import load
 
     model = load("tiny.onnx")
     Path("table").mkdir()

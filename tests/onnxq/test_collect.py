@@ -16,8 +16,8 @@ from onnxq.calibration import CalibratedRanges, StatisticsCache, TensorStatistic
 from onnxq.calibration import ranges as ranges_module
 from onnxq.data import Dataset, InputSpec, input_specs, open_dataset, random_dataset
 from passes import Decode, Quantize
-from passes import model as passes_model
-from passes.errors import DataError, GraphError, ModelFileError, UnsupportedModelError
+from passes.core.errors import DataError, GraphError, ModelFileError, UnsupportedModelError
+from passes.graph import model as passes_model
 from tests.nets import Net
 
 WIDTH = 8

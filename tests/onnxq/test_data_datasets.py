@@ -21,7 +21,7 @@ from onnxq.data import (
     open_dataset,
     random_dataset,
 )
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 VECTOR = [InputSpec("x", np.dtype(np.float32), ("N", 3))]
 

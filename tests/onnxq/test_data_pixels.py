@@ -15,7 +15,7 @@ from PIL import Image
 
 from onnxq.data import Dataset, InputSpec, Preprocess, materialise, open_dataset
 from onnxq.data.pixels import decode_image
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 INPUTS = [InputSpec("x", np.dtype(np.float32), ("N", 3, 8, 8))]
@@ -168,7 +168,7 @@ def test_code_that_gives_other_data_the_second_time_is_told(
 
 
 def test_errors_survive_the_way_from_a_worker() -> None:
-    from passes.errors import DeviceError, ModelFileError
+    from passes.core.errors import DeviceError, ModelFileError
 
     for error in (ModelFileError("a.onnx", "cut off"), DeviceError("tvm", "run", "gone", lasting=True)):
         again = pickle.loads(pickle.dumps(error))

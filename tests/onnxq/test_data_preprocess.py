@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from onnxq.data import PRESETS, Preprocess, resolve
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 
 def _image(width: int, height: int, seed: int = 0) -> Image.Image:

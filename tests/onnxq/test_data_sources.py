@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from onnxq.data import Dataset, InputSpec, check_labels, open_dataset, random_dataset, require_labels
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 F32 = np.dtype(np.float32)
 IMAGE = [InputSpec("input", F32, ("N", 3, 4, 6))]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnxq.evaluation import Evaluator, Score, evaluate_file, load_session
-from passes.errors import DataError
-from passes.model import Model
+from passes.core.errors import DataError
+from passes.graph.model import Model
 from passes.quantize import Quantize
 from tests.nets import Net, Samples, apply
 

@@ -11,7 +11,7 @@ from onnxq.allocation.problem import Problem
 from onnxq.tuning.file_size import file_bytes, with_real_sizes
 from onnxq.tuning.models import saved_bytes
 from passes import Context, FoldBatchNorm, Model, Quantize, Simplify, load
-from passes.layers import find_layers, macs
+from passes.graph.layers import find_layers, macs
 from passes.opset import upgrade
 from passes.policy import LayerPolicy, Policy, Scheme
 

@@ -14,8 +14,8 @@ import pytest
 
 from onnxq import files
 from onnxq.files import atomic_write, atomic_write_json, canonical_json, sha256_bytes, sha256_file
-from passes import scratch
-from passes.errors import OutputError
+from passes.core.errors import OutputError
+from passes.graph import scratch
 
 
 def _names(folder: Path) -> list[str]:
@@ -89,7 +89,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path: Path)
     """A process is killed with a folder and half a file open; what is the user's or another's stays."""
     pytest.importorskip("fcntl")
     code = (
-        "import os, signal, sys; from pathlib import Path; from passes.scratch import *\n"
+        "import os, signal, sys; from pathlib import Path; from passes.graph.scratch import *\n"
         "place = Path(sys.argv[1]); held = Scratch(place); (held.path / 'big').write_bytes(b'x')\n"
         "temporary_name(place / 'report.json').touch()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

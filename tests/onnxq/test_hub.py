@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from onnxq.hub import fetch, resolve
-from passes.errors import DataError, UserError
+from passes.core.errors import DataError, UserError
 
 PLACE = "validated/vision/tiny/model/tinynet-12.onnx"
 

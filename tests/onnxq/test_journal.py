@@ -14,7 +14,7 @@ import pytest
 
 from onnxq.search import journal as journal_module
 from onnxq.search.journal import JOURNAL_NAME, Journal, read_journal
-from passes.errors import OutputError, ResumeError
+from passes.core.errors import OutputError, ResumeError
 
 PRINT = {"model": "a" * 64, "data": "b" * 64, "seed": "0", "tool_version": "0.1"}
 _RECORDS = [("note", f"k{i}", {"top1": i / 7, "name": f"static-{i:03} ä"}) for i in range(5)]
@@ -121,7 +121,7 @@ def test_fresh_keeps_the_old_one_aside(tmp_path: Path) -> None:
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
     code = (
-        "import sys; from onnxq.search.journal import Journal; from passes.errors import ResumeError\n"
+        "import sys; from onnxq.search.journal import Journal; from passes.core.errors import ResumeError\n"
         f"try: Journal({str(tmp_path)!r}, {PRINT!r})\n"
         "except ResumeError as error: sys.exit(str(error))\n"
     )

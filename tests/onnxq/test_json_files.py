@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 
 from onnxq.search.journal import JOURNAL_NAME, read_journal
-from passes.errors import ResumeError
+from passes.core.errors import ResumeError
 
 Invoke = Callable[..., Result]
 BAD = {

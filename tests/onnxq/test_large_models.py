@@ -19,13 +19,13 @@ from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper, parser
 
 import onnxq.session
-import passes.model
+import passes.graph.model
 from onnxq.session import load_session
-from passes.errors import InvalidModelError
-from passes.external_data import KEPT_BYTES, Reference, has_references, is_external, tensor_array
-from passes.model import Model, check, is_large, load, model_files, save, serialize, size_on_disk
-from passes.recipe import parse_recipe
-from passes.tensors import every_tensor, stored_bytes
+from passes.core.errors import InvalidModelError
+from passes.core.recipe import parse_recipe
+from passes.graph.external_data import KEPT_BYTES, Reference, has_references, is_external, tensor_array
+from passes.graph.model import Model, check, is_large, load, model_files, save, serialize, size_on_disk
+from passes.graph.tensors import every_tensor, stored_bytes
 
 Invoke = Callable[..., Result]
 LIMIT = 2**15
@@ -136,7 +136,7 @@ def test_a_large_model_gives_what_the_same_model_in_one_file_gives(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     ok(invoke(*(word.replace("IN", "plain.onnx") for word in command), "-o", "wanted.onnx"))
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     monkeypatch.setattr(onnxq.session, "FOLDED_BYTES", LIMIT)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
     ok(invoke(*(word.replace("IN", "large.onnx") for word in command), "-o", "made.onnx"))
@@ -154,7 +154,7 @@ def test_decode(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "quantize", "plain.onnx", "--weights", "gse6:block32", "--activations", "float", "-o", "q.onnx"
         )
     )
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("decode", "q.onnx", "-o", "float.onnx"))
     assert Path("float.onnx.data").stat().st_size > LIMIT
     np.testing.assert_array_equal(outputs("float.onnx"), outputs("q.onnx"))
@@ -164,7 +164,7 @@ def test_info_reads_no_weights_and_says_the_same(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = json.loads(ok(invoke("info", "plain.onnx", "--json")).stdout)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     found = json.loads(ok(invoke("info", "large.onnx", "--json")).stdout)
     total = sum(Path(name).stat().st_size for name in ("large.onnx", "weights.bin", "parts/first.data"))
     assert found["bytes"] == total
@@ -194,7 +194,7 @@ def test_info_leaves_external_weights_of_small_models_where_they_are(
 def test_golden_and_eval(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ok(invoke("golden", "update", "simplify", "plain.onnx", "golden.txt"))
     score = json.loads(ok(invoke("eval", "plain.onnx", "--data", "data.npz", "--json")).stdout)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("golden", "check", "simplify", "large.onnx", "golden.txt"))
     again = json.loads(ok(invoke("eval", "large.onnx", "--data", "data.npz", "--json")).stdout)
 
@@ -208,7 +208,7 @@ def test_the_opset_of_a_large_model_is_upgraded(
 ) -> None:
     (work / "old").mkdir()
     write_both(work / "old", opset=12)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("quantize", "old/large.onnx", "--activations", "float", "-o", "made.onnx"))
     assert load("made.onnx").opset() >= 13
     check(load("made.onnx"))
@@ -241,7 +241,7 @@ def _nested(folder: Path) -> np.ndarray:
 
 def test_weights_of_nested_graphs(invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = _nested(work)
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     ok(invoke("fold", "nested.onnx", "-o", "folded.onnx"))
     ok(invoke("quantize", "nested.onnx", "--activations", "float", "-o", "made.onnx"))
     x = np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)
@@ -268,7 +268,7 @@ def test_constant_nodes_that_read_files_are_folded(work: Path, monkeypatch: pyte
     _move_out(tensor, work, "w.bin")
     model.graph.initializer.append(tensor)
     onnx.save(model, "turned.onnx")
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     result = parse_recipe("simplify")(load("turned.onnx")).model
     assert [node.op_type for node in result.proto.graph.node] == ["MatMul"]
     [held] = result.proto.graph.initializer
@@ -340,7 +340,7 @@ def test_external_data_that_cannot_be_read_is_one_sentence(
     model = onnx.load("large.onnx", load_external_data=False)
     edit(next(tensor for tensor in model.graph.initializer if tensor.name == "second"))
     onnx.save(model, "bad.onnx")
-    monkeypatch.setattr(passes.model, "LARGE", limit)
+    monkeypatch.setattr(passes.graph.model, "LARGE", limit)
     result = invoke(command, "bad.onnx")
     assert result.exit_code == 2
     assert word in result.stderr
@@ -352,7 +352,7 @@ def test_external_data_that_cannot_be_read_is_one_sentence(
 def test_no_file_of_the_input_is_overwritten(
     invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     save(load("plain.onnx"), "a.onnx")
     onnx.save(onnx.load("a.onnx", load_external_data=False), "b.onnx")  # b.onnx reads a.onnx.data
     before = Path("a.onnx.data").read_bytes()
@@ -365,7 +365,7 @@ def test_no_file_of_the_input_is_overwritten(
 
 
 def test_tied_weights_are_written_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", LIMIT)
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
     model = load("large.onnx").proto
     copy = model.graph.initializer.add()
     copy.CopyFrom(next(tensor for tensor in model.graph.initializer if tensor.name == "second"))
@@ -402,6 +402,6 @@ def test_protobufs_limit_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.before for step in once.rewritten("two", once, exact=True).history] == [model, None]
     with pytest.raises(InvalidModelError, match="huge: over 2 GB"):
         serialize(model)
-    monkeypatch.setattr(passes.model, "LARGE", 2**40)  # what nothing counts, such as long texts
+    monkeypatch.setattr(passes.graph.model, "LARGE", 2**40)  # what nothing counts, such as long texts
     with pytest.raises(InvalidModelError, match="huge: over 2 GB"):
         serialize(model)

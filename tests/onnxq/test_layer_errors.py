@@ -7,12 +7,12 @@ import pytest
 from onnx import numpy_helper
 
 from onnxq.search.layer_errors import LayerErrors, combine, measure_layer_errors
-from passes.layers import find_layers
-from passes.model import Model
+from passes.formats.weights import encode_layer
+from passes.graph.layers import find_layers
+from passes.graph.model import Model
 from passes.policy import Policy
 from passes.quantize import Quantize, activation_scheme, weight_scheme
 from passes.smooth import Smooth
-from passes.weights import encode_layer
 from tests.nets import Net, Samples, apply, tensors
 
 ARRAY = np.random.default_rng(3).normal(size=(5, 3, 8, 8)).astype(np.float32)

@@ -28,7 +28,7 @@ from onnxq.metrics import (
     open_metric,
     reading_of,
 )
-from passes.errors import DataError, UserError
+from passes.core.errors import DataError, UserError
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from onnxq.calibration import METHODS, TensorStatistics, entropy, min_max, mse, parse_method, percentile
-from passes.errors import DataError, UserError
+from passes.core.errors import DataError, UserError
 
 Array = NDArray[np.float64]
 _VALUES = hnp.arrays(np.float64, st.integers(1, 400), elements=st.integers(-5000, 5000).map(lambda v: v / 37))

@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 
 from onnxq.data import input_specs, random_dataset
 from onnxq.proof.feeds import made_up_feed
-from passes.decoding import Decode
-from passes.errors import DataError, InvalidModelError
-from passes.model import Model
+from passes.core.errors import DataError, InvalidModelError
+from passes.decode import Decode
+from passes.graph.model import Model
 from passes.quantize import Quantize
 from tests.nets import Net
 

@@ -13,7 +13,7 @@ from onnxq.calibration import CalibratedRanges
 from onnxq.calibration.collect import collect
 from onnxq.calibration.observers import mse
 from onnxq.calibration.output_error import candidates
-from passes.model import Model
+from passes.graph.model import Model
 from tests.nets import Net, Samples, tensors
 
 

@@ -16,8 +16,8 @@ from click.testing import Result
 import onnxq as oq
 from onnxq.evaluation import Evaluator
 from onnxq.metrics import METRICS
-from passes.errors import UserError
-from passes.model import Model
+from passes.core.errors import UserError
+from passes.graph.model import Model
 from tests.nets import Net, Samples
 
 Invoke = Callable[..., Result]

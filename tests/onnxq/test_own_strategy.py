@@ -18,7 +18,7 @@ import onnxq as oq
 from onnxq.report import load_report
 from onnxq.search import read_journal
 from onnxq.tuning.strategies import STRATEGIES, open_strategy, registry, strategy_text
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 Invoke = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]

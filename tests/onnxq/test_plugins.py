@@ -12,7 +12,7 @@ from click.testing import Result
 
 from onnxq.data import open_dataset, runs_code
 from onnxq.runners import open_runner
-from passes.errors import DataError, UserError
+from passes.core.errors import DataError, UserError
 
 Invoke = Callable[..., Result]
 
@@ -27,7 +27,7 @@ from onnxq.data import Kind, MemoryDataset, open_dataset
 from onnxq.runners import OrtRunner, Tool, parse_device
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.strategies import Search, Strategy
-from passes.fields import Option
+from passes.core.fields import Option
 from passes.policy import Policy
 
 

@@ -21,11 +21,11 @@ from onnxq.data.dataset import Batch
 from onnxq.proof import Reference, feeds, prove, write_model
 from onnxq.proof import rewrites as rewrites_module
 from onnxq.proof.running import Overtime, Runner
-from passes import base
-from passes.base import Context, GraphPass
-from passes.editing import values
-from passes.errors import InvalidModelError, ProofError
-from passes.model import Model
+from passes.core import base
+from passes.core.base import Context, GraphPass
+from passes.core.errors import InvalidModelError, ProofError
+from passes.graph.editing import values
+from passes.graph.model import Model
 from tests.nets import Net, Samples
 
 Invoke = Callable[..., Result]

@@ -31,7 +31,7 @@ from onnxq.report.labels import shorten_layer_names
 from onnxq.report.pictures import allocation_figure, sensitivity_figure
 from onnxq.report.plots import FIGURES, png
 from onnxq.search import Candidate, Latency, parse_objectives
-from passes.errors import OutputError, UserError
+from passes.core.errors import OutputError, UserError
 
 _LAYERS = [f"/blocks/blocks.{i // 4}/blocks.{i // 4}.{i % 4}/conv/Conv" for i in range(12)]
 _FLOAT = Candidate(

@@ -20,7 +20,7 @@ from onnxq.tuning import TuneConfig
 from onnxq.tuning.allocate import parted
 from onnxq.tuning.space import SPACE_RECORD, Space
 from passes import Context, LayerPolicy, Policy, Quantize, Scheme, find_layers
-from passes.model import Model
+from passes.graph.model import Model
 from tests.nets import Net, Samples
 
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from onnxq.calibration.patches import ConvPatches, MatrixRows, patches_of
 from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.store import Store
-from passes.layers import Layer
+from passes.graph.layers import Layer
 
 Array = npt.NDArray[Any]
 CASES: dict[str, dict[str, Any]] = {

@@ -15,14 +15,15 @@ import onnxq as oq
 from onnxq.evaluation import load_session
 from onnxq.rounding.moments import Accumulator
 from onnxq.rounding.rounder import DAMPING, DataRounder
-from passes.base import Context, PassResult
-from passes.errors import DataError, PolicyError, UnsupportedModelError
-from passes.layers import Layer, find_layers
-from passes.model import Model, serialize
+from passes.core.base import Context, PassResult
+from passes.core.errors import DataError, PolicyError, UnsupportedModelError
+from passes.formats import format_of
+from passes.formats.base import RowTask
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, serialize
 from passes.policy import Scheme
 from passes.quantize import Quantize
-from passes.rounding import Moments, RoundedLayer, RoundingTask, choose_dampings
-from passes.rounding_grid import RowFormat
+from passes.rounding.task import Moments, RoundedLayer, RoundingTask, choose_dampings
 from tests.nets import Net, Samples, ranges_of, run, tensors
 
 Array = npt.NDArray[Any]
@@ -96,7 +97,7 @@ def test_narrower_ranges_are_tried_for_asymmetric_weights(
 ) -> None:
     model, x, other = network(), images(), images(seed=1)
     found = error(model, quantized(model, x, weights=weights).model, other)
-    monkeypatch.setattr("passes.rounding_grid._RANGES", ((1.0, 1.0),))
+    monkeypatch.setattr("passes.formats.integer._RANGES", ((1.0, 1.0),))
     assert found < 0.97 * error(model, quantized(model, x, weights=weights).model, other)
 
 
@@ -105,9 +106,8 @@ def test_asymmetric_scales_to_try_begin_with_the_plain_ones(weights: str) -> Non
     rng = np.random.default_rng(0)
     array = rng.exponential(size=(6, 32)).astype(np.float32) - 0.4
     array[0], array[1] = np.abs(array[0]), 0  # one side of zero alone; nothing at all
-    layer = Layer("head", "Gemm", "w", (6, 32), 0, 1, 0)
     scheme = Scheme.parse(weights)
-    form = RowFormat(layer, array, scheme, array[np.newaxis].astype(np.float64))
+    form = format_of(scheme).grid(RowTask(array, 0, scheme, array[np.newaxis].astype(np.float64)))
     grid, rows = form.grid(), form.plain.rows
     np.testing.assert_array_equal(grid.scale[0, 0], rows.scale)
     np.testing.assert_array_equal(grid.zero[0, 0], rows.zero_point)

@@ -13,13 +13,13 @@ from onnx import numpy_helper
 from onnxq.rounding import DataRounder
 from onnxq.rounding.replay import Replay
 from onnxq.rounding.steps import cut_steps
-from passes.editing import values
-from passes.graph import import_graph
-from passes.layers import graph_layers, weight_index
-from passes.model import Model
+from passes.formats.weights import EncodedWeight, encode_layer
+from passes.graph.boundary import import_graph
+from passes.graph.editing import values
+from passes.graph.layers import graph_layers, weight_index
+from passes.graph.model import Model
 from passes.policy import Scheme
-from passes.rounding import RoundedLayer, RoundingTask
-from passes.weights import EncodedWeight, encode_layer
+from passes.rounding.task import RoundedLayer, RoundingTask
 from tests.nets import Net, Samples, tensors
 
 

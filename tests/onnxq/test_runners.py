@@ -16,10 +16,10 @@ from onnxq.runners.agreement import distance, reference_outputs, refuse_disagree
 from onnxq.runners.base import Array, Feed
 from onnxq.runners.providers import CPU
 from onnxq.runners.timing import compare, in_turns
-from passes.base import Context
-from passes.errors import DeviceError, UserError
-from passes.model import Model, load
-from passes.recipe import parse_recipe
+from passes.core.base import Context
+from passes.core.errors import DeviceError, UserError
+from passes.core.recipe import parse_recipe
+from passes.graph.model import Model, load
 
 
 def test_device_strings() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxq.evaluation.segments import Segment, choose_anchors, split
-from passes.model import Model, check
+from passes.graph.model import Model, check
 from passes.quantize import Quantize
 from tests.nets import Net, apply, feeds, run, session
 

@@ -15,10 +15,10 @@ from onnxq.sensitivity import Sensitivity, Settings, Variant, measure_sensitivit
 from onnxq.sensitivity.replay import Replay
 from onnxq.sensitivity.statistics import Accumulator
 from onnxq.sensitivity.values import PolicyValues, WholeValues
-from passes.base import Context
-from passes.errors import DataError
-from passes.layers import find_layers
-from passes.model import Model
+from passes.core.base import Context
+from passes.core.errors import DataError
+from passes.graph.layers import find_layers
+from passes.graph.model import Model
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from passes.smooth import Smooth

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from onnxq.evaluation import interleaved, load_session, surviving_qdq
-from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.model import Model, save
+from passes.core.errors import InvalidModelError, UnsupportedModelError
+from passes.graph.model import Model, save
 from passes.quantize import Quantize
 from tests.nets import Net, apply, feeds, run
 

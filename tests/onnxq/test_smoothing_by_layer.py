@@ -14,7 +14,7 @@ from onnxq.evaluation import load_session
 from onnxq.tuning import tune
 from onnxq.tuning.file_size import file_bytes
 from passes import Context, Model, Quantize, load
-from passes.errors import PolicyError, UserError
+from passes.core.errors import PolicyError, UserError
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.smooth import SMOOTH_KEY, Smooth
 from tests.nets import Net

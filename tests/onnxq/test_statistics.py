@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from onnxq.calibration.statistics import BINS, TensorStatistics
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 Floats = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.cli.stays_float import float_share_text
 from onnxq.float_share import SMALL, FloatWeight, float_weights
-from passes.model import Model
+from passes.graph.model import Model
 
 Invoke = Callable[..., Result]
 VALUE = helper.make_tensor_value_info

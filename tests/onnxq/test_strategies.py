@@ -21,8 +21,8 @@ from onnxq.sensitivity import Settings, choice_text
 from onnxq.tuning import TuneConfig, TuneResult, tune
 from onnxq.tuning.sensitivities import sensitivities
 from onnxq.tuning.space import read_space
-from passes.errors import ResumeError, UserError
-from passes.model import load
+from passes.core.errors import ResumeError, UserError
+from passes.graph.model import load
 from passes.policy import Policy
 from tests.nets import Net
 from tests.tuning import by_bits, write_labelled

@@ -18,8 +18,8 @@ from onnxq.report import load_report
 from onnxq.search import Candidate, read_journal
 from onnxq.tuning import Event, TuneConfig, TuneResult, build_candidate, tune
 from onnxq.tuning.measure import Measurer
-from passes.errors import ResumeError, UnsupportedModelError, UserError
-from passes.model import serialize
+from passes.core.errors import ResumeError, UnsupportedModelError, UserError
+from passes.graph.model import serialize
 
 SAMPLES = 160
 
@@ -253,7 +253,7 @@ def test_damping_is_in_the_candidates(workspace: Path, tmp_path: Path) -> None:
 
 
 def test_recipe_beside_a_front_member_makes_the_same_layers(finished: tuple[Path, TuneResult]) -> None:
-    from passes.recipe import load_recipe
+    from passes.core.recipe import load_recipe
 
     run, result = finished
     member = next(m for m in result.front if m.mode != "float")

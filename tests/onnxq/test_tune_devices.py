@@ -25,7 +25,7 @@ from onnxq.search import parse_objectives
 from onnxq.search.candidate import Latency
 from onnxq.search.latency_model import LatencyModel, LayerWork
 from onnxq.tuning import Event, TuneConfig, TuneResult, tune
-from passes.errors import DeviceError, UserError
+from passes.core.errors import DeviceError, UserError
 from tests.rpc import Served, free_port, serve, silent_peer, track
 from tests.tuning import write_labelled
 

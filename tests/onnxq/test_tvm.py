@@ -22,10 +22,10 @@ from onnxq.runners.agreement import distance, reference_outputs
 from onnxq.runners.child import Child, ChildDiedError, ChildFailedError, ChildTimeoutError
 from onnxq.runners.lowering import float_weights, lowered
 from onnxq.session import load_session
-from passes.base import Context
-from passes.errors import DeviceError, UnsupportedModelError
-from passes.model import Model, load
-from passes.recipe import parse_recipe
+from passes.core.base import Context
+from passes.core.errors import DeviceError, UnsupportedModelError
+from passes.core.recipe import parse_recipe
+from passes.graph.model import Model, load
 from tests.rpc import free_port, serve, silent_peer, track
 
 pytest.importorskip("tvm")

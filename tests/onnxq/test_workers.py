@@ -14,7 +14,7 @@ import pytest
 from onnxq.files import sha256_file
 from onnxq.tuning import Event, TuneConfig, TuneResult, tune, workers
 from onnxq.tuning.workers import MemoryJournal, Shipment, Workers
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -16,12 +16,12 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from passes.admission import ModelWarning
-from passes.errors import InvalidModelError
-from passes.golden import canonical_text
-from passes.golden_order import Reads
-from passes.model import Model, check, load
-from passes.recipe import parse_recipe
+from passes.core.errors import InvalidModelError
+from passes.core.recipe import parse_recipe
+from passes.golden.order import Reads
+from passes.golden.text import canonical_text
+from passes.graph.admission import ModelWarning
+from passes.graph.model import Model, check, load
 
 FLOAT = onnx.TensorProto.FLOAT
 Change = Callable[[onnx.ModelProto], object]

@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from passes import Context, FoldBatchNorm, Model, Quantize, Smooth
-from passes.analytic import clipped_mean, expected_inputs
-from passes.errors import PolicyError
-from passes.graph import import_graph
+from passes.core.errors import PolicyError
+from passes.graph.boundary import import_graph
+from passes.rounding.analytic import clipped_mean, expected_inputs
 from tests.nets import Net, tensors
 
 CHANNELS = 6

@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from passes.base import Context
-from passes.errors import GraphError
-from passes.graph import export_graph, import_graph
-from passes.layers import find_layers
-from passes.model import Model, check
+from passes.core.base import Context
+from passes.core.errors import GraphError
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, check
 from passes.quantize import Quantize
 from passes.simplify import Simplify
 

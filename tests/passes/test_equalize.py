@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from passes.core.recipe import parse_recipe
 from passes.equalize import Equalize
-from passes.model import Model
+from passes.graph.model import Model
 from passes.quantize import Quantize
-from passes.recipe import parse_recipe
 from tests.nets import Array, Net, apply, feeds, run, sqnr
 
 

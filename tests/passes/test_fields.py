@@ -13,11 +13,11 @@ import pytest
 import onnxq as oq
 from onnxq.training import TrainConfig
 from onnxq.tuning.config import TuneConfig
+from passes.core.errors import UserError
+from passes.core.fields import Option, When, check_fields, declared, from_texts, to_text
 from passes.equalize import Equalize
-from passes.errors import UserError
-from passes.fields import Option, When, check_fields, declared, from_texts, to_text
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.model import Model
+from passes.graph.model import Model
 from passes.policy import LayerPolicy, Scheme
 from passes.simplify import Simplify
 from tests.nets import Net

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.golden import GoldenMismatch, canonical_text, check_golden, diff
-from passes.model import Model
+from passes.golden.text import GoldenMismatch, canonical_text, check_golden, diff
+from passes.graph.model import Model
 from passes.simplify import Simplify
 
 UNARY, BINARY = ("Relu", "Neg", "Exp"), ("Add", "Mul", "Sub")

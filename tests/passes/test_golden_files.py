@@ -5,7 +5,7 @@ A file is plain text in sections, each opened by a line of its own:
     # what the case shows (any number of lines)
     --- input          the model in ONNX's text format (onnx.parser)
     --- pass           passes in recipe form
-    --- expected       canonical text of the result (passes/golden.py)
+    --- expected       canonical text of the result (passes/golden/text.py)
     --- notes          notes of the passes, one a line (the section is absent where there are none)
 
 `pytest tests/passes/test_golden_files.py --update-golden` writes the last two anew; read the difference
@@ -28,10 +28,10 @@ import pytest
 
 import passes.fold_batchnorm
 import passes.simplify  # noqa: F401 - registers the pass
-from passes.base import Context
-from passes.golden import canonical_text, diff
-from passes.model import Model, check
-from passes.recipe import parse_recipe
+from passes.core.base import Context
+from passes.core.recipe import parse_recipe
+from passes.golden.text import canonical_text, diff
+from passes.graph.model import Model, check
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.txt"))
 QUANTIZING = re.compile(r"\b(quantize|smooth)\b")

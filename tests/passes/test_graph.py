@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from passes.base import Context, GraphPass
-from passes.editing import add_constant, is_constant, packed_constant, subgraphs, unique_name, values
-from passes.graph import export_graph, import_graph
-from passes.model import Model, check
+from passes.core.base import Context, GraphPass
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.editing import add_constant, is_constant, packed_constant, subgraphs, unique_name, values
+from passes.graph.model import Model, check
 from passes.simplify import Simplify
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "local" : 1]>\n'

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from passes.errors import InvalidModelError, PolicyError, UserError
-from passes.jsontext import parse_json, read_json, stored_texts
-from passes.model import Model
+from passes.core.errors import InvalidModelError, PolicyError, UserError
+from passes.graph.jsontext import parse_json, read_json, stored_texts
+from passes.graph.model import Model
 
 BAD: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"{", "is not JSON"),

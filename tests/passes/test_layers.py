@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from passes.layers import find_layers, macs
-from passes.model import Model
+from passes.graph.layers import find_layers, macs
+from passes.graph.model import Model
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 

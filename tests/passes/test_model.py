@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import passes.model
-from passes.errors import InvalidModelError, ModelFileError, OutputError
-from passes.external_data import has_references
-from passes.model import Model, check, is_large, load, on_disk, save, serialize
+import passes.graph.model
+from passes.core.errors import InvalidModelError, ModelFileError, OutputError
+from passes.graph.external_data import has_references
+from passes.graph.model import Model, check, is_large, load, on_disk, save, serialize
 
 
 def small(elements: int = 4) -> Model:
@@ -92,7 +92,7 @@ def test_external_data_is_read(tmp_path: Path) -> None:
 
 
 def test_large_models_get_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", 2000)
+    monkeypatch.setattr(passes.graph.model, "LARGE", 2000)
     model, path = small(1000), tmp_path / "m.onnx"
     assert is_large(model.proto)
     written = save(model, path)

@@ -15,19 +15,20 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from passes.base import Context, Courtesy, GraphPass, Pass, format_pass
-from passes.errors import GraphError, UnsupportedModelError, UserError
+from passes.core.base import Context, Courtesy, GraphPass, Pass, format_pass
+from passes.core.errors import GraphError, UnsupportedModelError, UserError
+from passes.core.recipe import parse_recipe
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.inline_functions import InlineFunctions, functions_with_layers
-from passes.layers import find_layers
-from passes.model import Model, check
+from passes.graph.function_layers import functions_with_layers
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, check
+from passes.inline_functions import InlineFunctions
+from passes.placement.unquantizable import refuse_unchanged
 from passes.policy import Policy, Scheme
 from passes.preparation import preparation
 from passes.quantize import Quantize
-from passes.recipe import parse_recipe
 from passes.simplify import Simplify
 from passes.smooth import Smooth
-from passes.unquantizable import refuse_unchanged
 
 FLOAT = TensorProto.FLOAT
 VALUE = helper.make_tensor_value_info

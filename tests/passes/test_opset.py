@@ -11,11 +11,11 @@ from onnx import defs
 
 from benchmarks.opset_cases import hand_made
 from benchmarks.opset_sweep import equal, run, sweep
-from passes.base import Context
-from passes.errors import UnsupportedModelError
-from passes.graph import export_graph, import_graph
+from passes.core.base import Context
+from passes.core.errors import UnsupportedModelError
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.model import Model, check
 from passes.inline_functions import InlineFunctions
-from passes.model import Model, check
 from passes.opset import upgrade
 from passes.opset.adapters import ADAPTERS
 from passes.opset.runtime import newest_runtime_opset

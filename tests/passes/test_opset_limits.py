@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, defs, helper, numpy_helper
 
 from benchmarks.opset_sweep import equal, run
-from passes.base import Context
-from passes.errors import InvalidModelError, UnsupportedModelError
-from passes.model import Model, check, load, normalized
+from passes.core.base import Context
+from passes.core.errors import InvalidModelError, UnsupportedModelError
+from passes.graph.model import Model, check, load, normalized
 from passes.opset import upgrade
 from passes.opset.runtime import newest_runtime_opset
 from passes.quantize import Quantize

@@ -13,14 +13,14 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.evaluation import load_session
-from passes.base import Context
-from passes.decoding import Decode, decode_weights, has_packed_weights
-from passes.errors import InvalidModelError, PolicyError, UnsupportedModelError
-from passes.layers import find_layers
-from passes.model import Model, check, serialize
+from passes.core.base import Context
+from passes.core.errors import InvalidModelError, PolicyError, UnsupportedModelError
+from passes.decode import Decode, decode_weights, has_packed_weights
+from passes.formats.weights import encode_weight
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, check, serialize
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
-from passes.weights import encode_weight
 from runtime_ops.gse import gse_bits
 from runtime_ops.kernels import decode_gse_native
 from runtime_ops.library import isas, native_available, register

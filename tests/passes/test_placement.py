@@ -17,8 +17,8 @@ import onnx
 import pytest
 
 from onnxq.evaluation import surviving_qdq
-from passes.base import Context
-from passes.model import Model, check, serialize
+from passes.core.base import Context
+from passes.graph.model import Model, check, serialize
 from passes.quantize import Quantize
 from tests.nets import Net, apply, feeds, optimized_ops, run, sqnr
 

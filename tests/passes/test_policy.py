@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.errors import PolicyError
-from passes.layers import Layer
-from passes.policy import FLOAT, INTEGER_BITS, LayerPolicy, Policy, Scheme, load_policy
+from passes.core.errors import PolicyError
+from passes.formats.integer import INTEGER_BITS
+from passes.graph.layers import Layer
+from passes.policy import FLOAT, LayerPolicy, Policy, Scheme, load_policy
 
 INT8 = Scheme.parse("int8")
 

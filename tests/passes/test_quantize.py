@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 import pytest
 
-from passes.activations import activation_range
-from passes.base import Context
-from passes.errors import PolicyError, UnsupportedModelError
-from passes.graph import import_graph
-from passes.layers import find_layers, graph_layers
-from passes.model import Model, check
+from passes.core.base import Context
+from passes.core.errors import PolicyError, UnsupportedModelError
+from passes.core.recipe import parse_recipe
+from passes.formats.integer import shape_integers
+from passes.graph.boundary import import_graph
+from passes.graph.layers import find_layers, graph_layers
+from passes.graph.model import Model, check
+from passes.placement.activations import activation_range
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize, activation_scheme, weight_scheme
-from passes.recipe import parse_recipe
-from passes.weights import shape_integers
 from tests.nets import Net, apply, feeds, optimized_ops, run, sqnr
 
 

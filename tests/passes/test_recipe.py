@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import passes.fold_batchnorm
 import passes.simplify  # noqa: F401 - registers the pass
-from passes.base import Pass, Sequential, pass_class, pass_names, register
-from passes.errors import RecipeError, UserError
+from passes.core.base import Pass, Sequential, pass_class, pass_names, register
+from passes.core.errors import RecipeError, UserError
+from passes.core.recipe import format_pass, load_recipe, parse_recipe
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.recipe import format_pass, load_recipe, parse_recipe
 from passes.simplify import Simplify
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)

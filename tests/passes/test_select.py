@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from passes.errors import SelectorError
-from passes.graph import import_graph
-from passes.model import Model
-from passes.select import select, select_layers
+from passes.core.errors import SelectorError
+from passes.graph.boundary import import_graph
+from passes.graph.model import Model
+from passes.graph.select import select, select_layers
 
 MODEL = Model(
     onnx.parser.parse_model(

@@ -14,15 +14,15 @@ from onnx import numpy_helper
 
 from onnxq.rounding import DataRounder
 from onnxq.session import load_session
-from passes.base import Context
-from passes.errors import UnsupportedModelError
+from passes.core.base import Context
+from passes.core.errors import UnsupportedModelError
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.layers import find_layers
-from passes.model import Model
+from passes.formats.sizes import pays
+from passes.graph.layers import find_layers
+from passes.graph.model import Model
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from passes.simplify import Simplify
-from passes.sizes import pays
 from passes.smooth import Smooth
 from tests.nets import Net, Samples, feeds, run, sqnr
 

@@ -12,10 +12,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from passes.base import Context
-from passes.errors import GraphError
+from passes.core.base import Context
+from passes.core.errors import GraphError
 from passes.fold_batchnorm import FoldBatchNorm
-from passes.model import Model, check, load
+from passes.graph.model import Model, check, load
 from passes.preparation import preparation
 from passes.simplify import Simplify
 

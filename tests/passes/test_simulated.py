@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.evaluation import load_session
-from passes.model import Model, check
+from passes.graph.model import Model, check
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize
 from runtime_ops.gse import quantize_groups

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from passes.base import Context
-from passes.layers import find_layers
-from passes.model import Model
+from passes.core.base import Context
+from passes.formats.sizes import layer_bytes, pays
+from passes.graph.layers import find_layers
+from passes.graph.model import Model
 from passes.opset import upgrade
 from passes.policy import LayerPolicy, Policy, Scheme
 from passes.quantize import Quantize, required_policy_opset
-from passes.sizes import layer_bytes, pays
 from tests.nets import Net
 
 SCHEMES = [

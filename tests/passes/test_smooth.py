@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from passes.base import PassResult
-from passes.editing import consumers, producer, values
-from passes.graph import import_graph
-from passes.model import Model, check
+from passes.core.base import PassResult
+from passes.graph.boundary import import_graph
+from passes.graph.editing import consumers, producer, values
+from passes.graph.model import Model, check
 from passes.quantize import Quantize
 from passes.smooth import SMOOTH_KEY, Smooth
 from tests.nets import Array, Net, apply, feeds, run, sqnr

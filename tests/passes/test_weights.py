@@ -13,15 +13,16 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.machine import saturates
-from passes.base import Context
-from passes.errors import UserError
-from passes.graph import export_graph, import_graph
-from passes.layers import graph_layers, weight_index
-from passes.model import Model, check, serialize
+from passes.core.base import Context
+from passes.core.errors import UserError
+from passes.formats.dequantize import Dequantize, container_bits
+from passes.formats.weights import encode_weight
+from passes.graph.boundary import export_graph, import_graph
+from passes.graph.layers import graph_layers, weight_index
+from passes.graph.model import Model, check, serialize
 from passes.opset import upgrade
 from passes.policy import Scheme
 from passes.quantize import Quantize
-from passes.weights import container_bits, encode_weight, required_opset, write_weight
 from tests.nets import Net, apply, feeds, run, sqnr
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -82,7 +83,7 @@ def _written(
     model: Model, scheme: Scheme, shield: bool = False, opset: int = 13
 ) -> tuple[Model, npt.NDArray[np.float32]]:
     """The model with its layer's weight written, and the decoded weight as a second graph output."""
-    model = upgrade(model, max(required_opset(scheme), opset), "the test", Context())
+    model = upgrade(model, max(Dequantize().opset(scheme), opset), "the test", Context())
     graph = import_graph(model)
     ((layer, node, home),) = graph_layers(graph)
     index = weight_index(node)
@@ -90,7 +91,7 @@ def _written(
     held = node.inputs[index]
     array = onnx.numpy_helper.to_array(held._values.tensor)
     encoded = encode_weight(array, scheme, layer.channel_axis)
-    node.inputs[index] = write_weight(home, graph, held.name, encoded, scheme, array.dtype, shield)
+    node.inputs[index] = Dequantize().write(home, graph, held.name, encoded, scheme, array.dtype, shield)
     graph.outputs.append(node.inputs[index])
     return export_graph(graph, model), encoded.decoded
 

@@ -13,10 +13,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 import onnxq.proof
-import passes.model
-from passes.errors import OutputError
-from passes.external_data import tensor_array
-from passes.model import Model, load, save
+import passes.graph.model
+from passes.core.errors import OutputError
+from passes.graph.external_data import tensor_array
+from passes.graph.model import Model, load, save
 
 Save = Callable[[Model, Path], object]
 TEXT = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,200] x) => (float[N,200] y) { y = MatMul(x, w) }'
@@ -51,7 +51,7 @@ def _fails(monkeypatch: pytest.MonkeyPatch, folder: Path, fatal: int, error: Bas
 def test_a_kill_never_leaves_an_old_model_beside_new_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Save, fatal: int
 ) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", 2**15)
+    monkeypatch.setattr(passes.graph.model, "LARGE", 2**15)
     path = tmp_path / "model.onnx"
     write(_model(1.0), path)
     with monkeypatch.context() as patch:
@@ -68,7 +68,7 @@ def test_a_kill_never_leaves_an_old_model_beside_new_weights(
 def test_a_renaming_that_fails_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Save, fatal: int
 ) -> None:
-    monkeypatch.setattr(passes.model, "LARGE", 2**15)
+    monkeypatch.setattr(passes.graph.model, "LARGE", 2**15)
     _fails(monkeypatch, tmp_path, fatal, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OutputError, match=r"model\.onnx"):
         write(_model(1.0), tmp_path / "model.onnx")

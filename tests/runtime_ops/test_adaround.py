@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from runtime_ops.adaround import Learning, learn_codes
-from runtime_ops.rounding import damped, objective, round_rows, upper_factor
+from passes.rounding.learned import Learning, learn_codes
+from passes.rounding.second_order import damped, objective, round_rows, upper_factor
 from tests.runtime_ops.test_rounding import Float, correlated, grid_of, plain_cost
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runtime_ops.rounding import Grid, Rounded, corrected_target, damped, objective, round_rows, upper_factor
+from passes.rounding.second_order import (
+    Grid,
+    Rounded,
+    corrected_target,
+    damped,
+    objective,
+    round_rows,
+    upper_factor,
+)
 
 Float = npt.NDArray[np.float64]
 

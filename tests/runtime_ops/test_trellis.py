@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import runtime_ops.trellis
+from passes.rounding.second_order import damped, upper_factor
+from passes.rounding.trellis import TrellisRows, round_trellis
 from runtime_ops.kernels import decode_tcq_native, trellis_native
 from runtime_ops.library import isas
-from runtime_ops.rounding import damped, upper_factor
 from runtime_ops.trellis import (
     TCQ_BITS,
     WINDOW,
@@ -27,7 +28,6 @@ from runtime_ops.trellis import (
     trellis_path,
     unpack_windows,
 )
-from runtime_ops.trellis_rounding import TrellisRows, round_trellis
 
 Array = npt.NDArray[Any]
 LEVELS = tcq_levels().astype(np.float32)
@@ -241,7 +241,7 @@ def test_the_identity_is_plain_rounding() -> None:
 
 
 def test_descent_ends_where_no_column_can_be_improved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime_ops.trellis_rounding._SWEEPS", 50)
+    monkeypatch.setattr("passes.rounding.trellis._SWEEPS", 50)
     target, hessian = problem((1, 5, 8))
     found = round_trellis(target, 2, as_is, hessian, upper_factor(hessian), sweeps=50)
     levels = tcq_levels().astype(float)

@@ -11,9 +11,9 @@ import torch
 from onnx import helper, numpy_helper
 
 from onnxq.training.network import Network
-from passes.errors import UnsupportedModelError
-from passes.layers import find_layers
-from passes.model import Model, load
+from passes.core.errors import UnsupportedModelError
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, load
 from tests.nets import Net, feeds, run
 
 MODELS = Path(__file__).resolve().parent.parent.parent / "models"

@@ -12,7 +12,7 @@ from onnx import helper
 
 from onnxq.training.network import Network
 from onnxq.training.ops.registry import OPS
-from passes.model import Model
+from passes.graph.model import Model
 from tests.nets import Net, feeds, run
 
 I64 = np.int64

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from onnxq.training.activations import RangeQuantizer
-from onnxq.training.quantizers import DoReFa, Gse, Lsq, RoundClamp, half_step, lsb, round_clamp, round_dorefa
-from passes.activations import activation_range
+from onnxq.training.quantizers import (
+    DoReFa,
+    Encoded,
+    Lsq,
+    RoundClamp,
+    half_step,
+    lsb,
+    round_clamp,
+    round_dorefa,
+)
+from passes.placement.activations import activation_range
 from passes.policy import Scheme
 from runtime_ops import dequantize, encode_gse, quantize
 from runtime_ops.gse import Encoder
@@ -99,8 +108,12 @@ def test_a_lost_bit_never_costs_more_than_keeping_the_step() -> None:
 
 def test_straight_through() -> None:
     weight = torch.tensor([-0.9, 0.1, 0.4], requires_grad=True)
-    for quantizer in (RoundClamp(weight, 3, learned=False), DoReFa(3), Gse(4, 8, 0)):
-        shaped = weight if not isinstance(quantizer, Gse) else weight.reshape(1, 3)
+    for quantizer in (
+        RoundClamp(weight, 3, learned=False),
+        DoReFa(3),
+        Encoded(Scheme.parse("gse4:block8"), 0),
+    ):
+        shaped = weight if not isinstance(quantizer, Encoded) else weight.reshape(1, 3)
         (grad,) = torch.autograd.grad((quantizer(shaped) * torch.tensor([1.0, 2.0, 3.0])).sum(), weight)
         assert grad.tolist() == [1, 2, 3]
 
@@ -154,7 +167,7 @@ def test_gse_is_the_reference_bit_for_bit() -> None:
     weight = torch.randn(3, 5, 3, 3)
     encoders: tuple[Encoder, ...] = ("nearest", "paper")
     for encoder in encoders:
-        found = Gse(4, 16, 0, encoder)(weight).numpy()
+        found = Encoded(Scheme.parse(f"gse4:block16:{encoder}"), 0)(weight).numpy()
         wanted = encode_gse(weight.reshape(3, -1).numpy(), 4, 16, encoder).decoded()
         assert np.array_equal(found.reshape(3, -1), wanted)
 

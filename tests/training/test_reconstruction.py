@@ -19,17 +19,18 @@ from onnxq.rounding import DataRounder
 from onnxq.rounding.blocks import blocks_of
 from onnxq.rounding.replay import Replay
 from onnxq.training import BlockRounder
-from passes.base import Context
-from passes.errors import UserError
-from passes.graph import import_graph
-from passes.layers import graph_layers
-from passes.model import Model, save
-from passes.packed import Storage
+from passes.core.base import Context
+from passes.core.errors import UserError
+from passes.formats import format_of
+from passes.formats.weights import encode_layer
+from passes.graph.boundary import import_graph
+from passes.graph.layers import graph_layers
+from passes.graph.model import Model, save
+from passes.placement.plan import Plan
 from passes.policy import Policy, Scheme
 from passes.quantize import Quantize
-from passes.rounding import RoundedLayer, RoundingTask
-from passes.rounding_tasks import rounding_tasks
-from passes.weights import encode_layer, recoded
+from passes.rounding.task import RoundedLayer, RoundingTask
+from passes.rounding.tasks import rounding_tasks
 from tests.nets import Net, Samples, feeds, run, tensors
 from tests.onnxq.test_rounding_replay import branching, changed, tasks_of
 
@@ -53,7 +54,7 @@ def tasks_for(model: Model, weights: str) -> list[RoundingTask]:
     graph = import_graph(model)
     found = graph_layers(graph)
     policy = Policy.uniform([layer for layer, _, _ in found], Scheme.parse(weights))
-    return rounding_tasks(graph, found, policy, {}, Storage(), Context(), "brecq")
+    return rounding_tasks(graph, found, Plan.of(policy), {}, Context(), "brecq")
 
 
 def error(model: Model, values: Sequence[Array], x: Array) -> float:
@@ -184,9 +185,13 @@ def test_layers_behind_a_learned_block_see_what_it_gives(monkeypatch: pytest.Mon
         def better(self, replay: Replay, before: Layers, seed: int) -> Layers:
             if seed:
                 return before
+            kinds = [format_of(task.scheme) for task, _ in before]
             return [
-                (task, replace(held, encoded=recoded(held.encoded, task.array, task.scheme, zeros(held))))
-                for task, held in before
+                (
+                    task,
+                    replace(held, encoded=kind.recoded(held.encoded, task.array, task.scheme, zeros(held))),
+                )
+                for kind, (task, held) in zip(kinds, before, strict=True)
             ]
 
     def zeros(held: RoundedLayer) -> Array:

@@ -20,9 +20,9 @@ from onnxq.training.config import TrainConfig
 from onnxq.training.export import exported, settled
 from onnxq.training.run import Run
 from onnxq.training.trainer import Trainer
-from passes.errors import ResumeError, UserError
-from passes.layers import find_layers
-from passes.model import Model, load
+from passes.core.errors import ResumeError, UserError
+from passes.graph.layers import find_layers
+from passes.graph.model import Model, load
 from passes.policy import LayerPolicy, Policy, Scheme
 from tests.nets import run
 from tests.onnxq.conftest import make_data, make_tiny
@@ -148,7 +148,7 @@ def test_smpq_keeps_to_its_bit_operations(work: Path) -> None:
                "--validation", "data.npz", "-o", "out.onnx", "--json")
     )  # fmt: skip
     assert set(found["bits"].values()) <= {2, 4, 8}
-    from passes.layers import macs
+    from passes.graph.layers import macs
 
     counts = macs(load("tiny.onnx"))
     assert sum(counts[name] * bits * 8 for name, bits in found["bits"].items()) <= 0.5 * 64 * sum(

@@ -14,8 +14,8 @@ from typing import ClassVar
 from onnxq.allocation.problem import Assignment
 from onnxq.search.ranking import Proposal
 from onnxq.tuning.strategies.search import Goal, Search
-from passes.errors import UserError
-from passes.fields import check_fields
+from passes.core.errors import UserError
+from passes.core.fields import check_fields
 
 __all__ = ["Named", "SpendsBits", "Strategy"]
 

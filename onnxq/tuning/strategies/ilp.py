@@ -11,7 +11,7 @@ from onnxq.allocation.problem import Assignment, Problem
 from onnxq.search.ranking import spread
 from onnxq.tuning.strategies.base import Named, SpendsBits
 from onnxq.tuning.strategies.search import Search
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 __all__ = ["FLOOR_STEPS", "ILP", "paired", "program"]
 

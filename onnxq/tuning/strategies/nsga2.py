@@ -16,7 +16,7 @@ from onnxq.allocation.threshold import threshold_front
 from onnxq.search.ranking import spread
 from onnxq.tuning.strategies.base import Named, SpendsBits
 from onnxq.tuning.strategies.search import Search
-from passes.fields import Option
+from passes.core.fields import Option
 
 __all__ = ["NSGA2", "Generations", "evolved"]
 

@@ -20,8 +20,8 @@ from onnxq.tuning.strategies.nsga2 import NSGA2
 from onnxq.tuning.strategies.ranking import Ranking
 from onnxq.tuning.strategies.shapley import Shapley
 from onnxq.tuning.strategies.threshold import Threshold
-from passes.errors import UserError
-from passes.fields import declared, from_texts, has_words, to_text
+from passes.core.errors import UserError
+from passes.core.fields import declared, from_texts, has_words, to_text
 
 __all__ = [
     "STRATEGIES",

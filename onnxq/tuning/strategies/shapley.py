@@ -13,7 +13,7 @@ from onnxq.tuning.pictures import draw_shapley
 from onnxq.tuning.strategies.base import Named, SpendsBits
 from onnxq.tuning.strategies.ilp import program
 from onnxq.tuning.strategies.search import Search
-from passes.fields import Option
+from passes.core.fields import Option
 
 __all__ = ["Shapley", "shapley_state"]
 

@@ -11,7 +11,7 @@ from onnxq.allocation.threshold import threshold, threshold_front
 from onnxq.search.ranking import spread, thinned
 from onnxq.tuning.strategies.base import Named, SpendsBits
 from onnxq.tuning.strategies.search import Search
-from passes.fields import Option
+from passes.core.fields import Option
 
 __all__ = ["Tau", "Threshold", "sweep"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxq.metrics.cosine import Cosine
-from passes.errors import DataError
+from passes.core.errors import DataError
 
 
 def test_by_hand() -> None:

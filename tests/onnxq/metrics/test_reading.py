@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxq.metrics import METRICS, Reading
-from passes.errors import UserError
+from passes.core.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The pass protocol, recipes of passes, notes and errors."""

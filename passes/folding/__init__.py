@@ -1,0 +1,1 @@
+"""What simplify and fold_batchnorm fold, one kind a file."""

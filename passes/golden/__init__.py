@@ -1,0 +1,1 @@
+"""Canonical texts of models, which tests compare."""

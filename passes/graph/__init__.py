@@ -1,0 +1,1 @@
+"""The model, the boundary to graphsurgeon, editing, inference and layers."""

@@ -1,0 +1,1 @@
+"""The plan of each layer, where Q/DQ pairs stand, and the edit that puts them there."""

@@ -1,0 +1,1 @@
+"""Rounding of weights by data: tasks, second order, learned, trellis."""
