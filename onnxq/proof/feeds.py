@@ -11,6 +11,7 @@ import ast
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -120,32 +121,32 @@ def _batch_symbols(specs: list[InputSpec]) -> frozenset[str]:
     return frozenset(dim for dim in first if isinstance(dim, str))
 
 
-def _drawn(shape: tuple[int, ...], dtype: np.dtype[Any], sizes: _Sizes, seed: int) -> npt.NDArray[Any] | None:
-    """Standard normal floats, integers of 0 and 1; None for a type that cannot be made up."""
+def _can_be_drawn(spec: InputSpec, sizes: _Sizes) -> bool:
+    """Whether values of the input's type can be made up, and a length among them fits it."""
+    if spec.dtype.kind in "iu" and len(spec.shape) < 2 and sizes.lengths is not None:
+        return bool(sizes.lengths <= np.iinfo(spec.dtype).max)
+    return spec.dtype.kind in "fbiuOSU" or spec.dtype.name == "bfloat16"
+
+
+def _drawn(shape: tuple[int, ...], dtype: np.dtype[Any], sizes: _Sizes, seed: int) -> npt.NDArray[Any]:
+    """Standard normal floats, integers of 0 and 1, or a length."""
     rng = np.random.default_rng(seed)
     if dtype.kind == "f" or dtype.name == "bfloat16":
         return np.asarray(rng.standard_normal(shape)).astype(dtype)
     if dtype.kind in "iu" and len(shape) < 2 and sizes.lengths is not None:
-        return np.full(shape, sizes.lengths, dtype) if sizes.lengths <= np.iinfo(dtype).max else None
+        return np.full(shape, sizes.lengths, dtype)
     if dtype.kind in "biu":
         return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
-    if dtype.kind in "OSU":
-        return np.full(shape, "a", dtype=object)
-    return None
+    return np.full(shape, "a", dtype=object)
 
 
-def _made(specs: list[InputSpec], sizes: _Sizes, seed: int) -> Feed | None:
+def _proposal(specs: list[InputSpec], sizes: _Sizes, seed: int) -> Proposal | None:
+    """A feed of these sizes; None where a type cannot be made up or the numbers are too many."""
     symbols = _batch_symbols(specs)
-    feed: Feed = {}
-    total = 0
-    for number, spec in enumerate(specs):
-        shape = sizes.of(spec, symbols)
-        total += math.prod(shape)
-        array = _drawn(shape, spec.dtype, sizes, seed + number) if total <= _MOST_NUMBERS else None
-        if array is None:
-            return None
-        feed[spec.name] = array
-    return feed
+    shapes = tuple(sizes.of(spec, symbols) for spec in specs)
+    if sum(map(math.prod, shapes)) > _MOST_NUMBERS or not all(_can_be_drawn(spec, sizes) for spec in specs):
+        return None
+    return Proposal(tuple(specs), shapes, sizes, seed)
 
 
 def _described(model: Model) -> list[InputSpec] | None:
@@ -165,7 +166,8 @@ def made_up_feed(model: Model, batch: int = 1, seed: int = 0) -> Feed | None:
     specs = _described(model)
     if specs is None:
         return None
-    return _made([_anonymous(spec) for spec in specs], _Sizes(batch, 1, 1), seed)
+    proposal = _proposal([_anonymous(spec) for spec in specs], _Sizes(batch, 1, 1), seed)
+    return proposal.feed if proposal else None
 
 
 def _anonymous(spec: InputSpec) -> InputSpec:
@@ -196,14 +198,23 @@ def _multiples(model: Model) -> list[int]:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A made-up feed and the sizes of its free dimensions."""
+    """A made-up feed, drawn when first asked for, and the sizes of its free dimensions."""
 
-    feed: Feed
+    specs: tuple[InputSpec, ...]
+    shapes: tuple[tuple[int, ...], ...]
     sizes: _Sizes
+    seed: int
+    above_zero: bool = False
 
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        return [array.shape for array in self.feed.values()]
+    @cached_property
+    def feed(self) -> Feed:
+        drawn = {
+            spec.name: _drawn(shape, spec.dtype, self.sizes, self.seed + number)
+            for number, (spec, shape) in enumerate(zip(self.specs, self.shapes, strict=True))
+        }
+        if not self.above_zero:
+            return drawn
+        return {name: np.abs(array) if array.dtype.kind == "f" else array for name, array in drawn.items()}
 
     def is_larger(self, other: Proposal) -> bool:
         """Whether the free dimensions, the batch aside, are large enough to show what `other` does not."""
@@ -212,18 +223,16 @@ class Proposal:
 
     def positive(self) -> Proposal:
         """The same with floats above 0, for models that take a logarithm or a root."""
-        feed = {
-            name: np.abs(array) if array.dtype.kind == "f" else array for name, array in self.feed.items()
-        }
-        return Proposal(feed, self.sizes)
+        return replace(self, above_zero=True)
 
-    def of_other_batch(self, model: Model, seed: int = 0) -> Proposal | None:
+    def of_other_batch(self) -> Proposal | None:
         """The same sizes with another batch; None where the batch is not free."""
-        sizes = replace(self.sizes, batch=1 if self.sizes.batch == 2 else 2)
-        feed = _made(_described(model) or [], sizes, seed)
-        if feed is None or [array.shape for array in feed.values()] == self.shapes:
+        made = _proposal(
+            list(self.specs), replace(self.sizes, batch=1 if self.sizes.batch == 2 else 2), self.seed
+        )
+        if made is None or made.shapes == self.shapes:
             return None
-        return Proposal(feed, sizes)
+        return replace(made, above_zero=self.above_zero)
 
 
 def proposed_feeds(model: Model, seed: int = 0) -> Iterator[Proposal]:
@@ -246,14 +255,11 @@ def proposed_feeds(model: Model, seed: int = 0) -> Iterator[Proposal]:
     if any(spec.dtype.kind in "iu" and len(spec.shape) < 2 for spec in specs):
         rest = [each for each in tried if each.batch == 1]
         tried += [replace(e, lengths=value) for e in rest for value in (e.other, 1, _SAMPLING_RATE)]
-    seen: list[tuple[int | None, list[tuple[int, ...]]]] = []
+    seen: set[tuple[int | None, tuple[tuple[int, ...], ...]]] = set()
     for each in tried:
-        feed = _made(specs, each, seed)
-        if feed is None:
-            continue
-        proposal = Proposal(feed, each)
-        if (each.lengths, proposal.shapes) not in seen:
-            seen.append((each.lengths, proposal.shapes))
+        proposal = _proposal(specs, each, seed)
+        if proposal is not None and (each.lengths, proposal.shapes) not in seen:
+            seen.add((each.lengths, proposal.shapes))
             yield proposal
 
 

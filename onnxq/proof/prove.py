@@ -138,7 +138,7 @@ class Reference:
             self.untried = "no made-up input was found that the given model runs on; give data"
         elif not any(telling(outputs, any) for outputs in self.outputs):
             what = "the data" if self.dataset is not None else "made-up input; give data"
-            self.untried = f"all outputs of the given model are empty, NaN or infinite on {what}"
+            self.untried = f"all outputs of the given model are empty, 0, NaN or infinite on {what}"
 
     def _run_data(self, runner: Runner, dataset: Dataset) -> None:
         """Run the samples, at least one of them, until the time is up; then two of them at once."""
@@ -179,7 +179,7 @@ class Reference:
             if not self._tell(runner, first) or not self.feeds:
                 first = spare
                 self._tell(runner, spare, keep=True)
-        other = first.of_other_batch(self.model) if first is not None else None
+        other = first.of_other_batch() if first is not None else None
         if other is not None:
             self._tell(runner, other)
 

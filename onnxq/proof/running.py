@@ -88,7 +88,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def telling(outputs: Outputs, most: Callable[[Iterable[bool]], bool]) -> bool:
-    """Whether a comparison of all (or any) of these outputs says something: values, and finite ones."""
+    """Whether comparing all (or any) of these outputs says something: finite values other than 0."""
     return bool(outputs) and most(map(_tells, outputs.values()))
 
 
@@ -96,4 +96,4 @@ def _tells(value: Any) -> bool:
     array = numeric(value)
     if array is None:
         return True
-    return bool(array.size and (array.dtype.kind != "f" or np.isfinite(array).any()))
+    return bool(array.size and (array.dtype.kind != "f" or (np.isfinite(array) & (array != 0)).any()))

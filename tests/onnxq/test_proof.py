@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 import onnxq as oq
 from onnxq.data.dataset import Batch
-from onnxq.proof import Reference, prove, write_model
+from onnxq.proof import Reference, feeds, prove, write_model
 from onnxq.proof import rewrites as rewrites_module
 from onnxq.proof.running import Overtime, Runner
 from passes.core import base
@@ -350,6 +350,20 @@ def test_a_signal_beside_a_recurrent_state_gets_sizes() -> None:
     assert [feed["x"].shape for feed in reference.feeds] == [(1, 64), (1, 128), (2, 64)]
 
 
+def test_feeds_are_drawn_only_when_they_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, ...]] = []
+    draw = feeds._drawn
+
+    def counted(shape: tuple[int, ...], *rest: Any) -> Any:
+        drawn.append(shape)
+        return draw(shape, *rest)
+
+    monkeypatch.setattr(feeds, "_drawn", counted)
+    net = Net()
+    Reference(net.model(net.conv(net.input("x", [1, 3, 8, 8]), 3, 4))).run()
+    assert drawn == [(1, 3, 8, 8)]
+
+
 @dataclass(frozen=True)
 class FixBatch(GraphPass):
     """Takes the batch for 1, and claims to keep the function."""
@@ -383,12 +397,14 @@ def test_a_model_that_wants_positive_numbers_gets_them(tmp_path: Path) -> None:
         oq.save(Scale(1.5)(model).model, tmp_path / "out.onnx")
 
 
-def test_nothing_but_nan_is_no_comparison(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ops", [("Abs", "Neg", "Log"), ("Abs", "Neg", "Relu")])
+def test_nothing_but_nan_or_zeros_is_no_comparison(tmp_path: Path, ops: tuple[str, ...]) -> None:
     net = Net()
-    x = net.input("x", ["N", 3])
-    nothing = net.add("Log", net.add("Neg", net.add("Abs", x)))
-    written = write_model(net.model(net.add("MatMul", nothing, net.weight(3, 3))), tmp_path / "out.onnx")
-    assert written.proof.untried.startswith("all outputs of the given model are empty, NaN or infinite")
+    y = net.input("x", ["N", 3])
+    for op in ops:
+        y = net.add(op, y)
+    written = write_model(net.model(net.add("MatMul", y, net.weight(3, 3))), tmp_path / "out.onnx")
+    assert written.proof.untried.startswith("all outputs of the given model are empty, 0, NaN or infinite")
     assert written.proof.feeds == 0
 
 

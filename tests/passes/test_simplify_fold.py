@@ -194,3 +194,19 @@ g (float[N,2] x, float[2] k) => (float[N,2] y) <float[2] k = {1, 2}> { n = Neg (
     result = FoldBatchNorm()(Simplify()(Model(onnx.parser.parse_model(text)), context).model, context)
     assert [value.name for value in result.model.proto.graph.input] == ["x"]
     assert any("input 'k': the default is a constant now" in note.reason for note in context.notes)
+
+
+def test_constants_that_stay_computed_are_one_remark_for_all_graphs() -> None:
+    branch = (
+        "n{0} = Constant <value = int64[1] {{4096}}> () b{0} = ConstantOfShape (n{0}) o{0} = Add (x, b{0})"
+    )
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,4096] x, bool c) => (float[N,4096] y) {{
+      y = If (c) <then_branch = t () => (float[N,4096] o1) {{ {branch.format(1)} }},
+                  else_branch = e () => (float[N,4096] o2) {{ {branch.format(2)} }}>
+    }}"""
+    model = Model(onnx.parser.parse_model(text))
+    result = Simplify()(model)
+    told = [note.reason for note in result.notes if "stay computed" in note.reason]
+    assert len(told) == 1
+    assert int(told[0].split()[-2]) >= 2 * 4096 * 4
