@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from onnxq.public import calibrate as calibrate
     from onnxq.public import evaluate as evaluate
     from onnxq.public import open_dataset as open_dataset
+    from onnxq.public import quantize as quantize
     from onnxq.report import load_report as load_report
     from onnxq.tuning import TuneConfig as TuneConfig
     from onnxq.tuning import TuneResult as TuneResult
@@ -113,6 +114,7 @@ __all__ = [
     "load_session",
     "open_dataset",
     "parse_recipe",
+    "quantize",
     "save",
     "select_layers",
     "sensitivities",
@@ -130,7 +132,7 @@ _PLACES = {
     "onnxq.inspection": ("describe",),
     "onnxq.metrics": ("Metric", "Outputs", "SampleMetric"),
     "onnxq.proof": ("save",),
-    "onnxq.public": ("calibrate", "evaluate", "open_dataset"),
+    "onnxq.public": ("calibrate", "evaluate", "open_dataset", "quantize"),
     "onnxq.report": ("load_report",),
     "onnxq.tuning": ("TuneConfig", "TuneResult", "build_candidate", "tune"),
     "onnxq.tuning.sensitivities": ("SensitivityTable", "sensitivities"),

@@ -25,7 +25,7 @@ from onnxq.files import Scratch
 from onnxq.plugins import guarded, import_object
 from passes.core.errors import DataError
 
-__all__ = ["KIND", "open_callable"]
+__all__ = ["KIND", "feed_of", "open_callable", "spool"]
 
 
 def open_callable(
@@ -43,7 +43,7 @@ def open_callable(
         loaders = [(f"{spec}[{i}]", partial(items.feed, i)) for i in range(len(made))]
         return FeedSource(spec, loaders, inputs, preprocess)
     if isinstance(made, Iterable):
-        return _spool(spec, made, inputs, preprocess)
+        return spool(spec, made, inputs, preprocess)
     raise DataError(
         f"{spec}: it gives a {type(made).__name__}; return an iterable of arrays, pairs or dicts."
     )
@@ -79,7 +79,7 @@ class _Items:
         origin = f"{self._spec}[{index}]"
         if self._made is None:
             self._make_again()
-        return _feed(_guarded(origin, lambda: self._made[index]), origin, self._inputs)
+        return feed_of(_guarded(origin, lambda: self._made[index]), origin, self._inputs)
 
     def _make_again(self) -> None:
         self._made = _call(self._spec)
@@ -137,9 +137,10 @@ class _Called:
         return self._made
 
 
-def _spool(
+def spool(
     spec: str, items: Iterable[Any], inputs: Sequence[InputSpec], preprocess: Preprocess | None
 ) -> FeedSource:
+    """Items that can be gone through once, written to a temporary folder. spec: what messages name."""
     folder = Scratch()
     feeds: list[tuple[str, Callable[[], RawFeed]]] = []
     iterator = _guarded(spec, lambda: iter(items))
@@ -147,13 +148,14 @@ def _spool(
     while (item := _guarded(f"{spec}[{len(feeds)}]", lambda: next(iterator, end))) is not end:
         origin = f"{spec}[{len(feeds)}]"
         path = folder.path / f"{len(feeds)}.npz"
-        arrays = _feed(item, origin, inputs)
+        arrays = feed_of(item, origin, inputs)
         write_npz(path, arrays, origin)
         feeds.append((origin, partial(read_npz, path)))
     return FeedSource(spec, feeds, inputs, preprocess, keep=folder)
 
 
-def _feed(item: Any, origin: str, inputs: Sequence[InputSpec]) -> RawFeed:
+def feed_of(item: Any, origin: str, inputs: Sequence[InputSpec]) -> RawFeed:
+    """The arrays of an item by name: of a dict, an array or a pair (x, y). Raises DataError for another."""
     if isinstance(item, Mapping):
         return {str(name): _array(array, origin) for name, array in item.items()}
     name = sole_input(inputs, origin).name

@@ -11,6 +11,7 @@ from onnxq.data import arrays, callables, feeds, huggingface, images, protobufs
 from onnxq.data.dataset import Dataset, Source, SourceDataset
 from onnxq.data.inputs import InputSpec
 from onnxq.data.kind import Kind
+from onnxq.data.objects import open_object
 from onnxq.data.preprocess import Preprocess, resolve
 from onnxq.plugins import import_object, registered
 from passes.core.errors import DataError
@@ -34,14 +35,15 @@ GROUP = "onnxq.sources"
 
 
 def open_dataset(
-    spec: str | Path,
+    spec: object,
     inputs: Sequence[InputSpec],
     *,
     preprocess: str | Path | Preprocess | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The samples that a text names, of one of the kinds in the table or of an installed package.
+    """The samples that a text or path names, of one of the kinds in the table or of an installed package, or
+    those that an object holds (onnxq/data/objects.py).
 
     `limit` takes at most that many samples at random by `seed` (folders are sorted by class); a smaller limit
     with the same seed takes a prefix of a larger one. Without a limit, or when it is not below the number of
@@ -49,16 +51,24 @@ def open_dataset(
     Raises DataError.
     """
     if limit is not None and limit < 1:
-        raise DataError(f"{spec}: a limit of {limit} samples leaves no data; use 1 or more.")
-    opened = _open(str(spec), inputs, resolve(preprocess))
+        raise DataError(f"{_named(spec)}: a limit of {limit} samples leaves no data; use 1 or more.")
+    prepared = resolve(preprocess)
+    if isinstance(spec, str | Path):
+        opened = _open(str(spec), inputs, prepared)
+    else:
+        opened = open_object(spec, inputs, prepared)
     dataset: Dataset = opened if isinstance(opened, Dataset) else SourceDataset(opened)
     if len(dataset) == 0:
-        raise DataError(f"{spec}: it holds no samples; give at least one.")
+        raise DataError(f"{_named(spec)}: it holds no samples; give at least one.")
     if limit is not None and limit < len(dataset):
         chosen = np.random.default_rng(seed).permutation(len(dataset))[:limit]
         dataset = dataset.subset([int(index) for index in chosen])
     next(dataset.batches(1, 0, 1))
     return dataset
+
+
+def _named(spec: object) -> str:
+    return str(spec) if isinstance(spec, str | Path) else f"the given {type(spec).__name__}"
 
 
 def runs_code(spec: str) -> bool:
