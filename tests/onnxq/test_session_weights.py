@@ -26,7 +26,7 @@ X = {"x": np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)}
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model of 64 kB that counts as one over 2 GB, with its weights in a file."""
-    monkeypatch.setattr(passes.model, "LARGE", 2**15)
+    monkeypatch.setattr(passes.graph.model, "LARGE", 2**15)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     proto = parser.parse_model(TEXT)
