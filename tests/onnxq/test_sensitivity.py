@@ -177,7 +177,8 @@ def test_a_variant_stops_when_it_is_known_well_enough(model: Model, data: Sample
 def test_deadline_leaves_what_is_missing_out(model: Model, data: Samples) -> None:
     variants = [Variant.of(layer.name, choice("gse4")) for layer in find_layers(model)]
     late = time.monotonic() - 1
-    assert measure_sensitivities(model, find_layers(model), data, variants, deadline=late) == {}
+    # One is measured however late it is, so that a run that is started again gets further.
+    assert len(measure_sensitivities(model, find_layers(model), data, variants, deadline=late)) == 1
 
 
 def test_no_samples_is_refused(model: Model) -> None:
