@@ -100,15 +100,17 @@ class Trial:
         told = self._worst(first, before, models[ends[-1]])
         if told is None:
             return
-        guilty = ends[-1]
+        good, guilty = next(i for i, each in enumerate(models) if each is first), ends[-1]
         for index in ends[:-1]:
             earlier = self._worst(first, before, models[index])
             if earlier is not None:
                 guilty, told = index, earlier
                 break
-        name = self.made.history[guilty - 1].name
+            good = index
+        # More than one where the models between them were too large to keep.
+        names = " | ".join(step.name for step in self.made.history[good:guilty])
         raise ProofError(
-            f"{self.given.model.name}: '{name}' would change what the model computes: {told}; not written"
+            f"{self.given.model.name}: '{names}' would change what the model computes: {told}; not written"
         )
 
     def _worst(self, first: Model, before: list[Outputs], model: Model | None) -> str | None:

@@ -85,9 +85,14 @@ class Model:
         return first or self
 
     def rewritten(self, name: str, before: Model, *, exact: bool) -> Model:
-        """This model, remembered as what the rewrite `name` made of `before`."""
-        small = not before.history or (not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES)
-        return replace(self, history=(*before.history, Step(name, exact, before if small else None)))
+        """This model, remembered as what the rewrite `name` made of `before`.
+
+        `before` is kept where it is small, and always where a proof needs it: the first model of all, and the
+        last one that should still compute what the first does.
+        """
+        needed = not before.history or (before.history[-1].exact and not exact)
+        kept = needed or (not is_large(before.proto) and before.proto.ByteSize() <= _KEPT_BYTES)
+        return replace(self, history=(*before.history, Step(name, exact, before if kept else None)))
 
     @property
     def metadata(self) -> dict[str, str]:

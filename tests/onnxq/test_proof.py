@@ -24,6 +24,7 @@ from onnxq.proof.running import Overtime, Runner
 from passes.core import base
 from passes.core.base import Context, GraphPass
 from passes.core.errors import InvalidModelError, ProofError
+from passes.graph import model as model_module
 from passes.graph.editing import values
 from passes.graph.model import Model
 from tests.nets import Net, Samples
@@ -74,6 +75,18 @@ def test_a_rewrite_that_changes_the_function_is_named_and_nothing_is_written(tmp
     with pytest.raises(ProofError, match=r"net\.onnx: 'scale_weight' would change .* differs by 0\.001"):
         oq.save(made, target)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rewrites_in_front_of_quantize_are_held_to_it_in_large_models_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models in between are not kept then, so that the rewrites are named together."""
+    monkeypatch.setattr(model_module, "_KEPT_BYTES", 0)
+    quantize = oq.Quantize(weights="int8:channel", activations="float")
+    oq.save((oq.Simplify() | Scale(1 + 1e-6) | quantize)(small()).model, tmp_path / "good.onnx")
+    made = (oq.Simplify() | Scale(1.01) | quantize)(small()).model
+    with pytest.raises(ProofError, match=r"'simplify \| scale_weight' would change .* differs by 0\.01"):
+        oq.save(made, tmp_path / "out.onnx")
 
 
 def test_a_rewrite_within_rounding_is_written(tmp_path: Path) -> None:
