@@ -131,7 +131,7 @@ def bind(tensor: onnx.TensorProto, file: Path) -> None:
     path = _inside(file, entries.get("location", ""))
     if path is None:
         raise refused(f"must be in the model's folder, not at '{entries.get('location', '')}'")
-    if not path.is_file():
+    if not _is_file(path):
         raise refused(f"is missing: there is no file '{path}'", "copy it beside the model")
     if tensor.data_type == onnx.TensorProto.STRING:
         raise refused("are strings, which ONNX does not store outside of a model")
@@ -152,11 +152,21 @@ def bind(tensor: onnx.TensorProto, file: Path) -> None:
     point(tensor, str(path), offset, length)
 
 
-def _inside(file: Path, location: str) -> Path | None:
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long for the system names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _inside(file: Path, location: str | bytes) -> Path | None:
     """The absolute path of a location; None where it leads out of the model's folder.
 
     A symbolic link may lead to the folder that the model's own link leads to, as in Hugging Face's cache.
     """
+    if not isinstance(location, str) or "\0" in location:  # protobuf hands over what is not UTF-8 as bytes
+        return None
     pure = PurePosixPath(location)
     if not location or pure.is_absolute() or PureWindowsPath(location).drive or ".." in pure.parts:
         return None
@@ -184,7 +194,7 @@ def external_files(file: Path, proto: onnx.ModelProto) -> list[Path]:
         if is_external(tensor):
             location = next((e.value for e in tensor.external_data if e.key == "location"), "")
             path = _inside(file, location)
-            if path is not None and path.is_file():
+            if path is not None and _is_file(path):
                 found[path] = None
     return list(found)
 

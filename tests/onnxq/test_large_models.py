@@ -303,6 +303,13 @@ def _folder(tensor: onnx.TensorProto) -> None:
     _entry("location", "folder")(tensor)
 
 
+def _not_text(tensor: onnx.TensorProto) -> None:
+    """A location that is not UTF-8, which protobuf reads as bytes."""
+    _entry("location", "@@@")(tensor)
+    raw = tensor.SerializeToString().replace(b"@@@", b"\xff\xfe\xfd")
+    tensor.ParseFromString(raw)
+
+
 def _no_location(tensor: onnx.TensorProto) -> None:
     del tensor.external_data[:]
 
@@ -320,6 +327,9 @@ def _no_location(tensor: onnx.TensorProto) -> None:
         (_entry("location", "/etc/passwd"), "must be in the model's folder"),
         (_entry("location", "C:/outside.bin"), "must be in the model's folder"),
         (_link, "must be in the model's folder"),
+        (_entry("location", "a\0b"), "must be in the model's folder"),
+        (_entry("location", "a" * 5000), "missing"),
+        (_not_text, "must be in the model's folder"),
         (_entry("offset", "100000000"), "which has only"),
         (_entry("offset", "-4"), "from -4 on"),
         (_entry("offset", "many"), "not a number"),
