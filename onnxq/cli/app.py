@@ -137,6 +137,11 @@ class _Cli(click.Group):
             if shown is error or (ctx.params.get("debug") and isinstance(shown, _Unexpected)):
                 raise
             raise shown from error
+        finally:
+            # A command's models are gone by now, and with them whoever reads what passes put aside.
+            spilling = sys.modules.get("passes.graph.spilling")
+            if spilling is not None:
+                spilling.release()
 
 
 @contextmanager

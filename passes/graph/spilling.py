@@ -1,7 +1,7 @@
 """Values that passes make of models over 2 GB, in temporary files: tensors become references to them.
 
-The values of passes lie in one file that lives as long as the process: nobody knows who holds a copy of a
-tensor that refers to it. Who knows for how long values are wanted makes a `Store` for them.
+The values of passes lie in one file that lives as long as the command, in Python as the process: nobody knows
+who holds a copy of a tensor that refers to it. Who knows for how long values are wanted makes a `Store`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from passes.graph.external_data import point, raw_chunks, write_values
 from passes.graph.scratch import Scratch
 from passes.graph.tensors import stored_bytes
 
-__all__ = ["Store", "spill", "spill_array"]
+__all__ = ["Store", "release", "spill", "spill_array"]
 
 Array = npt.NDArray[Any]
 
@@ -70,6 +70,11 @@ def _no_room(error: OSError) -> OutputError:
         f"the weights of a model over 2 GB cannot be written to the folder for temporary files "
         f"({error.strerror}); set TMPDIR to a folder with more room"
     )
+
+
+def release() -> None:
+    """Remove what the passes of this process have put aside; no model of theirs may be used any more."""
+    _STORES.pop(os.getpid(), None)
 
 
 def _own_store() -> Store:

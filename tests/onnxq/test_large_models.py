@@ -415,3 +415,15 @@ def test_protobufs_limit_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes.graph.model, "LARGE", 2**40)  # what nothing counts, such as long texts
     with pytest.raises(InvalidModelError, match="huge: over 2 GB"):
         serialize(model)
+
+
+def test_a_command_leaves_no_temporary_file_in_this_process(
+    invoke: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = work / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(passes.graph.model, "LARGE", LIMIT)
+    for command in ("fold large.onnx -o a.onnx", "quantize large.onnx --activations float -o b.onnx"):
+        assert invoke(*command.split()).exit_code == 0
+        assert [path.name for path in temporary.glob("onnxq-*")] == []
