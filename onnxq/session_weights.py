@@ -39,7 +39,11 @@ def hand_over(model: Model, options: ort.SessionOptions, own: bool) -> tuple[Mod
     if float_bytes(model.proto) > passes.graph.model.LARGE:
         # What is handed over is copied; a temporary file is mapped.
         store = Store()
-        held, tensors = decode_each(model, store.add, own=own)
+        try:
+            held, tensors = decode_each(model, store.add, own=own)
+        except BaseException:
+            store.close()  # the error on its way still holds it
+            raise
         held.proto.graph.initializer.extend(tensors)
         return held, [store]
     held, arrays = decode_weights(model, own=own)

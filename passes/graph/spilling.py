@@ -40,6 +40,10 @@ class Store:
         self._path = self._scratch.path / "values.bin"
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Remove the file now."""
+        self._scratch.close()
+
     def add(self, values: Array, name: str) -> onnx.TensorProto:
         """A reference to an array, whose type numpy itself has, that is written to the file.
 
@@ -74,7 +78,9 @@ def _no_room(error: OSError) -> OutputError:
 
 def release() -> None:
     """Remove what the passes of this process have put aside; no model of theirs may be used any more."""
-    _STORES.pop(os.getpid(), None)
+    store = _STORES.pop(os.getpid(), None)
+    if store is not None:
+        store.close()  # an error on its way may still hold the store
 
 
 def _own_store() -> Store:
