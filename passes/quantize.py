@@ -187,7 +187,7 @@ class Quantize(Pass):
             raise UnsupportedModelError(nothing_left(model, resolved, context.notes))
         upgraded = upgrade(model, plan.opset, "the policy", context)
         if upgraded is not model:
-            model = upgraded.rewritten("opset upgrade", model, exact=True)
+            model = upgraded
             graph = import_graph(model)
         for name in {
             format_of(c.activations).prefix.upper() for c in policy.layers.values() if c.is_simulated

@@ -89,10 +89,7 @@ def prepare_model(path: str, schemes: SchemeOptions, context: Context) -> tuple[
         )
     steps = [step for ladder in schemes.ladders.values() for step in ladder]
     opset = max(required_policy_opset(Policy({"": step})) for step in steps)
-    upgraded = upgrade(model, opset, "the search space", context)
-    if upgraded is not model:
-        upgraded = upgraded.rewritten("opset upgrade", model, exact=True)
-    return upgraded, layers
+    return upgrade(model, opset, "the search space", context), layers
 
 
 def open_data(options: DataOptions, model: Model) -> tuple[Dataset, Dataset]:

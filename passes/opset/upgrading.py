@@ -31,8 +31,14 @@ __all__ = ["align_functions", "upgrade"]
 def upgrade(model: Model, minimum: int, why: str, context: Context) -> Model:
     """The model at opset `minimum` or newer, within what ONNX Runtime quantizes; `why` goes into a note.
 
+    A model that changes remembers it as a rewrite that keeps the function.
     Raises UnsupportedModelError that names the node which cannot be converted.
     """
+    made = _upgraded(model, minimum, why, context)
+    return model if made is model else made.rewritten("opset upgrade", model, exact=True)
+
+
+def _upgraded(model: Model, minimum: int, why: str, context: Context) -> Model:
     model = normalized(model)
     limit = newest_runtime_opset()
     if minimum > limit:
